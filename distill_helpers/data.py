@@ -1,0 +1,332 @@
+"""Texts that the course trains on, and how they become rows of token ids.
+
+The bundled texts live in ``data/`` (inside the wheel: ``_data``) with their licences,
+origin and checksums in ``MANIFEST.json``. A learner's own file goes through the same
+door: :func:`load_corpus`.
+
+Used from notebook 00 on; packing and masking are taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+TEST_NOVEL = "persuasion"
+TRAINING_NOVELS = (
+    "emma",
+    "mansfield_park",
+    "northanger_abbey",
+    "pride_and_prejudice",
+    "sense_and_sensibility",
+)
+# Every twentieth passage of the five novels is kept back for validation.
+_VALIDATION_EVERY = 20
+_PASSAGE_CHARACTERS = 4000
+
+
+class DataError(ValueError):
+    """A bundled file is missing or damaged, or a learner's file cannot be used."""
+
+
+def data_root() -> Path:
+    """Folder of the bundled data: inside the wheel, or ``data/`` of a clone."""
+    return _bundled("_data", "data")
+
+
+def results_root() -> Path:
+    """Folder of the studies' results: inside the wheel, or ``results/`` of a clone."""
+    return _bundled("_results", "results")
+
+
+def _bundled(in_wheel: str, in_clone: str) -> Path:
+    package = Path(__file__).resolve().parent
+    for candidate in (package / in_wheel, package.parent / in_clone):
+        if candidate.is_dir():
+            return candidate
+    raise DataError(
+        f"the folder {in_clone}/ of distill_helpers is missing; install the package "
+        "again, or run from a full clone of the repository"
+    )
+
+
+def data_path(name: str) -> Path:
+    """Path of a bundled file, after its bytes have been checked.
+
+    Args:
+        name: Relative to the data folder, such as ``"austen/emma.txt"``.
+
+    Raises:
+        DataError: If the file is unknown, missing or not the one that was shipped.
+    """
+    root = data_root()
+    manifest = _manifest(root)
+    if name not in manifest:
+        known = ", ".join(sorted(manifest))
+        raise DataError(f"{name!r} is not a bundled file; there are: {known}")
+    path = root / name
+    if not path.is_file():
+        raise DataError(f"{path} is missing; install distill_helpers again")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != manifest[name]["sha256"]:
+        raise DataError(
+            f"{path} is not the file that was shipped: its sha256 is {found[:12]}…, "
+            f"expected {manifest[name]['sha256'][:12]}…; restore it with git or "
+            "install distill_helpers again"
+        )
+    return path
+
+
+@lru_cache
+def _manifest(root: Path) -> dict[str, dict[str, str]]:
+    return json.loads((root / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
+
+
+def austen(split: str = "train") -> Dataset:
+    """Prose of Jane Austen, in passages of about 4,000 characters.
+
+    Args:
+        split: ``"train"`` and ``"validation"`` come from five novels (every
+            twentieth passage validates), ``"test"`` is the whole sixth,
+            *Persuasion*, which no model of the course has seen.
+
+    Returns:
+        A ``datasets.Dataset`` with the columns ``text`` and ``novel``.
+    """
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split={split!r} must be 'train', 'validation' or 'test'")
+    novels = (TEST_NOVEL,) if split == "test" else TRAINING_NOVELS
+    rows = []
+    for novel in novels:
+        text = data_path(f"austen/{novel}.txt").read_text(encoding="utf-8")
+        for index, passage in enumerate(_passages(text)):
+            validates = index % _VALIDATION_EVERY == _VALIDATION_EVERY - 1
+            if split == "test" or validates == (split == "validation"):
+                rows.append({"text": passage, "novel": novel})
+    return _dataset(rows)
+
+
+def _passages(text: str) -> Iterable[str]:
+    """Undo the hard line breaks and cut at paragraphs."""
+    passage: list[str] = []
+    size = 0
+    for block in text.split("\n\n"):
+        paragraph = " ".join(block.split())
+        if not paragraph:
+            continue
+        passage.append(paragraph)
+        size += len(paragraph)
+        if size >= _PASSAGE_CHARACTERS:
+            yield "\n".join(passage)
+            passage, size = [], 0
+    if passage:
+        yield "\n".join(passage)
+
+
+def glosses() -> Dataset:
+    """11,254 noun glosses of WordNet 3.0 with the columns word, supersense, gloss."""
+    lines = data_path("wordnet_glosses.jsonl").read_text(encoding="utf-8").splitlines()
+    return _dataset([json.loads(line) for line in lines])
+
+
+def load_corpus(path: str | Path) -> Dataset:
+    """Read a learner's own text.
+
+    Args:
+        path: A ``.txt`` file (paragraphs are gathered into passages) or a
+            ``.jsonl`` file with one object per line and its text under ``"text"``.
+
+    Returns:
+        A ``datasets.Dataset`` with the column ``text``.
+
+    Raises:
+        DataError: If the file is missing, not UTF-8, empty, of another kind, or a
+            line cannot be read; the message names the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; check the path and the folder")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    if path.suffix == ".txt":
+        texts = list(_passages(content))
+    elif path.suffix == ".jsonl":
+        texts = _jsonl_texts(path, content)
+    else:
+        raise DataError(f"{path} ends in {path.suffix!r}; use .txt or .jsonl")
+    if not texts:
+        raise DataError(f"{path} holds no text")
+    return _dataset([{"text": text} for text in texts])
+
+
+def _jsonl_texts(path: Path, content: str) -> list[str]:
+    texts = []
+    # Not splitlines(): JSON strings may hold U+2028 and its like.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error.msg}); write one object "
+                'per line, such as {"text": "…"}'
+            ) from error
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise DataError(
+                f'{path}, line {number}: no string under "text"; write one object '
+                'per line, such as {"text": "…"}'
+            )
+        if row["text"].strip():
+            texts.append(row["text"])
+    return texts
+
+
+def pack(
+    corpus: Dataset | Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> Dataset:
+    """Turn texts into rows of exactly ``length`` token ids, without padding.
+
+    Texts are joined with the tokenizer's end-of-text token between them and cut into
+    rows; the last, incomplete row is dropped.
+
+    Args:
+        corpus: A dataset with a ``text`` column, or a sequence of strings.
+        tokenizer: Of the models that will read the rows.
+        length: Tokens per row, at least 2.
+
+    Returns:
+        A ``datasets.Dataset`` with the column ``input_ids``.
+
+    Raises:
+        ValueError: If ``length`` is below 2 or the corpus is too short for a row.
+    """
+    if length < 2:
+        raise ValueError(f"length={length} must be at least 2: one token predicts one")
+    texts = corpus["text"] if hasattr(corpus, "column_names") else corpus
+    texts = list(texts)
+    ids: list[int] = []
+    if texts:
+        for encoded in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            ids.extend(encoded)
+            if tokenizer.eos_token_id is not None:
+                ids.append(tokenizer.eos_token_id)
+    rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+    if not rows:
+        raise DataError(
+            f"the corpus has {len(ids)} tokens, fewer than one row of "
+            f"length={length}; use more text or shorter rows"
+        )
+    return _dataset([{"input_ids": row} for row in rows])
+
+
+def mask_prompts(
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Dataset:
+    """Rows of prompt + answer + end-of-text in which only the answer is learned.
+
+    Args:
+        prompts: What the model is given; labelled ``-100``.
+        answers: What it learns to write; the end-of-text token is appended and
+            learned too, or the student would never stop.
+        tokenizer: Of the student.
+
+    Returns:
+        A ``datasets.Dataset`` with ``input_ids`` and ``labels`` (unshifted).
+    """
+    if len(prompts) != len(answers):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(answers)} answers: one answer per prompt"
+        )
+    if not prompts:
+        raise DataError("there are no prompts to learn from")
+    prompt_ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    rows = []
+    for prompt, answer in zip(prompt_ids, answer_ids, strict=True):
+        learned = [*answer, tokenizer.eos_token_id]
+        rows.append(
+            {
+                "input_ids": prompt + learned,
+                "labels": [IGNORE_INDEX] * len(prompt) + learned,
+            }
+        )
+    return _dataset(rows)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Make a batch of rows: pad on the right, mask, label.
+
+    Rows without ``labels`` learn every token. The first label of a row is always
+    ``-100``: nothing predicts it, and ``transformers`` must not count it.
+
+    Attributes:
+        pad_token_id: Fills ``input_ids``; padded positions are labelled ``-100`` by
+            their position, never by their id, so a pad token that is also the
+            end-of-text token is still learned.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return ``input_ids``, ``attention_mask`` and ``labels``, ``[rows, length]``."""
+        length = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), length), self.pad_token_id)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        for index, row in enumerate(rows):
+            size = len(row["input_ids"])
+            ids[index, :size] = torch.as_tensor(row["input_ids"])
+            mask[index, :size] = 1
+            labels[index, :size] = torch.as_tensor(row.get("labels", row["input_ids"]))
+        labels[:, 0] = IGNORE_INDEX
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def collator_for(tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """A :class:`Collator` that pads with the tokenizer's pad or end-of-text token."""
+    pad = tokenizer.pad_token_id
+    return Collator(tokenizer.eos_token_id if pad is None else pad)
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """UTF-8 bytes that each token id of a byte-level tokenizer stands for.
+
+    Special tokens stand for none. Bits per byte make models with different
+    tokenizers comparable, which losses per token do not.
+
+    Returns:
+        ``[len(tokenizer)]``, int64.
+    """
+    sizes = torch.zeros(len(tokenizer), dtype=torch.long)
+    special = set(tokenizer.all_special_ids)
+    for token, index in tokenizer.get_vocab().items():
+        if index not in special:
+            # A byte-level vocabulary writes every byte as one character.
+            sizes[index] = len(token)
+    return sizes
+
+
+def _dataset(rows: list[dict[str, Any]]) -> Dataset:
+    from datasets import Dataset  # heavy: not at import
+
+    return Dataset.from_list(rows)

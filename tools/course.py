@@ -1,0 +1,62 @@
+"""Reads ``notebooks/course.toml``: what the lessons are called, need and promise."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One notebook's entry in the map."""
+
+    number: str
+    name: str
+    title: str
+    summary: str
+    minutes: dict[str, float]
+    memory_gb: dict[str, float]
+    pair: str
+    prerequisites: str
+    goals: list[str]
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Course:
+    """The whole map, and the folder of the project that it belongs to."""
+
+    root: Path
+    title: str
+    repository: str
+    tag: str
+    licence: str
+    lessons: tuple[Lesson, ...]
+
+    def source_path(self, lesson: Lesson) -> Path:
+        return self.root / "notebooks" / "source" / f"{lesson.name}.py"
+
+    def notebook_path(self, lesson: Lesson) -> Path:
+        return self.root / "notebooks" / f"{lesson.name}.ipynb"
+
+    def solved_path(self, lesson: Lesson) -> Path:
+        return self.root / "build" / "solved" / f"{lesson.name}.ipynb"
+
+    def select(self, only: list[str]) -> list[Lesson]:
+        """The finished lessons; narrowed by number or name where ``only`` asks."""
+        known = {key: one for one in self.lessons for key in (one.number, one.name)}
+        if unknown := [key for key in only if key not in known]:
+            numbers = " ".join(one.number for one in self.lessons)
+            raise ValueError(f"no lesson {' '.join(unknown)}; there are {numbers}")
+        if planned := [key for key in only if not known[key].ready]:
+            raise ValueError(f"{' '.join(planned)}: not written yet (course.toml)")
+        wanted = [known[key] for key in only] or self.lessons
+        return [one for one in self.lessons if one.ready and one in wanted]
+
+
+def load_course(root: Path) -> Course:
+    path = root / "notebooks" / "course.toml"
+    facts = tomllib.loads(path.read_text(encoding="utf-8"))
+    lessons = tuple(Lesson(**entry) for entry in facts.pop("lesson"))
+    return Course(root=root, lessons=lessons, **facts)
