@@ -89,9 +89,34 @@ def data_path(name: str) -> Path:
     return path
 
 
+def data_folder(name: str) -> Path:
+    """Path of a bundled folder, after every file in it has been checked.
+
+    Args:
+        name: Relative to the data folder, such as ``"tiny_prose"``.
+
+    Raises:
+        DataError: As :func:`data_path`.
+    """
+    root = data_root()
+    files = [file for file in _manifest(root) if file.startswith(f"{name}/")]
+    if not files:
+        raise DataError(f"{name!r} is not a bundled folder")
+    for file in files:
+        data_path(file)
+    return root / name
+
+
 @lru_cache
 def _manifest(root: Path) -> dict[str, dict[str, str]]:
-    return json.loads((root / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
+    path = root / "MANIFEST.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is missing or damaged; restore it with git or install "
+            "distill_helpers again"
+        ) from error
 
 
 def austen(split: str = "train") -> Dataset:
@@ -219,8 +244,10 @@ def pack(
     """
     if length < 2:
         raise ValueError(f"length={length} must be at least 2: one token predicts one")
-    texts = corpus["text"] if hasattr(corpus, "column_names") else corpus
-    texts = list(texts)
+    if isinstance(corpus, str):
+        raise ValueError("corpus is one string; pass a list of texts, or a dataset")
+    column: Any = corpus
+    texts = list(column["text"] if hasattr(corpus, "column_names") else column)
     ids: list[int] = []
     if texts:
         for encoded in tokenizer(texts, add_special_tokens=False)["input_ids"]:
@@ -234,6 +261,12 @@ def pack(
             f"length={length}; use more text or shorter rows"
         )
     return _dataset([{"input_ids": row} for row in rows])
+
+
+def spread(rows: Dataset, count: int) -> Dataset:
+    """``count`` rows at equal distances, so that every part of a text is there."""
+    step = max(1, len(rows) // count)
+    return rows.select(range(0, len(rows), step)[:count])
 
 
 def mask_prompts(
@@ -288,7 +321,7 @@ class Collator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return ``input_ids``, ``attention_mask`` and ``labels``, ``[rows, length]``."""
+        """Return ``input_ids``, ``attention_mask``, ``labels``: ``[rows, length]``."""
         length = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), length), self.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -318,11 +351,13 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
         ``[len(tokenizer)]``, int64.
     """
     sizes = torch.zeros(len(tokenizer), dtype=torch.long)
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder
     for token, index in tokenizer.get_vocab().items():
-        if index not in special:
+        if index not in added:
             # A byte-level vocabulary writes every byte as one character.
             sizes[index] = len(token)
+        elif not added[index].special:
+            sizes[index] = len(token.encode())
     return sizes
 
 

@@ -7,9 +7,10 @@ which shows that the yardsticks can disagree.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def evaluate(
     """Measure a model on held-out rows.
 
     Args:
-        model: Put into eval mode for the measurement, then back.
+        model: Put into eval mode for the measurement, then back, as is the teacher.
         rows: With ``input_ids`` and optionally ``labels``.
         tokenizer: Byte-level; pads, and counts bytes.
         teacher: To compare distributions with.
@@ -80,6 +81,8 @@ def evaluate(
 
     Taught in notebook 02.
     """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be a positive number")
     sizes = token_bytes(tokenizer)
     sums = torch.zeros(5, dtype=torch.float64)
     confidence_sum = torch.zeros(_CALIBRATION_BINS, dtype=torch.float64)
@@ -104,8 +107,7 @@ def evaluate(
         correct_sum.index_add_(0, bins, correct.double().cpu())
         tokens += targets.numel()
         byte_count += int(sizes[targets.cpu()].sum())
-    if tokens == 0:
-        raise ValueError("rows hold no position that counts: every label is masked")
+    _refuse_nothing_counted(tokens)
     return Evaluation(
         nll=float(sums[0]) / tokens,
         bits_per_byte=(
@@ -126,17 +128,27 @@ def held_out_nll(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    temperature: float = 1.0,
     batch_size: int = 16,
 ) -> float:
-    """Mean negative log-likelihood of the labels, nats per token; nothing else."""
+    """Mean negative log-likelihood of the labels, nats per token; nothing else.
+
+    Args:
+        model: As in :func:`evaluate`.
+        rows: With ``input_ids`` and optionally ``labels``.
+        tokenizer: Pads.
+        temperature: Divide the logits by this first.
+        batch_size: Rows per forward pass.
+    """
     total = torch.zeros((), dtype=torch.float64)
     tokens = 0
     for logits, _, targets in _batches(model, rows, tokenizer, None, batch_size):
-        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        loss = nn.functional.cross_entropy(
+            logits / temperature, targets, reduction="sum"
+        )
         total += loss.double().cpu()
         tokens += targets.numel()
-    if tokens == 0:
-        raise ValueError("rows hold no position that counts: every label is masked")
+    _refuse_nothing_counted(tokens)
     return float(total) / tokens
 
 
@@ -157,16 +169,25 @@ def fit_temperature(
 
     Paper: Guo et al. 2017 (arXiv:1706.04599). Taught in notebook 02.
     """
-    # The NLL of these is convex in 1/T, so a golden-section search finds it; all
-    # candidates of one pass share the forward pass.
-    candidates = torch.logspace(-2, 2, 81, base=2.0, dtype=torch.float64)
-    totals = torch.zeros_like(candidates)
+    # One forward pass serves all candidates; the NLL is smooth in log T, so a
+    # parabola through the best three finds the minimum between them.
+    log_t = torch.linspace(-2, 2, 17, dtype=torch.float64)
+    totals = torch.zeros_like(log_t)
+    tokens = 0
     for logits, _, targets in _batches(model, rows, tokenizer, None, batch_size):
-        label_sum = logits.gather(-1, targets.unsqueeze(-1)).double().sum().cpu()
-        for index, temperature in enumerate(candidates):
-            normaliser = (logits / float(temperature)).logsumexp(-1).double().sum()
-            totals[index] += normaliser.cpu() - label_sum / temperature
-    return float(candidates[totals.argmin()])
+        for index, temperature in enumerate((2**log_t).tolist()):
+            loss = nn.functional.cross_entropy(
+                logits / temperature, targets, reduction="sum"
+            )
+            totals[index] += loss.double().cpu()
+        tokens += targets.numel()
+    _refuse_nothing_counted(tokens)
+    best = int(totals[1:-1].argmin()) + 1
+    left, middle, right = totals[best - 1 : best + 2].tolist()
+    bend = left - 2 * middle + right
+    shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    step = float(log_t[1] - log_t[0])
+    return float(2 ** (log_t[best] + step * max(-1.0, min(1.0, shift))))
 
 
 def exact_match(
@@ -214,8 +235,9 @@ def generate(
     batch_size: int = 256,
 ) -> list[str]:
     """Greedy continuations, padded on the left, without special tokens."""
-    training = model.training
-    model.eval()
+    if not prompts:
+        return []
+    generator: Any = model
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = tokenizer.eos_token_id
@@ -232,8 +254,8 @@ def generate(
             size = len(encoded[index])
             ids[row, length - size :] = torch.tensor(encoded[index])
             mask[row, length - size :] = 1
-        with torch.inference_mode():
-            output = model.generate(
+        with _eval_mode(model), torch.inference_mode():
+            output = generator.generate(
                 ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
@@ -247,8 +269,25 @@ def generate(
         decoded = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
         for index, text in zip(chosen, decoded, strict=True):
             texts[index] = text
-    model.train(training)
     return texts
+
+
+def _refuse_nothing_counted(tokens: int) -> None:
+    if tokens == 0:
+        raise ValueError("rows hold no position that counts: every label is masked")
+
+
+@contextmanager
+def _eval_mode(*models: nn.Module | None) -> Iterator[None]:
+    """Dropout off, and afterwards every model as it was."""
+    was_training = [(model, model.training) for model in models if model is not None]
+    try:
+        for model, _ in was_training:
+            model.eval()
+        yield
+    finally:
+        for model, training in was_training:
+            model.train(training)
 
 
 def _batches(
@@ -257,14 +296,12 @@ def _batches(
     tokenizer: PreTrainedTokenizerBase,
     teacher: nn.Module | None,
     batch_size: int,
-):  # type: ignore[no-untyped-def]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
     """Yield counted fp32 logits, the teacher's at the same places, and targets."""
     collate = collator_for(tokenizer)
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     width = len(tokenizer)
-    try:
+    with _eval_mode(model, teacher):
         for start in range(0, len(rows), batch_size):
             columns = rows[start : start + batch_size]
             names = [name for name in ("input_ids", "labels") if name in columns]
@@ -294,5 +331,3 @@ def _batches(
                 None if teacher is None else logits_of(teacher),
                 targets.index_select(0, counted),
             )
-    finally:
-        model.train(training)

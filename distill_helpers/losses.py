@@ -304,10 +304,8 @@ def _counted_rows(
             f"{tuple(logits.shape[:-1])}"
         )
     if shift:
-        targets = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
-    else:
-        targets = labels
-    flat = targets.flatten()
+        labels = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+    flat = labels.flatten()
     rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
     targets = flat.index_select(0, rows)
     if targets.numel():
@@ -327,7 +325,9 @@ def _item_count(
     if num_items is None:
         # No item at all: 0 / 1 is a zero that keeps the graph.
         return max(targets.numel(), 1)
-    if not torch.is_tensor(num_items) and num_items <= 0:
+    if torch.is_tensor(num_items):
+        return num_items.clamp(min=1)  # none counts in the whole step: 0 / 1
+    if num_items <= 0:
         raise ValueError(
             f"num_items={num_items} must be positive: pass the number of positions "
             "that count in the whole batch, or None"

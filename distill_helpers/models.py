@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from distill_helpers.data import data_path
+from distill_helpers.data import data_folder
 from distill_helpers.profiles import Profile
 
 if TYPE_CHECKING:
@@ -63,12 +63,10 @@ def load_teacher(profile: Profile) -> Loaded:
     Raises:
         ModelError: If the packaged teacher is not installed or its cache is damaged.
     """
-    if profile.teacher == "packaged":
-        folder = prepare_packaged_teacher()
-    else:
-        folder = profile.teacher
+    packaged = profile.teacher == "packaged"
+    source = prepare_packaged_teacher() if packaged else profile.teacher
     return load_model(
-        folder, dtype=profile.teacher_dtype, device=profile.device, frozen=True
+        source, dtype=profile.teacher_dtype, device=profile.device, frozen=True
     )
 
 
@@ -93,7 +91,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         name_or_folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
     )
     model = model.to(device).eval()
@@ -117,9 +115,7 @@ def load_tiny_teacher(name: str = "prose", *, device: str = "cpu") -> Loaded:
     """
     if name not in ("prose", "sums"):
         raise ValueError(f"name={name!r} must be 'prose' or 'sums'")
-    files = ("config.json", "model.safetensors", "tokenizer.json")
-    folder = [data_path(f"tiny_{name}/{file}") for file in files][0].parent
-    return load_model(folder, device=device, frozen=True)
+    return load_model(data_folder(f"tiny_{name}"), device=device, frozen=True)
 
 
 def prepare_packaged_teacher(*, rebuild: bool = False) -> Path:
@@ -138,16 +134,21 @@ def prepare_packaged_teacher(*, rebuild: bool = False) -> Path:
     from filelock import FileLock
 
     gguf = packaged_teacher_file()
-    # The digest comes from the installer's record when that has it: hashing 98 MB
-    # at every start would be felt.
+    # Hashing the file and its converted copy (0.6 GB) takes about 0.4 s, a fifth of
+    # a load, and finds every damaged byte.
     folder = cache_root() / f"smollm2-135m-instruct-{_file_digest(gguf)[:16]}"
     if not rebuild and folder.is_dir():
         _check_converted(folder)
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    lock = FileLock(f"{folder}.lock")
+    with _explaining_disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
         if rebuild or not folder.is_dir():
             _convert(gguf, folder)
+    finally:
+        lock.release()
     return folder
 
 
@@ -183,14 +184,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     def source(loader: Any, **options: Any) -> Any:
         return loader.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
 
-    with _replacing(folder) as new:
-        tokenizer = source(AutoTokenizer)
-        model = source(AutoModelForCausalLM, dtype=torch.float32)
-        # The weights are dequantised now; as long as the config says otherwise,
-        # save_pretrained refuses.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.hf_quantizer = None
+    tokenizer = source(AutoTokenizer)
+    model = source(AutoModelForCausalLM, dtype=torch.float32)
+    # The weights are dequantised now; as long as the config says otherwise,
+    # save_pretrained refuses.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    with _explaining_disk_errors(folder), _replacing(folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         digests = {path.name: _file_digest(path) for path in sorted(new.iterdir())}
@@ -198,21 +199,39 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 @contextmanager
+def _explaining_disk_errors(folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError  # what a full disk raises there
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"could not write {folder}: {getattr(error, 'strerror', None) or error}; "
+            "what was there before is untouched. Free some space, or point "
+            "DISTILL_CACHE at a folder that can be written, on a larger disk"
+        ) from error
+
+
+@contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``folder`` only if all goes well."""
+    """A new folder that takes the place of ``folder`` only if all goes well.
+
+    Call it under the folder's lock: what a killed process left behind is removed.
+    """
+    for left_over in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = new.with_name(new.name + "-old")
     try:
         yield new
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
-    except OSError as error:
-        raise ModelError(
-            f"could not write {folder}: {error.strerror or error}; what was there "
-            "before is untouched. Free some space, or point DISTILL_CACHE at a "
-            "folder on a larger disk"
-        ) from error
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -254,6 +273,11 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel
     Raises:
         ValueError: If ``keep`` is empty, out of range, unordered or repeats itself.
     """
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise ValueError(
+            f"{type(model).__name__} keeps its layers elsewhere than in "
+            "model.model.layers; use a Llama-like model (Llama, Qwen, Gemma, Mistral)"
+        )
     count = model.config.num_hidden_layers
     keep = [int(index) for index in keep]
     if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= count:
@@ -266,7 +290,10 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel
     # Models that alternate kinds of attention say for each layer which it is.
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in keep]
-    student = type(model)(config).to(device=model.device)
+    # The random start is overwritten; the global random state stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        student: Any = type(model)(config)
+    student.to(model.device)
     new_index = {old: new for new, old in enumerate(keep)}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -324,16 +351,47 @@ def build_student(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which would also seed every GPU.
+        torch.default_generator.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
 
 
 def parameter_count(model: nn.Module) -> int:
     """Parameters, a tied matrix counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+class RememberingTeacher(nn.Module):
+    """A frozen teacher that computes every row once.
+
+    For small studies in which many students learn from one teacher on the same rows.
+    Rows are recognised by their ids, so data order is free; logits are kept in fp16.
+    Storing soft labels for good is another matter: notebook 03.
+
+    Args:
+        teacher: Called as ``teacher(input_ids=…).logits``; rows must not be padded.
+    """
+
+    def __init__(self, teacher: PreTrainedModel) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.config = teacher.config
+        self._rows: dict[bytes, torch.Tensor] = {}
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        """Return logits ``[rows, positions, vocabulary]``, fp32."""
+        from transformers.modeling_outputs import CausalLMOutput
+
+        keys = [row.numpy(force=True).tobytes() for row in input_ids]
+        new = [index for index, key in enumerate(keys) if key not in self._rows]
+        if new:
+            with torch.no_grad():
+                logits = self.teacher(input_ids=input_ids[new], use_cache=False).logits
+            for index, row in zip(new, logits.half(), strict=True):
+                self._rows[keys[index]] = row
+        return CausalLMOutput(logits=torch.stack([self._rows[k] for k in keys]).float())
 
 
 # --- vocabularies -------------------------------------------------------------------

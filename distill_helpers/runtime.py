@@ -6,7 +6,6 @@ Taught in notebook 00.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import random
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Environment:
     """What :func:`check_environment` found.
 
@@ -37,7 +36,7 @@ class Environment:
         """Whether the course can run here."""
         return not self.problems
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         versions = ", ".join(f"{name} {found}" for name, found in self.versions.items())
         lines = [f"{versions}; {self.device}"]
         if self.ok:
@@ -126,7 +125,7 @@ def cpu_bf16_pays() -> bool:
 
     The measurement takes a few hundredths of a second, once a process.
     """
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     if not (native or _cpu_flag("avx512_bf16") or _cpu_flag("amx_bf16")):
         return False

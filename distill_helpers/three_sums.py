@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SMALLEST, LARGEST = 10, 99
 TEST_SIZE = 2000
 _TEST_SEED = 20_260
-# Longest answer: two-digit numbers, "99+99=198,198+99=297;297" and end of text.
+# The longest answer, "99+99=198,198+99=297;297" and end of text, is 25 tokens.
 MAX_ANSWER_TOKENS = 26
 
 
@@ -81,7 +81,7 @@ def make_frozen_test() -> str:
 def _draw(count: int, seed: int, exclude: frozenset[Problem]) -> list[Problem]:
     generator = random.Random(seed)
     seen = set(exclude)
-    drawn = []
+    drawn: list[Problem] = []
     while len(drawn) < count:
         problem = Problem(*(generator.randint(SMALLEST, LARGEST) for _ in range(3)))
         if problem not in seen:

@@ -10,6 +10,7 @@ Taught in notebook 02.
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,6 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils.notebook import NotebookProgressCallback
 
 from distill_helpers.data import collator_for
@@ -140,6 +140,7 @@ class DistillationTrainer(Trainer):
     # The objective divides by the item count of the whole step, so Trainer must not
     # divide by the number of micro-batches again.
     loss_is_scaled_for_ga = True
+    objective: Objective
 
     def __init__(
         self,
@@ -189,6 +190,8 @@ class DistillationTrainer(Trainer):
         parts = self.objective(model, inputs, num_items_in_batch)
         loss = parts["loss"]
         if model.training:
+            if not self._parts:  # the first batch, also of a resumed run
+                self._parts_since = self.state.global_step
             for name, value in parts.items():
                 if name != "loss":
                     total = self._parts.get(name, 0.0)
@@ -205,30 +208,33 @@ class DistillationTrainer(Trainer):
             for name, value in self._parts.items():
                 total = self.accelerator.reduce(value, "sum")
                 logs[name] = float(total) / steps
-            self._parts, self._parts_since = {}, self.state.global_step
+            self._parts = {}
         super().log(logs, start_time)
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
         """Train; ``resume_from_checkpoint=True`` goes on where a run was cut off."""
         if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(self.args.output_dir)
+            found = last_complete_checkpoint(str(self.args.output_dir))
             resume_from_checkpoint = None if found is None else str(found)
         elif resume_from_checkpoint and not is_complete(Path(resume_from_checkpoint)):
             raise ValueError(
                 f"resume_from_checkpoint={resume_from_checkpoint!r} is not a complete "
                 "checkpoint; pass True to take the last complete one"
             )
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Trainer writes in place and deletes old checkpoints at once. Here the marker
         # comes last, and nothing is deleted before it stands.
         folder = Path(self._get_output_dir(trial=trial))
-        marker = folder / f"checkpoint-{self.state.global_step}" / _COMPLETE
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            marker.unlink(missing_ok=True)
+            (checkpoint / _COMPLETE).unlink(missing_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -236,12 +242,16 @@ class DistillationTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            marker.touch()
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+            self._seal_checkpoint(checkpoint)
+
+    def _seal_checkpoint(self, checkpoint: Path) -> None:
+        (checkpoint / _COMPLETE).touch()
+        best = self.state.best_model_checkpoint
+        _remove_oldest(
+            checkpoint.parent,
+            self.args.save_total_limit,
+            protected={checkpoint, Path(best or checkpoint)},
+        )
 
 
 class HardLabelTrainer(DistillationTrainer):
@@ -294,6 +304,11 @@ class SoftLabelTrainer(DistillationTrainer):
         scale_by_t2: bool = True,
         **options: Any,
     ) -> None:
+        if teacher is model:
+            raise ValueError(
+                "teacher and model are one object, and a teacher is frozen; pass "
+                "copy.deepcopy(model) as the teacher"
+            )
         vocabulary = len(tokenizer)
         if teacher_tokenizer is not None:
             vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
@@ -355,14 +370,18 @@ def relabel(
     generator = torch.Generator(device).manual_seed(seed)
     labels: list[list[int]] = []
     for start in range(0, len(rows), batch_size):
-        ids = rows[start : start + batch_size]["input_ids"].to(device)
+        ids = rows[start : start + batch_size]["input_ids"]
+        if not torch.is_tensor(ids):
+            raise ValueError("rows differ in length; pack them into rows of one length")
+        ids = ids.to(device)
         with torch.no_grad():
             logits = teacher(input_ids=ids, use_cache=False).logits[:, :-1].float()
         if how == "argmax":
             chosen = logits.argmax(-1)
         else:
             flat = logits.softmax(-1).flatten(0, 1)
-            chosen = torch.multinomial(flat, 1, generator=generator).view(ids[:, 1:].shape)
+            drawn = torch.multinomial(flat, 1, generator=generator)
+            chosen = drawn.view(ids[:, 1:].shape)
         labels += torch.cat([ids[:, :1], chosen], 1).tolist()
     rows = rows.with_format(None)
     if "labels" in rows.column_names:
@@ -393,8 +412,9 @@ def training_arguments(
         overrides: Any field of ``TrainingArguments``.
     """
     autocast = profile.autocast_dtype if mixed_precision else None
+    unsaved = Path(tempfile.gettempdir()) / "distill_unsaved"
     settings: dict[str, Any] = {
-        "output_dir": str(output_dir or Path(tempfile.gettempdir()) / "distill_unsaved"),
+        "output_dir": str(output_dir or unsaved),
         "max_steps": steps,
         "learning_rate": learning_rate,
         "per_device_train_batch_size": batch_size,
@@ -428,10 +448,24 @@ def is_complete(checkpoint: Path) -> bool:
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     """The complete checkpoint with the highest step, or ``None``."""
-    found = [
-        path for path in Path(output_dir).glob("checkpoint-*") if is_complete(path)
-    ]
-    return max(found, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    found = _complete_checkpoints(Path(output_dir))
+    return found[-1] if found else None
+
+
+def _complete_checkpoints(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def _remove_oldest(folder: Path, limit: int | None, protected: set[Path]) -> None:
+    # Trainer's own rotation counts half-written checkpoints too: one with a high
+    # number, left by a killed run, would be kept in place of a complete one.
+    complete = _complete_checkpoints(folder)
+    excess = len(complete) - limit if limit else 0
+    removable = [path for path in complete if path not in protected]
+    for path in removable[: max(0, excess)]:
+        (path / _COMPLETE).unlink()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class ProgressBar(TrainerCallback):

@@ -35,12 +35,15 @@ class Course:
     lessons: tuple[Lesson, ...]
 
     def source_path(self, lesson: Lesson) -> Path:
+        """The only form of a lesson that a person edits."""
         return self.root / "notebooks" / "source" / f"{lesson.name}.py"
 
     def notebook_path(self, lesson: Lesson) -> Path:
+        """The built notebook, which is committed."""
         return self.root / "notebooks" / f"{lesson.name}.ipynb"
 
     def solved_path(self, lesson: Lesson) -> Path:
+        """Where the variant with the solutions filled in goes."""
         return self.root / "build" / "solved" / f"{lesson.name}.ipynb"
 
     def select(self, only: list[str]) -> list[Lesson]:

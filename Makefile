@@ -1,0 +1,48 @@
+# Two commands do it all: `make run` and `make test`. The logic is in tools/, so that
+# it works with the make and the shell of any Linux or macOS.
+
+PYTHON = python3
+PROFILE = cpu
+ONLY =
+
+.PHONY: help run test lab notebooks notebooks-check studies test-colab clean setup
+
+help:
+	@echo "make run              execute all notebooks, results in build/run/index.html"
+	@echo "  PROFILE=smoke         a quick look that every cell runs (default: cpu)"
+	@echo '  ONLY="01 02"          some notebooks'
+	@echo "make test             everything that has to hold before a change is accepted"
+	@echo "make lab              open JupyterLab on the first notebook"
+	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
+	@echo "make notebooks-check  are they built from their sources?"
+	@echo "make studies          run the comparisons behind the claims anew (long)"
+	@echo "make test-colab       the package's tests with the versions Colab ships"
+	@echo "make clean            remove what was built; the environment stays"
+
+setup:
+	@$(PYTHON) tools/setup_env.py
+
+run: setup
+	@.venv/bin/python tools/run_notebooks.py --profile $(PROFILE) --only $(ONLY)
+
+test: setup
+	@.venv/bin/python tools/test_all.py
+
+lab: setup
+	@JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab notebooks/00_start_here.ipynb
+
+notebooks: setup
+	@.venv/bin/python tools/build_notebooks.py build --only $(ONLY)
+
+notebooks-check: setup
+	@.venv/bin/python tools/build_notebooks.py check
+
+studies: setup
+	@.venv/bin/python -m distill_helpers studies
+
+test-colab: setup
+	@$(PYTHON) tools/setup_env.py --colab
+	@.venv-colab/bin/python tools/test_all.py --colab
+
+clean:
+	rm -rf build dist

@@ -1,0 +1,1176 @@
+"""Checks for the exercises: they say what is wrong, and never give the answer.
+
+A check runs the learner's function on a few fixed inputs (probes), compares value and
+gradient with the reference, and if they differ looks for a known mistake that gives the
+same numbers. The mistakes of the loss come from :mod:`distill_helpers.known_bugs`; the
+smaller exercises list theirs here.
+
+A check never raises for a wrong answer, prints nothing and leaves the random state as
+it was. It has no time limit of its own: a function that never returns is interrupted
+like any other cell.
+
+Used in notebooks 01 and 02, and by later ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill_helpers import losses
+from distill_helpers.known_bugs import KNOWN_BUGS
+
+MIME_TYPE = "application/vnd.distill-helpers+json"
+PASSED, FAILED, NOT_ATTEMPTED = "passed", "failed", "not attempted"
+_SYMBOLS = {PASSED: "✓", FAILED: "✗", NOT_ATTEMPTED: "…"}
+
+# A difference is relative to the expected size, or to these where that is nearly 0.
+_VALUE_FLOOR, _GRADIENT_FLOOR = 0.05, 0.01
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        name: The check.
+        passed: Whether the function does what the exercise asks for.
+        status: ``"passed"``, ``"failed"`` or ``"not attempted"``.
+        bug: The mistake it behaves like, or ``None``; for the loss, a name in
+            :data:`distill_helpers.known_bugs.KNOWN_BUGS`. ``"changes_inputs"`` if the
+            function writes into its arguments.
+        message: What was expected, what came, and where to read on.
+    """
+
+    name: str
+    passed: bool
+    status: str
+    bug: str | None
+    message: str
+
+    def __str__(self) -> str:
+        return f"{_SYMBOLS[self.status]} {self.name}, {self.status}: {self.message}"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        title = html.escape(f"{_SYMBOLS[self.status]} {self.name}, {self.status}:")
+        return {
+            "text/plain": str(self),
+            "text/html": f"<div><b>{title}</b> {html.escape(self.message)}</div>",
+            # A wrong answer is the learner's business and must not fail a run of the
+            # notebook, so "ok" is always true; the solved run asks for the status.
+            MIME_TYPE: {
+                "kind": "check",
+                "name": self.name,
+                "status": self.status,
+                "ok": True,
+                "message": self.message,
+            },
+        }
+
+
+# --- The engine. ---
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One set of inputs.
+
+    Attributes:
+        title: Says when, for a message: ``"at T = 4"``.
+        inputs: Arguments of the function; tensors are copied for every call.
+        edge: The mistake to name if nothing but this probe comes out not finite.
+    """
+
+    title: str
+    inputs: tuple[Any, ...]
+    edge: str | None = None
+
+
+@dataclass(frozen=True)
+class _Suspect:
+    """A function with one mistake, and how to speak of it."""
+
+    name: str
+    mistake: str
+    symptom: str
+    function: Callable[..., Any]
+    taught_in: str = ""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a function gave on one probe: its value and gradients, in float64."""
+
+    value: Tensor
+    gradients: tuple[Tensor, ...] = ()
+    attached: bool = True
+
+
+@dataclass(frozen=True)
+class _Exercise:
+    """What :func:`_judge` needs to know.
+
+    Attributes:
+        name: Name of the check.
+        probes: Inputs, simple ones first.
+        reference: The correct function.
+        suspects: Wrong ones, likeliest first.
+        taught_in: Notebook.
+        differentiate: So many leading arguments get a gradient. It is the first one's
+            that the exercise is about; the others are constants.
+        adapt: Turns what the function returned into a tensor to compare; raises
+            :class:`_UnusableError` if it cannot.
+        hint: Puts into words what can be seen when no suspect fits.
+        random_bug: Name of the mistake if two equal calls differ.
+        tolerance: Largest relative difference.
+    """
+
+    name: str
+    probes: tuple[_Probe, ...]
+    reference: Callable[..., Any]
+    suspects: tuple[_Suspect, ...]
+    taught_in: str
+    differentiate: int = 0
+    adapt: Callable[[Any, tuple[Any, ...]], Tensor] | None = None
+    hint: Callable[[Sequence[_Outcome], Sequence[_Outcome]], str] | None = None
+    random_bug: str = "random"
+    tolerance: float = 2e-3
+
+
+class _UnusableError(Exception):
+    """The function gave nothing that could be compared."""
+
+    def __init__(self, words: str, *, status: str = FAILED, bug: str | None = None):
+        super().__init__(words)
+        self.status = status
+        self.bug = bug
+
+
+def _judge(exercise: _Exercise, fn: Any) -> CheckResult:
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        _one_thread(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            status, bug, message = _diagnose(exercise, fn)
+        except _UnusableError as problem:
+            status, bug, message = problem.status, problem.bug, str(problem)
+    if status == FAILED:
+        message += f" See {_place(exercise, bug)}."
+    first_line = printed.getvalue().strip().partition("\n")[0][:80]
+    if first_line:
+        message += f" The function also printed; the first line was: {first_line}"
+    return CheckResult(exercise.name, status == PASSED, status, bug, message)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tensors this small only lose time when threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _diagnose(exercise: _Exercise, fn: Any) -> tuple[str, str | None, str]:
+    """Status, name of the bug, message."""
+    if fn is None or fn is ...:
+        raise _UnusableError("not attempted yet.", status=NOT_ATTEMPTED)
+    if not callable(fn):
+        raise _UnusableError(
+            f"the check takes the function itself; what came is {_kind(fn)}."
+        )
+    probes = exercise.probes
+    expected = [_run(exercise, exercise.reference, probe) for probe in probes]
+    came = []
+    for probe, wanted in zip(probes, expected, strict=True):
+        outcome = _run(exercise, fn, probe)
+        if outcome.value.shape != wanted.value.shape:
+            raise _UnusableError(
+                f"expected {_shape(wanted.value)} {probe.title}, came "
+                f"{_shape(outcome.value)}."
+            )
+        came.append(outcome)
+    again = _run(exercise, fn, probes[0])
+    if not _same(again, came[0], 1e-4, strict=True):
+        mistake = _words_for(exercise, exercise.random_bug)
+        return FAILED, exercise.random_bug, f"two equal calls differ. {mistake}"
+
+    def right(index: int, *, strict: bool = True) -> bool:
+        attached = came[index].attached or not strict
+        return attached and _same(
+            came[index], expected[index], exercise.tolerance, strict=strict
+        )
+
+    wrong = [i for i in range(len(probes)) if not right(i)]
+    if not wrong:
+        return PASSED, None, f"as expected on all {len(probes)} inputs."
+    ordinary = [i for i in range(len(probes)) if probes[i].edge is None]
+    what = _difference(probes, expected, came, wrong[0], exercise.tolerance)
+
+    def fits(suspect: _Suspect, chosen: Sequence[int], strict: bool) -> bool:
+        return all(
+            _behaves_like(exercise, suspect, probes[i], came[i], strict=strict)
+            for i in chosen
+        )
+
+    # First the whole behaviour; then, since a second mistake often shows only at the
+    # edges (nothing to count, -inf at padding), the ordinary inputs alone.
+    # The last ordinary probe tells most.
+    ordinary.reverse()
+    everything = [*ordinary, *(i for i in range(len(probes)) if probes[i].edge)]
+    bug = next((s.name for s in exercise.suspects if fits(s, everything, True)), None)
+    if bug is None:
+        if all(right(i, strict=False) for i in ordinary):
+            bug = next((probes[i].edge for i in wrong if _broken(came[i])), None)
+        else:
+            bug = next(
+                (s.name for s in exercise.suspects if fits(s, ordinary, False)), None
+            )
+    if bug is not None:
+        return FAILED, bug, f"{what} {_words_for(exercise, bug)}"
+    hint = exercise.hint(expected, came) if exercise.hint else ""
+    return FAILED, None, f"{what} {hint}".strip()
+
+
+def _behaves_like(
+    exercise: _Exercise,
+    suspect: _Suspect,
+    probe: _Probe,
+    came: _Outcome,
+    *,
+    strict: bool,
+) -> bool:
+    try:
+        value, leaves = _call(exercise, suspect.function, probe)
+        # Most suspects are ruled out by their value, which spares the gradient.
+        if not _close(
+            came.value, value.detach().double(), exercise.tolerance, _VALUE_FLOOR
+        ):
+            return False
+        outcome = _differentiate(value, leaves)
+    except _UnusableError:
+        return False
+    return _same(came, outcome, exercise.tolerance, strict=strict)
+
+
+def _run(exercise: _Exercise, fn: Callable[..., Any], probe: _Probe) -> _Outcome:
+    return _differentiate(*_call(exercise, fn, probe))
+
+
+def _call(
+    exercise: _Exercise, fn: Callable[..., Any], probe: _Probe
+) -> tuple[Tensor, list[Tensor]]:
+    """The function's value on a probe, and the leaves to differentiate it by."""
+    leaves = [
+        x.detach().clone().requires_grad_()
+        for x in probe.inputs[: exercise.differentiate]
+    ]
+    # Copies of the leaves, since a leaf may not be changed in place and the learner
+    # should hear about that in our words.
+    given = tuple(leaf.clone() for leaf in leaves) + tuple(
+        _copy(x) for x in probe.inputs[exercise.differentiate :]
+    )
+    try:
+        result = fn(*given)
+    except NotImplementedError:
+        raise _UnusableError("not attempted yet.", status=NOT_ATTEMPTED) from None
+    except Exception as error:
+        if "ellipsis" in str(error).lower():
+            raise _UnusableError(
+                "not attempted yet: a `...` is still there.", status=NOT_ATTEMPTED
+            ) from None
+        raise _UnusableError(
+            f"expected a result {probe.title}, came {type(error).__name__}: {error}."
+        ) from None
+    if result is None or result is ...:
+        raise _UnusableError(
+            "not attempted yet: the function returns nothing.", status=NOT_ATTEMPTED
+        )
+    for position, (before, after) in enumerate(zip(probe.inputs, given, strict=True)):
+        if not _unchanged(before, after):
+            raise _UnusableError(
+                f"the function changes its argument number {position + 1} in place; "
+                "whoever calls it still needs the old values.",
+                bug="changes_inputs",
+            )
+    if exercise.adapt is not None:
+        result = exercise.adapt(result, probe.inputs)
+    return _as_tensor(result, differentiate=bool(leaves)), leaves
+
+
+def _differentiate(value: Tensor, leaves: list[Tensor]) -> _Outcome:
+    gradients: Sequence[Tensor | None] = [None] * len(leaves)
+    if leaves and value.requires_grad and value.dim() == 0:
+        try:
+            gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+        except RuntimeError as error:
+            raise _UnusableError(
+                f"the gradient of the result cannot be computed: {error}."
+            ) from None
+    filled = [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
+    return _Outcome(
+        value.detach().double(),
+        tuple(gradient.double() for gradient in filled),
+        attached=not leaves or value.requires_grad,
+    )
+
+
+def _as_tensor(result: Any, *, differentiate: bool) -> Tensor:
+    if isinstance(result, Tensor):
+        return result
+    if isinstance(getattr(result, "loss", None), Tensor):
+        raise _UnusableError("expected the loss alone, came a record that holds it.")
+    numeric = isinstance(result, (int, float, np.generic, np.ndarray))
+    if isinstance(result, bool) or not (numeric or isinstance(result, (list, tuple))):
+        raise _UnusableError(f"expected a tensor or a number, came {_kind(result)}.")
+    if differentiate and not numeric:
+        raise _UnusableError(f"expected one tensor, came {_kind(result)}.")
+    if differentiate:
+        raise _UnusableError(
+            f"expected a tensor, came {_kind(result)}: a plain number has no gradient, "
+            "so nothing could be trained with it.",
+            bug="student_detached",
+        )
+    try:
+        return torch.as_tensor(result, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise _UnusableError(
+            f"expected a tensor or a number, came {_kind(result)}."
+        ) from None
+
+
+def _same(a: _Outcome, b: _Outcome, tolerance: float, *, strict: bool) -> bool:
+    """Whether two outcomes agree; not strict, the first gradient alone counts."""
+    if not _close(a.value, b.value, tolerance, _VALUE_FLOOR):
+        return False
+    if not bool(a.value.isfinite().all()):
+        # The value gives it away; what its gradient then holds is a matter of style.
+        return True
+    until = None if strict else 1
+    return all(
+        _close(x, y, tolerance, _GRADIENT_FLOOR)
+        for x, y in zip(a.gradients[:until], b.gradients[:until], strict=True)
+    )
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float, floor: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    # Where one is not finite, the other must be the same NaN or infinity.
+    odd = ~(a.isfinite() & b.isfinite())
+    if not torch.equal(a[odd].nan_to_num(nan=0.5), b[odd].nan_to_num(nan=0.5)):
+        return False
+    gap = (a[~odd] - b[~odd]).norm()
+    return bool(gap <= tolerance * max(float(b[~odd].norm()), floor))
+
+
+def _broken(outcome: _Outcome) -> bool:
+    parts = (outcome.value, *outcome.gradients)
+    return not all(bool(part.isfinite().all()) for part in parts)
+
+
+def _copy(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.clone()
+    if isinstance(x, torch.Generator):
+        return torch.Generator().set_state(x.get_state())
+    return list(x) if isinstance(x, list) else x
+
+
+def _unchanged(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor):
+        return before.shape == after.shape and torch.equal(before, after)
+    # Drawing from a generator is what it is for.
+    return isinstance(before, torch.Generator) or bool(before == after)
+
+
+# --- Words. ---
+
+
+def _words_for(exercise: _Exercise, bug: str) -> str:
+    for suspect in exercise.suspects:
+        if suspect.name == bug:
+            return f"Likely mistake: {suspect.mistake}. {suspect.symptom}"
+    return "Something random is at work."
+
+
+def _place(exercise: _Exercise, bug: str | None) -> str:
+    for suspect in exercise.suspects:
+        if suspect.name == bug and suspect.taught_in:
+            return suspect.taught_in
+    return exercise.taught_in
+
+
+def _difference(
+    probes: Sequence[_Probe],
+    expected: Sequence[_Outcome],
+    came: Sequence[_Outcome],
+    index: int,
+    tolerance: float,
+) -> str:
+    title, wanted, got = probes[index].title, expected[index], came[index]
+    if not _close(got.value, wanted.value, tolerance, _VALUE_FLOOR):
+        return f"expected {_show(wanted.value)} {title}, came {_show(got.value)}."
+    if not got.attached:
+        return (
+            f"the value is right {title}, but expected one with a gradient (possibly "
+            "zero), came one without."
+        )
+    for name, right, wrong in zip(
+        ("student", "teacher"), wanted.gradients, got.gradients, strict=False
+    ):
+        if not _close(wrong, right, tolerance, _GRADIENT_FLOOR):
+            return (
+                f"the value is right {title}, but of the gradient with respect to the "
+                f"{name}'s logits expected the length {float(right.norm()):.4g}, came "
+                f"{float(wrong.norm()):.4g}."
+            )
+    return f"the result differs {title}."
+
+
+def _show(value: Tensor) -> str:
+    numbers = [f"{x:.4g}" for x in value.flatten().tolist()]
+    if value.dim() == 0:
+        return numbers[0]
+    return f"[{', '.join(numbers[:6])}{', …' if len(numbers) > 6 else ''}]"
+
+
+def _shape(value: Tensor) -> str:
+    if value.dim() == 0:
+        return "a single number (shape [])"
+    return f"the shape {list(value.shape)}"
+
+
+def _kind(x: Any) -> str:
+    return f"a value of type {type(x).__name__}"
+
+
+# --- The loss of notebook 02. ---
+
+
+def soft_label_loss(fn: Any) -> CheckResult:
+    """Check a loss that mixes cross-entropy with soft labels.
+
+    Args:
+        fn: ``fn(student_logits, teacher_logits, labels, temperature, alpha)`` → scalar
+            tensor that can be differentiated. Logits ``[batch, positions,
+            vocabulary]`` fp32, labels ``[batch, positions]`` unshifted with ``-100``
+            ignored; forward KL at temperature T, T² included; mean over the positions
+            that count; the teacher is a constant; no position, a zero that keeps its
+            graph; -inf in the teacher's ignored rows must do no harm.
+
+    Returns:
+        A :class:`CheckResult`; ``bug`` names the entry of ``known_bugs`` that behaves
+        the same. Takes less than a second.
+
+    Exercise of notebook 02.
+    """
+    return _judge(_loss_exercise(_loss_probes()), fn)
+
+
+def _loss_exercise(probes: tuple[_Probe, ...]) -> _Exercise:
+    return _Exercise(
+        name="soft_label_loss",
+        probes=probes,
+        reference=_reference_loss,
+        suspects=tuple(
+            _Suspect(bug.name, bug.title, bug.symptom, mutant, bug.taught_in)
+            for bug in KNOWN_BUGS
+            for mutant in bug.mutants
+        ),
+        taught_in="notebook 02",
+        differentiate=2,
+        hint=_loss_hint,
+        random_bug="teacher_dropout",
+    )
+
+
+def _reference_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float
+) -> Tensor:
+    return losses.soft_label_loss(
+        student, teacher, labels, temperature=temperature, alpha=alpha
+    ).loss
+
+
+# Places in what _loss_probes returns, for the hints.
+_T1, _SOFT, _HARD, _MIX, _EQUAL, _OTHER_PADS, _ORDINARY = 0, 1, 2, 3, 4, 5, 7
+
+
+def _loss_probes(
+    seed: int = 0,
+    batch: int = 3,
+    positions: int = 8,
+    vocabulary: int = 12,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[_Probe, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def logits() -> Tensor:
+        shape = (batch, positions, vocabulary)
+        return (2 * torch.randn(shape, generator=generator)).to(dtype)
+
+    student, teacher, second_student, second_teacher = (logits() for _ in range(4))
+    labels = torch.randint(vocabulary, (batch, positions), generator=generator)
+    # Ragged prompts and ragged padding; the first row has neither, so that the first
+    # and the last position matter.
+    for row in range(1, batch):
+        labels[row, : 1 + row % 3] = losses.IGNORE_INDEX
+        labels[row, positions - row % 3 :] = losses.IGNORE_INDEX
+    one_row_masked = labels.clone()
+    one_row_masked[batch - 1] = losses.IGNORE_INDEX
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=losses.IGNORE_INDEX)
+    ignored = (targets == losses.IGNORE_INDEX).unsqueeze(-1)
+    even = (torch.arange(positions) % 2 == 0).unsqueeze(-1)
+    hostile = torch.where(ignored & even, -math.inf, teacher)
+    hostile = torch.where(ignored & ~even, 1000 * teacher, hostile)
+    other_pads = (
+        torch.where(ignored, second_student, student),
+        torch.where(ignored, second_teacher, teacher),
+    )
+    nothing = torch.full_like(labels, losses.IGNORE_INDEX)
+    return (
+        _Probe("at T = 1, α = 1", (student, teacher, labels, 1.0, 1.0)),
+        _Probe("at T = 4, α = 1", (student, teacher, labels, 4.0, 1.0)),
+        _Probe("at T = 4, α = 0", (student, teacher, labels, 4.0, 0.0)),
+        _Probe("at T = 4, α = 0.5", (student, teacher, labels, 4.0, 0.5)),
+        _Probe(
+            "at T = 2, α = 1 when teacher and student agree",
+            (teacher, teacher, labels, 2.0, 1.0),
+        ),
+        _Probe(
+            "at T = 4, α = 1 with other logits at ignored positions",
+            (*other_pads, labels, 4.0, 1.0),
+        ),
+        # Nearly every mistake shows here, so suspects are tried on this one first.
+        _Probe(
+            "at T = 2, α = 0.3 with one sequence masked",
+            (second_student, second_teacher, one_row_masked, 2.0, 0.3),
+        ),
+        _Probe(
+            "with −inf in the teacher's logits at ignored positions",
+            (student, hostile, labels, 4.0, 0.5),
+            edge="mask_after_exp",
+        ),
+        _Probe(
+            "when every label is −100",
+            (student, teacher, nothing, 2.0, 0.5),
+            edge="zero_over_zero",
+        ),
+    )
+
+
+def _loss_hint(expected: Sequence[_Outcome], came: Sequence[_Outcome]) -> str:
+    """What can be said of a loss that behaves like no single known mistake."""
+
+    def right(index: int) -> bool:
+        return _same(came[index], expected[index], 2e-3, strict=False)
+
+    if all(right(i) for i in range(_ORDINARY)):
+        return "Everywhere else value and gradient are right."
+    hints = ["It behaves like no single known mistake; there may be more than one."]
+    hard, soft = right(_HARD), right(_SOFT)
+    if hard != soft:
+        good, bad = ("hard", "soft") if hard else ("soft", "hard")
+        hints.append(f"The {good} term is right by itself, the {bad} term is not.")
+    elif hard and not right(_MIX):
+        hints.append("Each term is right by itself: look at how they are mixed.")
+    if not soft:
+        if right(_T1):
+            hints.append("At T = 1 the soft term is right: look at the temperature.")
+        hints.append(_ratio(expected[_SOFT], came[_SOFT], "soft"))
+    if not hard:
+        hints.append(_ratio(expected[_HARD], came[_HARD], "hard"))
+    if not right(_EQUAL):
+        hints.append(
+            "When teacher and student agree the soft term should be 0 and is "
+            f"{_show(came[_EQUAL].value)}."
+        )
+    if not _same(came[_SOFT], came[_OTHER_PADS], 1e-4, strict=False):
+        hints.append("It changes with the logits at ignored positions.")
+    return " ".join(hint for hint in hints if hint)
+
+
+def _ratio(expected: _Outcome, came: _Outcome, term: str) -> str:
+    if _broken(came):
+        return ""
+    wanted, got = expected.gradients[0].flatten(), came.gradients[0].flatten()
+    if not float(got.norm()):
+        return f"No gradient of the {term} term reaches the student."
+    cosine = float(torch.dot(wanted, got) / (wanted.norm() * got.norm()))
+    value_ratio = float(came.value / expected.value)
+    length_ratio = float(got.norm() / wanted.norm())
+    return (
+        f"At T = 4 the {term} term's value is {value_ratio:.3g} times and its gradient "
+        f"{length_ratio:.3g} times what it should be (cosine between the gradients "
+        f"{cosine:.3f})."
+    )
+
+
+# --- The smaller exercises of notebook 01. ---
+
+
+def _row(*numbers: float) -> Tensor:
+    return torch.tensor(numbers)
+
+
+def softmax(fn: Any) -> CheckResult:
+    """Check a softmax with temperature.
+
+    Args:
+        fn: ``fn(logits, temperature)`` for logits ``[..., vocabulary]`` →
+            probabilities of the same shape. Logits of 1,000 must not overflow.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 01.
+    """
+    one = _row(2.0, 0.5, -1.0, 0.0, 1.2)
+    many = torch.randn((2, 3, 5), generator=torch.Generator().manual_seed(0))
+    return _judge(
+        _Exercise(
+            name="softmax",
+            probes=(
+                _Probe("for five logits at T = 1", (one, 1.0)),
+                _Probe("for five logits at T = 2", (one, 2.0)),
+                _Probe("for five logits at T = 0.5", (one, 0.5)),
+                _Probe("for logits [2, 3, 5] at T = 3", (many, 3.0)),
+                _Probe("for logits around 1,000", (500 * one, 1.0), edge="overflow"),
+            ),
+            reference=lambda z, T: (z / T).softmax(-1),
+            suspects=(
+                _Suspect(
+                    "temperature_multiplied",
+                    "the logits are multiplied by the temperature",
+                    "A high temperature sharpens the distribution, where it should "
+                    "flatten it.",
+                    lambda z, T: (z * T).softmax(-1),
+                ),
+                _Suspect(
+                    "temperature_missing",
+                    "the temperature is not used",
+                    "The result is the same at every temperature.",
+                    lambda z, T: z.softmax(-1),
+                ),
+                _Suspect(
+                    "temperature_on_probabilities",
+                    "the temperature is applied to the probabilities, not the logits",
+                    "The numbers do not sum to 1, or their order of size is all that "
+                    "is left.",
+                    lambda z, T: z.softmax(-1) / T,
+                ),
+                _Suspect(
+                    "wrong_dimension",
+                    "the sum runs over the wrong dimension",
+                    "One row is right; of several rows, each should sum to 1.",
+                    lambda z, T: (z / T).softmax(0),
+                ),
+                _Suspect(
+                    "wrong_dimension",
+                    "the sum runs over the wrong dimension",
+                    "One row is right; of several rows, each should sum to 1.",
+                    lambda z, T: (z / T).flatten().softmax(0).view_as(z),
+                ),
+                _Suspect(
+                    "log_probabilities",
+                    "these are log-probabilities",
+                    "The numbers are negative, where they should sum to 1.",
+                    lambda z, T: (z / T).log_softmax(-1),
+                ),
+                _Suspect(
+                    "not_normalised",
+                    "the exponentials are not divided by their sum",
+                    "The numbers do not sum to 1.",
+                    lambda z, T: (z / T).exp(),
+                ),
+                _Suspect(
+                    "overflow",
+                    "the exponential of a large logit overflows",
+                    "exp(1000) is infinite and ∞/∞ is NaN; the result depends only on "
+                    "differences between logits, which leaves you free to shift them.",
+                    lambda z, T: (z / T).exp() / (z / T).exp().sum(-1, keepdim=True),
+                ),
+            ),
+            taught_in="notebook 01",
+        ),
+        fn,
+    )
+
+
+_P = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]])
+_Q = torch.tensor([[0.3, 0.3, 0.4], [0.5, 0.4, 0.1]])
+_P_WITH_ZERO = torch.tensor([[0.75, 0.25, 0.0], [1.0, 0.0, 0.0]])
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.xlogy(p, p).sum(-1)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1)
+
+
+def entropy(fn: Any) -> CheckResult:
+    """Check an entropy in nats.
+
+    Args:
+        fn: ``fn(p)`` for probabilities ``[..., vocabulary]`` → ``[...]`` in nats; a
+            probability of zero contributes nothing.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 01.
+    """
+    return _judge(
+        _Exercise(
+            name="entropy",
+            probes=(
+                _Probe("for (0.7, 0.2, 0.1)", (_P[0],)),
+                _Probe("for two rows", (_P,)),
+                _Probe(
+                    "where a probability is 0", (_P_WITH_ZERO,), edge="zero_times_log"
+                ),
+            ),
+            reference=_entropy,
+            suspects=(
+                _Suspect(
+                    "log2",
+                    "the logarithm has base 2",
+                    "The result is in bits; nats were asked for, and it is 1/ln 2 = "
+                    "1.44 times as large.",
+                    lambda p: _entropy(p) / math.log(2),
+                ),
+                _Suspect(
+                    "minus_missing",
+                    "the sign is missing",
+                    "Logarithms of probabilities are negative; an entropy is not.",
+                    lambda p: -_entropy(p),
+                ),
+                _Suspect(
+                    "mean_not_sum",
+                    "the mean is taken over the vocabulary, not the sum",
+                    "The result is 1/V of what it should be.",
+                    lambda p: _entropy(p) / p.shape[-1],
+                ),
+                _Suspect(
+                    "probabilities_missing",
+                    "the logarithms are not weighted with the probabilities",
+                    "Unlikely tokens count most, where they should hardly count.",
+                    lambda p: -p.log().sum(-1),
+                ),
+                _zero_times_log(lambda p: -(p * p.log()).sum(-1)),
+            ),
+            taught_in="notebook 01",
+        ),
+        fn,
+    )
+
+
+def _zero_times_log(function: Callable[..., Any]) -> _Suspect:
+    return _Suspect(
+        "zero_times_log",
+        "0 · log 0 is computed as it stands",
+        "log 0 is −∞ and 0 · ∞ is NaN; a token that cannot occur should contribute "
+        "nothing.",
+        function,
+    )
+
+
+def forward_kl(fn: Any) -> CheckResult:
+    """Check KL(p ‖ q) in nats.
+
+    Args:
+        fn: ``fn(p, q)`` for probabilities ``[..., vocabulary]`` → ``[...]`` in nats; a
+            token with p = 0 contributes nothing.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 01.
+    """
+    return _judge(
+        _Exercise(
+            name="forward_kl",
+            probes=(
+                _Probe("for p = (0.7, 0.2, 0.1), q = (0.3, 0.3, 0.4)", (_P[0], _Q[0])),
+                _Probe("for two rows", (_P, _Q)),
+                _Probe("where p = q", (_Q, _Q)),
+                _Probe("where p is 0", (_P_WITH_ZERO, _Q), edge="zero_times_log"),
+            ),
+            reference=_kl,
+            suspects=(
+                _Suspect(
+                    "reversed",
+                    "the divergence runs from q to p",
+                    "It is 0 where p = q, so it looks right there; the two directions "
+                    "differ everywhere else.",
+                    lambda p, q: _kl(q, p),
+                ),
+                _Suspect(
+                    "cross_entropy",
+                    "this is the cross-entropy, and the entropy of p is still in it",
+                    "Where p = q it gives the entropy of p, not 0.",
+                    lambda p, q: -torch.xlogy(p, q).sum(-1),
+                ),
+                _Suspect(
+                    "log2",
+                    "the logarithm has base 2",
+                    "The result is in bits, 1/ln 2 = 1.44 times as large as in nats.",
+                    lambda p, q: _kl(p, q) / math.log(2),
+                ),
+                _Suspect(
+                    "sign",
+                    "the fraction in the logarithm is upside down",
+                    "The result is negative; a divergence is not.",
+                    lambda p, q: -_kl(p, q),
+                ),
+                _Suspect(
+                    "mean_not_sum",
+                    "the mean is taken over the vocabulary, not the sum",
+                    "The result is 1/V of what it should be.",
+                    lambda p, q: _kl(p, q) / p.shape[-1],
+                ),
+                _Suspect(
+                    "probabilities_missing",
+                    "the log-ratios are not weighted with the probabilities",
+                    "Every token counts alike, however unlikely it is.",
+                    lambda p, q: (p / q).log().sum(-1),
+                ),
+                _zero_times_log(lambda p, q: (p * (p / q).log()).sum(-1)),
+            ),
+            taught_in="notebook 01",
+        ),
+        fn,
+    )
+
+
+def perplexity(fn: Any) -> CheckResult:
+    """Check a perplexity.
+
+    Args:
+        fn: ``fn(nll)`` for the mean negative log-likelihood in nats per token, a
+            scalar tensor → perplexity, a number or a scalar tensor.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebooks 01 and 02.
+    """
+    return _judge(
+        _Exercise(
+            name="perplexity",
+            probes=tuple(
+                _Probe(f"for {nll} nats per token", (torch.tensor(nll).double(),))
+                for nll in (3.2, 0.7, 0.0)
+            ),
+            reference=lambda nll: nll.exp(),
+            suspects=(
+                _Suspect(
+                    "base_2",
+                    "2 is raised to the power of nats",
+                    "The bases do not belong together: nats go with e, bits with 2.",
+                    lambda nll: 2**nll,
+                ),
+                _Suspect(
+                    "sign",
+                    "this is the probability per token, not its inverse",
+                    "The result is below 1, and a perplexity is at least 1.",
+                    lambda nll: (-nll).exp(),
+                ),
+                _Suspect(
+                    "bits",
+                    "this is the loss in bits per token",
+                    "It is proportional to the loss, where a perplexity grows "
+                    "exponentially with it.",
+                    lambda nll: nll / math.log(2),
+                ),
+                _Suspect(
+                    "unchanged",
+                    "this is the loss itself",
+                    "A perplexity grows exponentially with the loss.",
+                    lambda nll: nll,
+                ),
+            ),
+            taught_in="notebook 01",
+        ),
+        fn,
+    )
+
+
+def bits_per_byte(fn: Any) -> CheckResult:
+    """Check a conversion from nats per token to bits per byte.
+
+    Args:
+        fn: ``fn(nll_per_token, tokens, bytes)`` for the mean negative log-likelihood
+            in nats per token (scalar tensor), the number of tokens and the number of
+            bytes they stand for → bits per byte, a number or a scalar tensor.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 02.
+    """
+    ln2 = math.log(2)
+    return _judge(
+        _Exercise(
+            name="bits_per_byte",
+            probes=tuple(
+                _Probe(
+                    f"for {nll} nats per token, {tokens} tokens, {size} bytes",
+                    (torch.tensor(nll).double(), tokens, size),
+                )
+                for nll, tokens, size in ((3.5, 100, 420), (1.2, 1000, 3100))
+            ),
+            reference=lambda nll, tokens, size: nll * tokens / size / ln2,
+            suspects=(
+                _Suspect(
+                    "nats",
+                    "this is nats per byte",
+                    "It is 0.69 (= ln 2) times what it should be.",
+                    lambda nll, tokens, size: nll * tokens / size,
+                ),
+                _Suspect(
+                    "nats",
+                    "the step from nats to bits goes the wrong way",
+                    "A bit is 0.69 nats, so the number of bits is the larger one.",
+                    lambda nll, tokens, size: nll * tokens / size * ln2,
+                ),
+                _Suspect(
+                    "inverted",
+                    "tokens and bytes are swapped",
+                    "A token stands for several bytes, so bits per byte are fewer than "
+                    "bits per token.",
+                    lambda nll, tokens, size: nll * size / tokens / ln2,
+                ),
+                _Suspect(
+                    "per_token",
+                    "this is bits per token",
+                    "It does not depend on the number of bytes, so tokenizers cannot "
+                    "be compared with it.",
+                    lambda nll, tokens, size: nll / ln2,
+                ),
+                _Suspect(
+                    "not_totalled",
+                    "the loss of one token is divided by the bytes of all",
+                    "The result shrinks as the text grows.",
+                    lambda nll, tokens, size: nll / size / ln2,
+                ),
+            ),
+            taught_in="notebook 02",
+        ),
+        fn,
+    )
+
+
+def sampled_labels(fn: Any) -> CheckResult:
+    """Check labels that are drawn from the teacher's distribution.
+
+    Args:
+        fn: ``fn(teacher_logits, generator)`` for logits ``[positions, vocabulary]``
+            and a ``torch.Generator`` → token ids ``[positions]``, one draw each.
+
+    Returns:
+        A :class:`CheckResult`. It counts 6,000 draws and has a wide margin.
+
+    Exercise of notebook 02.
+    """
+    distributions = torch.tensor([[2.0, 1.0, 0.0, 0.5, -1.0], [0.0, -1.0, 1.0, 2.0, 2]])
+    teacher = distributions.repeat(3000, 1)
+    return _judge(
+        _Exercise(
+            name="sampled_labels",
+            probes=(
+                _Probe(
+                    "as frequencies of the ids in many draws",
+                    (teacher, torch.Generator().manual_seed(0)),
+                ),
+            ),
+            reference=lambda logits, generator: torch.multinomial(
+                logits.softmax(-1), 1, generator=generator
+            ).squeeze(-1),
+            suspects=(
+                _Suspect(
+                    "generator_ignored",
+                    "the draws do not come from the generator",
+                    "With the same seed they should be the same.",
+                    lambda logits, generator: torch.multinomial(
+                        logits.softmax(-1), 1
+                    ).squeeze(-1),
+                ),
+                _Suspect(
+                    "argmax",
+                    "the likeliest token is taken, nothing is drawn",
+                    "The second choices never occur, so the labels lose what the "
+                    "teacher knows beyond its first answer.",
+                    lambda logits, generator: logits.argmax(-1),
+                ),
+                _Suspect(
+                    "uniform",
+                    "all tokens are equally likely to be drawn",
+                    "The labels tell nothing about the teacher.",
+                    lambda logits, generator: torch.randint(
+                        logits.shape[-1], logits.shape[:-1], generator=generator
+                    ),
+                ),
+            ),
+            taught_in="notebook 02",
+            adapt=_frequencies,
+            random_bug="generator_ignored",
+            tolerance=0.15,
+        ),
+        fn,
+    )
+
+
+def _frequencies(ids: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """How often each id came, ``[2, vocabulary]``: even and odd positions apart."""
+    positions, vocabulary = inputs[0].shape
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex():
+        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise _UnusableError(f"expected a tensor of integer token ids, came {kind}.")
+    if ids.shape != (positions,):
+        raise _UnusableError(
+            f"expected one id per position, shape [{positions}], came "
+            f"{list(ids.shape)}."
+        )
+    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise _UnusableError(
+            f"expected ids from 0 to {vocabulary - 1}, came {int(ids.min())} to "
+            f"{int(ids.max())}."
+        )
+    hits = torch.nn.functional.one_hot(ids.long(), vocabulary).double()
+    return hits.view(-1, 2, vocabulary).mean(0)
+
+
+def top_choices(fn: Any) -> CheckResult:
+    """Check a list of the likeliest words.
+
+    Args:
+        fn: ``fn(logits, words, k)`` for logits ``[vocabulary]``, the word of every id
+            and a count → list of k pairs (word, probability), likeliest first.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebooks 00 and 01.
+    """
+    words = ["dog", "cat", "sofa", "animal", "tree", "hamster"]
+    logits = _row(1.6, 2.9, -1.0, 1.0, -2.0, 0.3)
+
+    def pairs(
+        values: Tensor, order: Tensor, words: list[str], k: int
+    ) -> list[tuple[str, float]]:
+        return [(words[i], float(values[i])) for i in order.tolist()[:k]]
+
+    def ranked(z: Tensor) -> Tensor:
+        return z.argsort(descending=True)
+
+    return _judge(
+        _Exercise(
+            name="top_choices",
+            probes=(
+                _Probe("for k = 3", (logits, words, 3)),
+                _Probe("for k = 6", (logits, words, 6)),
+                _Probe("for k = 1", (-logits, words, 1)),
+            ),
+            reference=lambda z, words, k: pairs(z.softmax(-1), ranked(z), words, k),
+            suspects=(
+                _Suspect(
+                    "raw_logits",
+                    "these are logits, not probabilities",
+                    "Some are negative or above 1.",
+                    lambda z, words, k: pairs(z, ranked(z), words, k),
+                ),
+                _Suspect(
+                    "ascending",
+                    "the order runs from the least likely word",
+                    "The first word should have the highest probability.",
+                    lambda z, words, k: pairs(z.softmax(-1), z.argsort(), words, k),
+                ),
+                _Suspect(
+                    "ascending",
+                    "the right words are there, but the likeliest comes last",
+                    "The first word should have the highest probability.",
+                    lambda z, words, k: pairs(z.softmax(-1), ranked(z), words, k)[::-1],
+                ),
+                _Suspect(
+                    "unsorted",
+                    "the words are in the order of the vocabulary",
+                    "The first word should have the highest probability.",
+                    lambda z, words, k: pairs(
+                        z.softmax(-1), torch.arange(len(z)), words, k
+                    ),
+                ),
+                _Suspect(
+                    "renormalised",
+                    "the probabilities are rescaled to the words that are shown",
+                    "They sum to 1, although other words could have come too.",
+                    lambda z, words, k: pairs(
+                        z.softmax(-1) / z.softmax(-1).topk(k).values.sum(),
+                        ranked(z),
+                        words,
+                        k,
+                    ),
+                ),
+                _Suspect(
+                    "log_probabilities",
+                    "these are log-probabilities",
+                    "They are negative.",
+                    lambda z, words, k: pairs(z.log_softmax(-1), ranked(z), words, k),
+                ),
+            ),
+            taught_in="notebook 01",
+            adapt=_choice_table,
+            tolerance=1e-2,
+        ),
+        fn,
+    )
+
+
+def _choice_table(choices: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """One row per choice, ``[k, vocabulary]``, with its probability at its word."""
+    _, words, k = inputs
+    if not isinstance(choices, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in choices
+    ):
+        raise _UnusableError(
+            "expected a list of pairs (word, probability), came "
+            f"{_kind(choices)} of another make."
+        )
+    if len(choices) != k:
+        raise _UnusableError(f"expected {k} pairs for k = {k}, came {len(choices)}.")
+    table = torch.zeros(k, len(words), dtype=torch.float64)
+    for place, (word, probability) in enumerate(choices):
+        if word not in words:
+            raise _UnusableError(f"expected words of the vocabulary, came {word!r}.")
+        try:
+            table[place, words.index(word)] = float(probability)
+        except (TypeError, ValueError, RuntimeError):
+            raise _UnusableError(
+                f"expected a number beside {word!r}, came {_kind(probability)}."
+            ) from None
+    return table

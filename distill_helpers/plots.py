@@ -1,0 +1,137 @@
+"""The course's figures: one style, and functions that draw into ``ax=``.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; arms that a
+figure compares also differ in marker or position, never in colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from distill_helpers.studies import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TEACHER = "#0072B2"
+STUDENT = "#D55E00"
+THIRD = "#009E73"
+PALE = "#B8B8B8"
+PALETTE = (STUDENT, TEACHER, THIRD, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the course; called once in a notebook."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.4),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 11,
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "grid.color": "#E6E6E6",
+            "legend.frameon": False,
+            "font.size": 10,
+        }
+    )
+
+
+def token_bars(
+    ax: Axes,
+    tokens: Sequence[str],
+    probabilities: Sequence[float],
+    *,
+    color: str = TEACHER,
+    title: str = "",
+) -> None:
+    """Horizontal bars of a next-token distribution, likeliest on top.
+
+    Args:
+        ax: Where to draw.
+        tokens: Labels.
+        probabilities: In [0, 1], same length.
+        color: Of the bars.
+        title: Above the axes.
+    """
+    places = range(len(tokens))
+    ax.barh(places, probabilities, color=color)
+    ax.set_yticks(list(places), list(tokens))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    top = max(probabilities)
+    for place, probability in zip(places, probabilities, strict=True):
+        text = f"{100 * probability:.3g} %"
+        ax.text(probability + 0.015 * top, place, text, va="center", fontsize=8.5)
+    ax.set_xlim(0, 1.22 * top)
+    ax.set_xlabel("probability")
+    ax.set_title(title)
+
+
+def interval_points(
+    ax: Axes,
+    labels: Sequence[str],
+    intervals: Sequence[Interval],
+    *,
+    live: Sequence[float | None] | None = None,
+    colors: Sequence[str] | None = None,
+) -> None:
+    """One row per arm: mean and interval of a study, and the live run beside it.
+
+    Args:
+        ax: Where to draw.
+        labels: Of the rows, first on top.
+        intervals: From ``Results.mean`` or ``Results.gain``.
+        live: One number per row from the run in front of the reader, or ``None``.
+        colors: Of the rows.
+    """
+    colors = colors or [TEACHER] * len(labels)
+    for place, (interval, color) in enumerate(zip(intervals, colors, strict=True)):
+        ax.plot([interval.low, interval.high], [place, place], color=color, lw=3)
+        ax.plot(interval.mean, place, "o", color=color, ms=7)
+    for place, value in enumerate(live or []):
+        if value is not None:
+            ax.plot(
+                value, place, "D", mfc="white", mec="#222222", ms=6, zorder=3,
+                label="your live run" if place == 0 else None,
+            )  # fmt: skip
+    ax.set_yticks(range(len(labels)), list(labels))
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+
+
+def lines(
+    ax: Axes,
+    curves: dict[str, Sequence[tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    **options: Any,
+) -> None:
+    """Named curves of ``(x, y)`` points with a legend.
+
+    Args:
+        ax: Where to draw.
+        curves: Name to points.
+        xlabel: With its unit.
+        ylabel: With its unit.
+        title: Above the axes.
+        options: For ``ax.plot``.
+    """
+    markers = "osD^vPX"
+    for index, (name, points) in enumerate(curves.items()):
+        xs, ys = zip(*points, strict=True)
+        ax.plot(xs, ys, label=name, marker=markers[index % 7], ms=4, **options)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title)
+    ax.legend()

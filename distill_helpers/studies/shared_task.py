@@ -1,0 +1,204 @@
+"""The shared task's first rows: adding three numbers, from labels and soft labels.
+
+The student (2 layers, 96 wide) reads worked answers. "labels" learns them as they are;
+"soft" learns, on the same answers, what the 80 % teacher would have written next; "mix"
+half of each. Judged by exact match on the frozen 2,000 problems. Taught in notebook 02;
+notebooks 03 to 07 add their rows.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill_helpers import three_sums
+from distill_helpers.data import collator_for, mask_prompts
+from distill_helpers.evaluation import exact_match, held_out_nll
+from distill_helpers.models import Loaded, build_student, load_tiny_teacher
+from distill_helpers.profiles import get_profile
+from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.trainers import (
+    HardLabelTrainer,
+    KeepBest,
+    SoftLabelTrainer,
+    training_arguments,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BATCH_SIZE = 64
+STEPS = 600
+VALIDATION_SEED = 777
+SOFT_ARMS = {"soft": 1.0, "mix": 0.5}
+
+
+@lru_cache
+def load_task() -> tuple[Loaded, Dataset]:
+    """The sums teacher, and 500 worked problems that choose checkpoints."""
+    teacher = load_tiny_teacher("sums")
+    validation = worked(
+        three_sums.problems(500, seed=VALIDATION_SEED), teacher.tokenizer
+    )
+    return teacher, validation
+
+
+def worked(
+    problems: list[three_sums.Problem], tokenizer: PreTrainedTokenizerBase
+) -> Dataset:
+    """Rows of problem and full answer; only the answer is learned."""
+    return mask_prompts(
+        [problem.prompt for problem in problems],
+        [problem.answer for problem in problems],
+        tokenizer,
+    )
+
+
+def train_student(
+    arm: str,
+    count: int,
+    *,
+    seed: int,
+    learning_rate: float,
+    weight_decay: float,
+    steps: int = STEPS,
+    progress: bool = False,
+) -> tuple[PreTrainedModel, float]:
+    """Train one student on ``count`` problems; return it and its validation NLL."""
+    teacher, validation = load_task()
+    tokenizer = teacher.tokenizer
+    student = build_student(tokenizer, layers=2, width=96, seed=seed)
+    keep = KeepBest(
+        lambda model: held_out_nll(model, validation, tokenizer, batch_size=250),
+        every=max(1, steps // 6),
+    )
+    options: dict[str, Any] = {
+        "args": training_arguments(
+            get_profile("cpu"),
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=BATCH_SIZE,
+            weight_decay=weight_decay,
+            seed=seed,
+            mixed_precision=False,
+            disable_tqdm=not progress,
+        ),
+        "train_dataset": worked(three_sums.problems(count, seed=seed), tokenizer),
+        "tokenizer": tokenizer,
+        "callbacks": [keep],
+    }
+    if arm in SOFT_ARMS:
+        trainer: Any = SoftLabelTrainer(
+            student, teacher=teacher.model, alpha=SOFT_ARMS[arm], **options
+        )
+    else:
+        trainer = HardLabelTrainer(student, **options)
+    trainer.train()
+    keep.restore(student)
+    return student, keep.best
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int = three_sums.TEST_SIZE,
+) -> float:
+    """Exact match on the first ``count`` problems of the frozen test, in percent."""
+    test = three_sums.test_problems()[:count]
+    share, _ = exact_match(
+        model,
+        tokenizer,
+        three_sums.prompts(test),
+        lambda index, text: three_sums.is_right(test[index], text),
+        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
+        batch_size=500,
+    )
+    return 100 * share
+
+
+def count_flops(arm: str) -> tuple[float, float]:
+    """TFLOPs of a whole training run: the student's, and the teacher's on top."""
+    teacher, validation = load_task()
+    batch = collator_for(teacher.tokenizer)(
+        [validation[index] for index in range(BATCH_SIZE)]
+    )
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    student = build_student(teacher.tokenizer, layers=2, width=96)
+    with FlopCounterMode(display=False) as student_flops:
+        student(**inputs).logits.sum().backward()
+    with FlopCounterMode(display=False) as teacher_flops:
+        teacher.model(**inputs)
+    calls = STEPS if arm in SOFT_ARMS else 0
+    return (
+        student_flops.get_total_flops() * STEPS / 1e12,
+        teacher_flops.get_total_flops() * calls / 1e12,
+    )
+
+
+def _run(run: Run) -> dict[str, float]:
+    student, validation_nll = train_student(
+        run.arm,
+        int(run.setting),
+        seed=run.seed,
+        learning_rate=run.option("learning_rate"),
+        weight_decay=run.option("weight_decay"),
+    )
+    teacher, _ = load_task()
+    student_tflops, teacher_tflops = count_flops(run.arm)
+    return {
+        "validation_nll": validation_nll,
+        "exact_match": score(student, teacher.tokenizer),
+        "student_tflops": student_tflops,
+        "teacher_tflops": teacher_tflops,
+        "test_problems": three_sums.TEST_SIZE,
+    }
+
+
+STUDY = Study(
+    name="shared_task",
+    question="Do soft labels of an 80 % teacher help on worked sums?",
+    arms=("labels", *SOFT_ARMS),
+    settings=("500", "2000", "8000"),
+    grid=tuple(
+        (("learning_rate", rate), ("weight_decay", decay))
+        for rate in (2e-3, 4e-3)
+        for decay in (0.0, 0.3)
+    ),
+    run=_run,
+    select="validation_nll",
+    code=("losses", "trainers", "evaluation", "three_sums"),
+    claims=(
+        Claim(
+            name="sums_few",
+            text="With 500 worked sums, soft labels beat labels alone",
+            metric="exact_match",
+            arm="soft",
+            baseline="labels",
+            setting="500",
+            margin=5.0,
+            higher_is_better=True,
+        ),
+        Claim(
+            name="sums_some",
+            text="With 2,000 worked sums, soft labels beat labels alone",
+            metric="exact_match",
+            arm="soft",
+            baseline="labels",
+            setting="2000",
+            margin=5.0,
+            higher_is_better=True,
+        ),
+        Claim(
+            name="sums_many",
+            text="With 8,000 worked sums, soft labels still beat labels alone",
+            metric="exact_match",
+            arm="soft",
+            baseline="labels",
+            setting="8000",
+            higher_is_better=True,
+        ),
+    ),
+)

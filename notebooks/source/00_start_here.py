@@ -1,0 +1,296 @@
+# %% [markdown]
+# ## What this course is about
+#
+# A large language model is good and expensive. A small one is cheap and not
+# so good. **Distillation** trains the small one, the *student*, with the help
+# of the large one, the *teacher*: not to copy it byte for byte, but to get
+# enough of its skill into something that runs faster, costs less, and fits
+# on your own device.
+#
+# There are three ways to learn from a teacher, and the course takes them one
+# by one, on the same data and with the same yardsticks:
+#
+# | technique | the student learns from | it needs |
+# |---|---|---|
+# | **soft labels** | the teacher's whole distribution over the vocabulary, at every token | the teacher's logits, so its weights |
+# | **hard labels** | the text that the teacher writes | the teacher's text, an API will do |
+# | **co-distillation** | a teacher that is still learning itself, on the same batches | training both |
+#
+# No prices, no promises yet: each lesson measures what its technique buys,
+# over several seeds, and some of the answers are "nothing".
+
+# %% [markdown]
+# ## Your machine
+#
+# Every notebook runs in one of three *profiles*. You need not choose: the
+# cell above says `"auto"`, which takes a GPU if there is one. Everything a
+# notebook needs to know about the machine, it asks the profile.
+
+# %%
+from distill_helpers.plots import use_style
+from distill_helpers.profiles import get_profile
+
+use_style()
+profile = get_profile(PROFILE)
+print("profile:", profile.name)
+print("the real teacher:", profile.teacher)
+
+# %% [markdown]
+# ## Meet the teacher
+#
+# On a laptop the teacher is SmolLM2-135M-Instruct: small for a teacher, but
+# a real language model, trained on two trillion tokens, and it came with the
+# installation: nothing is downloaded now. (On a GPU a larger sibling takes
+# its place.)
+
+# %%
+from distill_helpers.models import load_teacher, parameter_count
+
+teacher, tokenizer = load_teacher(profile)
+parameters = parameter_count(teacher)
+print(f"parameters: {parameters / 1e6:.1f} million")
+print(f"vocabulary: {len(tokenizer):,} tokens")
+print(f"layers:     {teacher.config.num_hidden_layers}")
+
+# %% [markdown]
+# What does such a model do? One thing only: it reads some tokens and gives
+# every token of its vocabulary a score, the **logit**, for coming next.
+#
+# **Predict** the five likeliest next words after *"The cat sat on the"*.
+# Write them down, and a probability for the first. Then run the cell.
+
+# %%
+import torch
+
+
+def next_token_logits(text):
+    """One logit per token of the vocabulary, for what comes after text."""
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = teacher(ids.to(profile.device)).logits
+    return logits[0, -1].float().cpu()
+
+
+logits = next_token_logits("The cat sat on the")
+print("shape:", tuple(logits.shape))
+
+# %%
+import matplotlib.pyplot as plt
+
+from distill_helpers.plots import token_bars
+
+values, ids = logits.softmax(-1).topk(8)
+words = [repr(tokenizer.decode(i)) for i in ids.tolist()]
+fig, ax = plt.subplots()
+token_bars(ax, words, values.tolist(), title="“The cat sat on the …”")
+plt.show()
+
+# %% [markdown]
+# The quotes show that a token brings its own space along. Look past the
+# first bar: the other words are places a cat might sit, too. A text that
+# says *"The cat sat on the mat"* would have told a student about *mat*
+# only. The teacher's distribution also tells it about *floor* and *bed*, and
+# that is what the next lessons put to work.
+
+# %% [markdown]
+# ## From one token to a text
+#
+# To write, the model picks a token, appends it, and asks itself again.
+# Always taking the likeliest token is called *greedy* decoding.
+
+# %%
+from distill_helpers.evaluation import generate
+
+length = profile.pick(smoke=8, cpu=40, gpu=60)
+prompts = ["The capital of France is", "A good teacher"]
+for prompt, text in zip(
+    prompts,
+    generate(teacher, tokenizer, prompts, max_new_tokens=length),
+    strict=True,
+):
+    print(f"{prompt} ▸{text}\n")
+
+# %% [markdown]
+# ## How good is a model? One number, two ways
+#
+# The usual yardstick is the **negative log-likelihood** (NLL): how surprised
+# the model is, on average, by the token that really comes next, in *nats*.
+# Let us compute it by hand, so that nothing about it stays a mystery: take
+# the log-probabilities, pick out those of the tokens that came, average,
+# change the sign.
+
+# %%
+sentence = "It is a truth universally acknowledged, that a single man"
+ids = tokenizer(sentence, return_tensors="pt").input_ids.to(profile.device)
+with torch.no_grad():
+    log_p = teacher(ids).logits.float().log_softmax(-1)
+
+# The logits at position t speak about token t + 1.
+came = ids[0, 1:]
+by_hand = -log_p[0, :-1].gather(-1, came.unsqueeze(-1)).mean()
+print(f"by hand: {by_hand:.4f} nats per token")
+
+# %%
+from distill_helpers.data import pack
+from distill_helpers.evaluation import evaluate
+
+row = pack([sentence], tokenizer, length=ids.shape[1])
+found = evaluate(teacher, row, tokenizer)
+print(f"package: {found.nll:.4f} nats per token, {found.tokens} tokens")
+assert abs(found.nll - by_hand.item()) < 1e-3
+
+# %% [markdown]
+# The two agree, so from now on the package does it. Notice the shift in the
+# code: *the logits at position t speak about token t + 1*. Half of all
+# distillation bugs live in that line.
+
+# %% [markdown]
+# ## The tiny pair
+#
+# A fair comparison needs many runs, and many runs need a small model. So
+# the course ships a second, tiny teacher, which has read five novels by
+# Jane Austen and nothing else. It knows little, but a student of it trains
+# in seconds.
+
+# %%
+from distill_helpers.models import load_tiny_teacher
+
+tiny, tiny_tokenizer = load_tiny_teacher("prose")
+print(f"{parameter_count(tiny) / 1e6:.1f} million parameters")
+prompt = "Miss Bennet was"
+(text,) = generate(tiny, tiny_tokenizer, [prompt], max_new_tokens=40)
+print(prompt + text)
+
+# %% [markdown]
+# It has the tune, if not the words. For comparison, here are both teachers
+# on the same page, from the novel that the tiny one never saw. Their
+# vocabularies differ, so a loss per *token* would compare apples with
+# oranges; **bits per byte** of text is the fair unit.
+
+# %%
+from distill_helpers.data import austen
+
+page = austen("test").select(range(profile.pick(smoke=1, cpu=2, gpu=8)))
+for name, model, tok in (
+    ("SmolLM2", teacher, tokenizer),
+    ("tiny", tiny, tiny_tokenizer),
+):
+    found = evaluate(model, pack(page, tok, 64), tok, batch_size=8)
+    print(
+        f"{name:8} {found.nll:.2f} nats per token, "
+        f"{found.bits_per_byte:.2f} bits per byte"
+    )
+
+# %% [markdown]
+# ## Why a student needs help
+#
+# One way to make a student is to take layers out of the teacher. That is
+# quick, and half the computing is gone. So is the sense, as you can read.
+# Lesson 02 teaches a pruned model to speak again.
+
+# %%
+from distill_helpers.models import prune_layers
+
+layers = teacher.config.num_hidden_layers
+keep = [i for i in range(layers) if not layers // 3 <= i < 2 * layers // 3]
+student = prune_layers(teacher, keep)
+print(f"{layers} layers → {len(keep)} layers")
+prompt = "The capital of France is"
+(text,) = generate(student, tokenizer, [prompt], max_new_tokens=20)
+print(prompt + text)
+
+# %% [markdown]
+# ## Exercise 1 · The likeliest words
+#
+# *easy · you will use it in every lesson · 5 minutes*
+#
+# Write `top_choices(logits, words, k)`: the `k` likeliest words with their
+# probabilities, likeliest first, as a list of pairs.
+#
+# * `logits`: tensor of shape `[vocabulary]`
+# * `words`: list of strings, the word of every id
+# * returns: list of `(word, probability)`
+#
+# By hand: with logits 0 and 0 for *yes* and *no*, both have probability one
+# half.
+
+# %% tags=["exercise"]
+from distill_helpers import checks
+
+
+def top_choices(logits, words, k):
+    return None  # your code here
+
+
+checks.top_choices(top_choices)
+
+# %% [markdown] tags=["hint"]
+# Logits become probabilities with `logits.softmax(-1)`. A tensor's `topk(k)`
+# gives values *and* positions, both sorted. `.tolist()` turns a tensor into
+# plain Python numbers.
+
+# %% tags=["solution"]
+from distill_helpers import checks
+
+
+def top_choices(logits, words, k):
+    values, ids = logits.softmax(-1).topk(k)
+    return [
+        (words[i], p)
+        for i, p in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+checks.top_choices(top_choices)
+
+# %% [markdown]
+# ## Exercise 2 · Bits per byte
+#
+# *easy · needed whenever two tokenizers meet · 5 minutes*
+#
+# Write `bits_per_byte(nll_per_token, tokens, bytes)`, the unit we just used.
+# A nat is $1/\ln 2$ bits.
+#
+# By hand: a text of 100 bytes in 25 tokens, with an NLL of $\ln 2$ nats (one
+# bit) per token, costs 25 bits in all, a quarter of a bit per byte.
+
+# %% tags=["exercise"]
+import math
+
+
+def bits_per_byte(nll_per_token, tokens, bytes):
+    return None  # your code here
+
+
+checks.bits_per_byte(bits_per_byte)
+
+# %% [markdown] tags=["hint"]
+# First the total in nats, then in bits, then per byte.
+
+# %% tags=["solution"]
+import math
+
+
+def bits_per_byte(nll_per_token, tokens, bytes):
+    return nll_per_token * tokens / math.log(2) / bytes
+
+
+checks.bits_per_byte(bits_per_byte)
+
+# %% [markdown]
+# ## Recap
+#
+# | word | meaning |
+# |---|---|
+# | teacher, student | the model that is learned from, the one that learns |
+# | logits | one score per token of the vocabulary, for coming next |
+# | distribution | the logits after a softmax: probabilities that sum to 1 |
+# | NLL | mean surprise at the true next token, in nats per token |
+# | bits per byte | the same per byte of text: comparable between tokenizers |
+# | profile | where a notebook runs: `smoke`, `cpu` or `gpu` |
+#
+# **When would you not distil at all?** When somebody has done it already.
+# Most teams are best served by a small model that its makers distilled; you
+# have just loaded one that is good for its size. Distil when no such model
+# knows your task, and when you will call it often enough to earn the
+# training back. Lesson 08 does the sums.

