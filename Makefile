@@ -5,7 +5,7 @@ PYTHON = python3
 PROFILE = cpu
 ONLY =
 
-.PHONY: help run test lab notebooks notebooks-check studies test-colab clean setup
+.PHONY: help run test lab notebooks notebooks-check studies readme test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
 	@echo "make notebooks-check  are they built from their sources?"
 	@echo "make studies          run the comparisons behind the claims anew (long)"
+	@echo "make readme           refresh the map and the results in README.md"
 	@echo "make test-colab       the package's tests with the versions Colab ships"
 	@echo "make clean            remove what was built; the environment stays"
 
@@ -33,12 +34,17 @@ lab: setup
 
 notebooks: setup
 	@.venv/bin/python tools/build_notebooks.py build --only $(ONLY)
+	@.venv/bin/python tools/readme_tables.py
 
 notebooks-check: setup
 	@.venv/bin/python tools/build_notebooks.py check
 
 studies: setup
-	@.venv/bin/python -m distill_helpers studies
+	@.venv/bin/python -m distill_helpers studies; status=$$?; \
+	.venv/bin/python tools/readme_tables.py && exit $$status
+
+readme: setup
+	@.venv/bin/python tools/readme_tables.py
 
 test-colab: setup
 	@$(PYTHON) tools/setup_env.py --colab

@@ -9,7 +9,7 @@ A check never raises for a wrong answer, prints nothing and leaves the random st
 it was. It has no time limit of its own: a function that never returns is interrupted
 like any other cell.
 
-Used in notebooks 01 and 02, and by later ones.
+Used in notebooks 00, 01 and 02, and by later ones.
 """
 
 from __future__ import annotations
@@ -60,10 +60,15 @@ class CheckResult:
     message: str
 
     def __str__(self) -> str:
-        return f"{_SYMBOLS[self.status]} {self.name}, {self.status}: {self.message}"
+        return f"{self._title()} {self.message}"
+
+    def _title(self) -> str:
+        # "Not attempted yet" is what the message says already.
+        status = "" if self.status == NOT_ATTEMPTED else f", {self.status}"
+        return f"{_SYMBOLS[self.status]} {self.name}{status}:"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        title = html.escape(f"{_SYMBOLS[self.status]} {self.name}, {self.status}:")
+        title = html.escape(self._title())
         return {
             "text/plain": str(self),
             "text/html": f"<div><b>{title}</b> {html.escape(self.message)}</div>",
@@ -134,6 +139,7 @@ class _Exercise:
         hint: Puts into words what can be seen when no suspect fits.
         random_bug: Name of the mistake if two equal calls differ.
         tolerance: Largest relative difference.
+        show: Puts a value into words; by default, its first numbers.
     """
 
     name: str
@@ -146,6 +152,7 @@ class _Exercise:
     hint: Callable[[Sequence[_Outcome], Sequence[_Outcome]], str] | None = None
     random_bug: str = "random"
     tolerance: float = 2e-3
+    show: Callable[[Tensor], str] | None = None
 
 
 class _UnusableError(Exception):
@@ -224,7 +231,7 @@ def _diagnose(exercise: _Exercise, fn: Any) -> tuple[str, str | None, str]:
     if not wrong:
         return PASSED, None, f"as expected on all {len(probes)} inputs."
     ordinary = [i for i in range(len(probes)) if probes[i].edge is None]
-    what = _difference(probes, expected, came, wrong[0], exercise.tolerance)
+    what = _difference(exercise, wrong[0], expected, came)
 
     def fits(suspect: _Suspect, chosen: Sequence[int], strict: bool) -> bool:
         return all(
@@ -424,15 +431,15 @@ def _place(exercise: _Exercise, bug: str | None) -> str:
 
 
 def _difference(
-    probes: Sequence[_Probe],
+    exercise: _Exercise,
+    index: int,
     expected: Sequence[_Outcome],
     came: Sequence[_Outcome],
-    index: int,
-    tolerance: float,
 ) -> str:
-    title, wanted, got = probes[index].title, expected[index], came[index]
+    title, wanted, got = exercise.probes[index].title, expected[index], came[index]
+    tolerance, show = exercise.tolerance, exercise.show or _show
     if not _close(got.value, wanted.value, tolerance, _VALUE_FLOOR):
-        return f"expected {_show(wanted.value)} {title}, came {_show(got.value)}."
+        return f"expected {show(wanted.value)} {title}, came {show(got.value)}."
     if not got.attached:
         return (
             f"the value is right {title}, but expected one with a gradient (possibly "
@@ -451,7 +458,8 @@ def _difference(
 
 
 def _show(value: Tensor) -> str:
-    numbers = [f"{x:.4g}" for x in value.flatten().tolist()]
+    # Adding zero turns -0 into 0.
+    numbers = [f"{x + 0.0:.4g}" for x in value.flatten().tolist()]
     if value.dim() == 0:
         return numbers[0]
     return f"[{', '.join(numbers[:6])}{', …' if len(numbers) > 6 else ''}]"
@@ -878,7 +886,7 @@ def perplexity(fn: Any) -> CheckResult:
     Returns:
         A :class:`CheckResult`.
 
-    Exercise of notebooks 01 and 02.
+    For an exercise of any notebook that reports a loss.
     """
     return _judge(
         _Exercise(
@@ -932,7 +940,7 @@ def bits_per_byte(fn: Any) -> CheckResult:
     Returns:
         A :class:`CheckResult`.
 
-    Exercise of notebook 02.
+    Exercise of notebook 00.
     """
     ln2 = math.log(2)
     return _judge(
@@ -980,7 +988,7 @@ def bits_per_byte(fn: Any) -> CheckResult:
                     lambda nll, tokens, size: nll / size / ln2,
                 ),
             ),
-            taught_in="notebook 02",
+            taught_in="notebook 00",
         ),
         fn,
     )
@@ -1076,7 +1084,7 @@ def top_choices(fn: Any) -> CheckResult:
     Returns:
         A :class:`CheckResult`.
 
-    Exercise of notebooks 00 and 01.
+    Exercise of notebook 00.
     """
     words = ["dog", "cat", "sofa", "animal", "tree", "hamster"]
     logits = _row(1.6, 2.9, -1.0, 1.0, -2.0, 0.3)
@@ -1143,9 +1151,10 @@ def top_choices(fn: Any) -> CheckResult:
                     lambda z, words, k: pairs(z.log_softmax(-1), ranked(z), words, k),
                 ),
             ),
-            taught_in="notebook 01",
+            taught_in="notebook 00",
             adapt=_choice_table,
             tolerance=1e-2,
+            show=lambda table: _show_choices(table, words),
         ),
         fn,
     )
@@ -1174,3 +1183,10 @@ def _choice_table(choices: Any, inputs: tuple[Any, ...]) -> Tensor:
                 f"expected a number beside {word!r}, came {_kind(probability)}."
             ) from None
     return table
+
+
+def _show_choices(table: Tensor, words: list[str]) -> str:
+    best = table.abs().argmax(-1).tolist()
+    return ", ".join(
+        f"{words[i]} {float(row[i]):.3g}" for i, row in zip(best, table, strict=True)
+    )

@@ -763,7 +763,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         name="off_by_one_cache",
         title="the teacher's distributions are one position off",
         symptom="The argmax of entry t disagrees with the token that the teacher "
-        "itself writes at t + 1; agreement is near zero.",
+        "itself writes at t + 1.",
         remedy="Store exactly L − 1 distributions for L tokens, and recompute a few "
         "when the cache is opened.",
         taught_in="notebook 03",

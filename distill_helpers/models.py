@@ -350,7 +350,8 @@ def build_student(
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        # No pad_token_id: an embedding does not learn its padding row, and padding
+        # is often the end-of-text token, which has to be learned.
     )
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed every GPU.
@@ -371,7 +372,8 @@ class RememberingTeacher(nn.Module):
     Storing soft labels for good is another matter: notebook 03.
 
     Args:
-        teacher: Called as ``teacher(input_ids=…).logits``; rows must not be padded.
+        teacher: A causal model, called as ``teacher(input_ids=…).logits``. Rows may
+            be padded on the right, where padding reaches no counted position.
     """
 
     def __init__(self, teacher: PreTrainedModel) -> None:

@@ -502,6 +502,7 @@ def test_status_agrees_with_passed(fn, status):
     assert result.status == status
     assert result.passed == (status == "passed")
     assert status in str(result)
+    assert str(result).count(status) == 1
     record = result._repr_mimebundle_()[checks.MIME_TYPE]
     assert record["status"] == status
     assert record["ok"] is True

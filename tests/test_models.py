@@ -433,6 +433,7 @@ print("LOADED")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_convert_once(site, cache, tmp_path):
     code = TOGETHER.format(log=str(tmp_path / "log"))
     processes = [in_a_process(site, cache, code) for _ in range(2)]
@@ -523,7 +524,7 @@ def test_the_tiny_teachers(name, layers, width):
 def test_the_tiny_sums_teacher_is_right_mostly_but_not_always():
     from distill_helpers.pretraining import sums_accuracy
 
-    assert 0.7 < sums_accuracy(models.load_tiny_teacher("sums"), 500) < 0.9
+    assert 0.7 < sums_accuracy(models.load_tiny_teacher("sums")) < 0.9
 
 
 def test_the_tiny_prose_teacher_continues_austen():
@@ -632,9 +633,8 @@ def test_pruning_equals_taking_the_layers_out_by_hand(build):
     kept = [by_hand.model.layers[i] for i in (0, 3)]
     by_hand.model.layers = torch.nn.ModuleList(kept)
     by_hand.config.num_hidden_layers = 2
-    by_hand.config.layer_types = [
-        kind for i, kind in enumerate(model.config.layer_types or []) if i in (0, 3)
-    ] or None
+    if kinds := getattr(model.config, "layer_types", None):
+        by_hand.config.layer_types = [kinds[0], kinds[3]]
     expected = logits_of(by_hand, use_cache=False)
     assert torch.equal(logits_of(pruned, use_cache=False), expected)
     assert not torch.equal(expected, logits_of(model))
@@ -884,7 +884,9 @@ def test_an_ordinary_token_that_became_an_added_one_is_refused(bpe):
 
 
 def test_tokenizers_of_two_kinds_are_refused(bpe):
-    with pytest.raises(ValueError, match=r"different tokenizers: id 0.*hard labels"):
+    with pytest.raises(
+        ValueError, match=r"different tokenizers: id 1 is .!.*hard labels"
+    ):
         models.shared_vocabulary(bpe, three_sums.build_tokenizer())
 
 

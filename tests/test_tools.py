@@ -261,6 +261,7 @@ def test_measured_numbers_are_found(text):
         "`lr=0.1` and ``` 3.66 ```",
         "$T = 2.5$ and $$\n0.5\n$$",
         "Qwen2.5-1.5B-Instruct, a 1.7B teacher, GPT-3.5, torch 2.13.0",
+        "Hinton and others (arXiv 1503.02531)",
         "see [section 4.2](https://example.org/1.5)",
     ],
 )

@@ -39,6 +39,7 @@ def trainer(
     steps=4,
     batch_size=4,
     rows=None,
+    eval_rows=None,
     dropout=0.0,
     teacher=None,
     objective=None,
@@ -63,6 +64,7 @@ def trainer(
             **{"disable_tqdm": True} | arguments,
         ),
         "train_dataset": rows,
+        "eval_dataset": eval_rows,
         "tokenizer": tokenizer,
         "callbacks": list(callbacks),
     }

@@ -30,9 +30,10 @@ NOT_PROSE = re.compile(
     r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\[[^\]]*\]\([^)]*\)|<?https?://\S+",
     re.DOTALL,
 )
-# 3.66 or 39 %; not Qwen2.5, 1.5B, GPT-3.5 or a version such as 1.2.3.
+# 3.66 or 39 %; not Qwen2.5, 1.5B, GPT-3.5, a version such as 1.2.3, or an arXiv number.
 MEASURED = re.compile(
-    r"(?<![\w.])(?<![A-Za-z0-9]-)(?:\d+\.\d+(?!\.?\d|[BMK]\b)(?:\s?%)?|\d+\s?%)"
+    r"(?<![\w.])(?<![A-Za-z0-9]-)(?!\d{4}\.\d{5}\b)"
+    r"(?:\d+\.\d+(?!\.?\d|[BMK]\b)(?:\s?%)?|\d+\s?%)"
 )
 PREDICT = re.compile(r"\*\*Predict|^#+ .*Predict", re.MULTILINE)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent / "data"
 
 AUSTEN = {
-    "licence": "public domain (text); MIT, Julia Silge (preparation)",
+    "licence": (
+        "public domain (text); MIT, Julia Silge (preparation), see LICENSE.janeaustenr"
+    ),
     "origin": "Debian package r-cran-janeaustenr 1.0.0-1, headers removed",
 }
 WORDNET = {
@@ -25,8 +27,24 @@ SUMS = {
     "origin": "distill_helpers.three_sums.make_frozen_test(), seed in the module",
 }
 
+ABOUT = {"licence": "Apache-2.0", "origin": "written for the course"}
+LICENCES = {
+    "LICENSE.janeaustenr": {
+        "licence": "MIT, this is its text",
+        "origin": "Debian package r-cran-janeaustenr 1.0.0-1, file copyright",
+    },
+    "LICENSE.wordnet": {
+        "licence": "WordNet 3.0 licence, this is its text",
+        "origin": "Debian package wordnet-base 3.0-37, file copyright",
+    },
+}
+
 
 def facts(name: str) -> dict[str, str]:
+    if name in LICENCES:
+        return LICENCES[name]
+    if name == "README.md":
+        return ABOUT
     if name.startswith("austen/"):
         return AUSTEN
     if "wordnet" in name:
@@ -40,6 +58,8 @@ def main() -> None:
     files = {}
     for path in sorted(ROOT.rglob("*")):
         name = path.relative_to(ROOT).as_posix()
+        if path.name.startswith("."):
+            continue
         if path.is_file() and name != "MANIFEST.json":
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             files[name] = {**facts(name), "sha256": digest}

@@ -97,6 +97,8 @@ def _execute(
 ) -> None:
     import papermill
 
+    # Ctrl-C reaches the parent alone, which ends us in good order.
+    os.setsid()
     _end_with_parent()
     use_this_python()
     environment = kernel_environment(profile)

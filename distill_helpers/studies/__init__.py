@@ -28,9 +28,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -442,7 +441,9 @@ def _run_all(
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_work, study.name, run): run for run in missing}
+        futures: dict[Future[dict[str, Any]], Run] = {
+            pool.submit(_work, study.name, run): run for run in missing
+        }
         finished: Iterable[Any] = as_completed(futures)
         if progress is not None and missing:
             finished = progress(finished, len(missing), f"{study.name}: {phase}")
@@ -502,7 +503,6 @@ def _finished(log: Path, fingerprint: str) -> dict[str, dict[str, Any]]:
     return done
 
 
-@lru_cache
 def code_fingerprint(study: Study) -> str:
     """Hash of the code that decides a study's numbers; comments do not count."""
     digest = hashlib.sha256()

@@ -14,7 +14,13 @@ from distill_helpers.data import glosses, pack, spread
 from distill_helpers.models import RememberingTeacher, load_tiny_teacher
 from distill_helpers.profiles import get_profile
 from distill_helpers.studies import Claim, Run, Study
-from distill_helpers.studies.soft_labels import LENGTH, Pair, train_arm
+from distill_helpers.studies.soft_labels import (
+    LENGTH,
+    TEST_ROWS,
+    VALIDATION_ROWS,
+    Pair,
+    train_arm,
+)
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
 CORRECTION_STEPS = 200
@@ -57,8 +63,8 @@ def load_pair(which: str) -> Pair:
         RememberingTeacher(loaded.model),
         tokenizer,
         train,
-        spread(validation, 128),
-        spread(test, 256),
+        spread(validation, VALIDATION_ROWS),
+        spread(test, TEST_ROWS),
     )
 
 
@@ -89,9 +95,7 @@ STUDY = Study(
     arms=tuple(ARMS),
     settings=("800",),
     grid=tuple(
-        (("learning_rate", rate), ("weight_decay", decay))
-        for rate in (2e-3, 4e-3)
-        for decay in (0.0, 0.3)
+        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (2e-3, 3.5e-3)
     ),
     run=_run,
     select="validation_nll",

@@ -144,8 +144,11 @@ from distill_helpers.models import build_student
 from distill_helpers.studies import soft_labels as study
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
-judging_rows = profile.pick(smoke=8, cpu=128, gpu=128)
-pair = study.load_pair(judging_rows, 2 * judging_rows)
+pair = study.load_pair(
+    **profile.pick(
+        smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
+    )
+)
 rows = study.choose_rows(pair, "800", seed=0)
 
 student = build_student(pair.tokenizer, layers=2, width=96, seed=0)
@@ -393,7 +396,7 @@ display(domain.verdict("correction_helps", judged=judged))
 from distill_helpers import three_sums
 from distill_helpers.studies import shared_task
 
-sums_teacher, _ = shared_task.load_task()
+sums_teacher = shared_task.load_task().teacher
 tests = profile.pick(smoke=50, cpu=2000, gpu=2000)
 problem = three_sums.test_problems()[0]
 print("problem:", problem.prompt, "  full answer:", problem.answer)
@@ -434,7 +437,7 @@ for arm in sums.study.arms:
     )
 
 # %%
-for claim in ("sums_few", "sums_some", "sums_many"):
+for claim in ("sums_some", "sums_many"):
     display(sums.verdict(claim, judged=judged))
 
 # %% [markdown]
@@ -530,11 +533,13 @@ for claim in ("real_kl", "real_agreement", "real_nll"):
 # *medium · the most important function of the course · 20 minutes*
 #
 # Write `soft_label_loss(student_logits, teacher_logits, labels, temperature,
-# alpha)` with forward KL and T², for whole batches. Shift, mask with `-100`,
-# divide by the number of positions that count.
+# alpha)` with forward KL and T², for whole batches. Shift, then pick the
+# positions that count *before* any softmax (a masked row may hold `-inf`,
+# and zero times infinity is `nan`), and divide by their number.
 #
 # * logits: `[rows, positions, vocabulary]`, labels: `[rows, positions]`
-# * returns: a scalar with a gradient for the student only
+# * returns: a scalar, shape `[]`, with a gradient for the student only; if
+#   no position counts, a zero that can still call `backward()`
 #
 # By hand: the three tokens at the top of this lesson, with $T = 2$ and
 # $\alpha = ½$.

@@ -1,0 +1,241 @@
+"""Intervals, verdicts, resuming, publishing; and the declared studies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from distill_helpers import studies
+from distill_helpers.studies import Claim, Interval, Results, Run, Study
+
+
+def demo_run(run: Run) -> dict[str, float]:
+    """A study that needs no training: the arm decides, the seed adds noise."""
+    base = {"good": 1.0, "bad": 2.0}[run.arm]
+    noise = ((run.seed * 7919) % 13) / 100
+    return {"score": base + noise + abs(run.option("rate") - 0.2), "count": 10}
+
+
+def make_study(**changes) -> Study:
+    claim = Claim("better", "good beats bad", "score", "good", "bad", "s", margin=0.5)
+    study = Study(
+        name="soft_labels",  # a real module, so that worker processes can import it
+        question="?",
+        arms=("good", "bad"),
+        settings=("s",),
+        grid=((("rate", 0.1),), (("rate", 0.2),)),
+        run=demo_run,
+        select="score",
+        claims=(claim,),
+        code=("losses",),
+    )
+    return replace(study, **changes)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs the demo in this process: what is under test is the book-keeping."""
+    calls = []
+
+    class Pool:
+        def __init__(self, *_, **__): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return False
+
+        def submit(self, _work, _name, run):
+            calls.append(run)
+            future = studies.Future()
+            future.set_result(demo_run(run))
+            return future
+
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", Pool)
+    return calls
+
+
+def rows_with(values: dict[str, list[float]]) -> Results:
+    rows = [
+        {"phase": "confirm", "arm": arm, "setting": "s", "seed": seed, "score": value}
+        for arm, numbers in values.items()
+        for seed, value in enumerate(numbers)
+    ]
+    return Results(make_study(), tuple(rows))
+
+
+def test_t_interval_by_hand():
+    # mean 3, deviation sqrt(2.5), t(0.975, 4) = 2.7764
+    interval = studies.t_interval([1, 2, 3, 4, 5])
+    assert interval.mean == 3
+    assert interval.high - interval.mean == pytest.approx(2.7764 * 0.5**0.5, rel=1e-4)
+    wider = studies.t_interval([1, 2, 3, 4, 5], prediction=True)
+    assert wider.high - 3 == pytest.approx(2.7764 * (2.5 * 1.2) ** 0.5, rel=1e-4)
+
+
+def test_t_interval_needs_two():
+    with pytest.raises(ValueError, match="at least two seeds"):
+        studies.t_interval([1.0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        ([2.0, 2.01, 1.99, 2.02, 2.0], "holds"),
+        ([1.2, 1.21, 1.19, 1.22, 1.2], "fails"),
+        ([1.1, 2.1, 1.5, 1.0, 2.0], "undecided"),
+        ([0.1, 0.1, 0.11, 0.1, 0.1], "fails"),
+    ],
+)
+def test_verdicts(bad, status):
+    results = rows_with({"good": [1.0, 1.0, 1.01, 1.0, 1.0], "bad": bad})
+    assert results.verdict("better").status == status
+
+
+def test_direction_is_turned_where_higher_is_better():
+    results = rows_with({"good": [3.0, 3.1, 3.0], "bad": [1.0, 1.1, 1.05]})
+    claim = replace(results.study.claims[0], higher_is_better=True)
+    verdict = studies.judge(results, claim)
+    assert verdict.status == "holds"
+    assert verdict.gain.mean == pytest.approx(1.983, abs=1e-3)
+    assert verdict.gain.low < verdict.gain.mean < verdict.gain.high
+
+
+def test_differences_are_paired_by_seed():
+    # Seeds differ wildly, the arm's gain does not.
+    results = rows_with({"good": [0.0, 5.0, 9.0], "bad": [1.0, 6.0, 10.0]})
+    assert results.verdict("better").gain == Interval(1.0, 1.0, 1.0, 3)
+
+
+def test_smoke_is_not_judged():
+    results = rows_with({"good": [1.0, 1.1], "bad": [2.0, 2.1]})
+    assert results.verdict("better", judged=False).status == "not judged"
+    live = results.check_live("score", "good", "s", 99.0, judged=False)
+    assert live.status == "not judged"
+    assert live._repr_mimebundle_()[studies.MIME]["ok"] is True
+
+
+def test_a_live_number_outside_the_prediction_is_said_to_be():
+    results = rows_with({"good": [1.0, 1.1, 0.9, 1.0, 1.05], "bad": [2.0] * 5})
+    assert results.check_live("score", "good", "s", 1.1).status == "inside"
+    live = results.check_live("score", "good", "s", 2.0)
+    assert live.status == "outside"
+    assert live._repr_mimebundle_()[studies.MIME]["ok"] is False
+
+
+def test_unknown_names_are_named():
+    results = rows_with({"good": [1.0, 1.1], "bad": [2.0, 2.1]})
+    with pytest.raises(ValueError, match=r"'ugly'.*good, bad"):
+        results.values("score", "ugly", "s")
+    with pytest.raises(ValueError, match=r"'worse'.*better"):
+        results.verdict("worse")
+    with pytest.raises(ValueError, match="no_such_study"):
+        studies.load_study("no_such_study")
+
+
+def test_text_in_a_verdict_is_escaped():
+    results = rows_with({"good": [1.0, 1.1], "bad": [2.0, 2.1]})
+    claim = replace(results.study.claims[0], text="<b>bold</b>")
+    html = studies.judge(results, claim)._repr_mimebundle_()["text/html"]
+    assert "<b>" not in html
+
+
+def test_a_study_explores_chooses_and_confirms(tmp_path, in_process):
+    results = studies.run_study(make_study(), tmp_path)
+    confirmed = [row for row in results.rows if row["phase"] == "confirm"]
+    assert len(results.rows) == 2 * 2 + 2 * 2 + 2 * 5
+    assert {row["rate"] for row in confirmed} == {0.2}
+    assert {row["seed"] for row in confirmed} == set(studies.CONFIRM_SEEDS)
+    assert results.verdict("better").status == "holds"
+
+
+def test_a_second_call_runs_nothing_and_a_torn_line_is_run_again(tmp_path, in_process):
+    study = make_study()
+    first = studies.run_study(study, tmp_path)
+    ran = len(in_process)
+    assert studies.run_study(study, tmp_path) == first
+    assert len(in_process) == ran
+    log = tmp_path / "soft_labels.jsonl"
+    text = log.read_text()
+    log.write_text(text[: text.rindex('"row"')])  # killed while writing
+    assert studies.run_study(study, tmp_path) == first
+    assert len(in_process) == ran + 1
+
+
+def test_changed_code_runs_again(tmp_path, in_process, monkeypatch):
+    study = make_study()
+    studies.run_study(study, tmp_path)
+    ran = len(in_process)
+    monkeypatch.setattr(studies, "code_fingerprint", lambda _: "other")
+    studies.run_study(study, tmp_path)
+    assert len(in_process) == 2 * ran
+
+
+def test_what_is_published_reads_back(tmp_path, in_process, monkeypatch):
+    results = studies.run_study(make_study(), tmp_path / "work")
+    studies.publish(results, tmp_path / "studies")
+    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(studies, "load_study", lambda _: results.study)
+    again = studies.load_results("soft_labels")
+    assert again.verdict("better") == results.verdict("better")
+    assert again.options("good", "s") == (("rate", 0.2),)
+    assert [row["setting"] for row in again.rows] == ["s"] * len(results.rows)
+    (row,) = studies.verdict_rows(again)
+    assert json.loads(json.dumps(row))["status"] == "holds"
+
+
+def test_comments_and_docstrings_do_not_change_a_fingerprint(tmp_path, monkeypatch):
+    package = tmp_path / "distill_helpers"
+    (package / "studies").mkdir(parents=True)
+    monkeypatch.setattr(studies, "__file__", str(package / "studies" / "__init__.py"))
+
+    def fingerprint(code: str) -> str:
+        (package / "studies" / "demo.py").write_text(code)
+        return studies.code_fingerprint(SimpleNamespace(name="demo", code=()))
+
+    plain = fingerprint('"""Doc."""\nx = 1\n')
+    assert fingerprint('"""Other doc."""\n# why\nx = 1\n') == plain
+    assert fingerprint('"""Doc."""\nx = 2\n') != plain
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_declared_studies_are_sound(name):
+    study = studies.load_study(name)
+    assert study.name == name
+    assert len({claim.name for claim in study.claims}) == len(study.claims)
+    for claim in study.claims:
+        assert claim.arm in study.arms
+        assert claim.baseline in study.arms
+        assert claim.setting in study.settings
+    assert not set(studies.EXPLORE_SEEDS) & set(studies.CONFIRM_SEEDS)
+    assert len(studies.CONFIRM_SEEDS) >= 5
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_published_rows_are_complete_and_give_the_published_verdicts(name):
+    results = studies.load_results(name)
+    study = results.study
+    for arm in study.arms:
+        for setting in study.settings:
+            rows = [
+                row
+                for row in results.rows
+                if (row["arm"], row["setting"]) == (arm, setting)
+            ]
+            confirm = [row for row in rows if row["phase"] == "confirm"]
+            assert {row["seed"] for row in confirm} == set(studies.CONFIRM_SEEDS)
+            explored = {
+                tuple((option, row[option]) for option, _ in study.grid[0])
+                for row in rows
+                if row["phase"] == "explore" and row["seed"] == 0
+            }
+            assert explored == set(study.grid)
+    path = studies.results_root() / "studies" / "verdicts.json"
+    published = json.loads(path.read_text(encoding="utf-8"))
+    statuses = {row["name"]: row["status"] for row in published if row["study"] == name}
+    assert statuses == {
+        claim.name: results.verdict(claim.name).status for claim in study.claims
+    }

@@ -1,0 +1,258 @@
+"""Fills the marked blocks of README.md: the map of the notebooks, and the results.
+
+The map comes from ``notebooks/course.toml``, the results from ``results/studies``: the
+confirming rows of every study and the verdicts on its claims. Nothing in a block is
+typed by hand. ``--check`` changes nothing and fails if a block is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from course import Course, load_course
+
+CONFIDENCE = 0.95
+NO_RESULTS = (
+    "*The studies have not been run yet.* `make studies` runs them and fills this in."
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a study is shown.
+
+    Attributes:
+        heading: Of its section.
+        metric: Of its table; empty where the claims say it all.
+        title: Of the table.
+        digits: Behind the decimal point.
+        costs: Further columns, ``(title, column of the rows)``.
+    """
+
+    heading: str
+    metric: str = ""
+    title: str = ""
+    digits: int = 3
+    costs: tuple[tuple[str, str], ...] = ()
+
+
+# In the order of the page. A study that is not named here shows its claims alone.
+SHOWN = {
+    "soft_labels": Shown(
+        "Soft labels: the tiny pair on prose",
+        "nll",
+        "NLL on the held-out novel (nats per token, lower is better), by target and "
+        "number of training sequences",
+    ),
+    "shared_task": Shown(
+        "The shared task: sums of three numbers",
+        "exact_match",
+        "Exact match on the frozen test (percent, higher is better), by target and "
+        "number of worked problems",
+        digits=1,
+        costs=(
+            ("student TFLOPs", "student_tflops"),
+            ("teacher TFLOPs", "teacher_tflops"),
+        ),
+    ),
+    "teacher_domain": Shown("A teacher away from home: dictionary glosses"),
+    "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
+}
+
+# What a gain is measured in.
+UNITS = {
+    "nll": "nats",
+    "nll_calibrated": "nats, calibrated",
+    "kl_to_teacher": "nats",
+    "agreement": "points",
+    "exact_match": "points",
+}
+
+
+class ReadmeError(ValueError):
+    """README.md or the results cannot be used; the message says what to do."""
+
+
+# The map ----------------------------------------------------------------------------
+
+
+def map_block(course: Course) -> str:
+    """One row for every lesson, finished or planned."""
+    lines = [
+        "| lesson | what it is about | `smoke` | `cpu` | `gpu` | status |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for lesson in course.lessons:
+        name = f"{lesson.number} · {lesson.title}"
+        if lesson.ready:
+            name = f"[{name}](notebooks/{lesson.name}.ipynb)"
+        minutes = (f"{lesson.minutes[key]:g}" for key in ("smoke", "cpu", "gpu"))
+        status = "ready" if lesson.ready else "planned"
+        lines.append(
+            f"| {name} | {lesson.summary} | {' | '.join(minutes)} | {status} |"
+        )
+    return "\n".join(lines)
+
+
+# The results ------------------------------------------------------------------------
+
+
+def read_confirmed(path: Path) -> list[dict[str, str]]:
+    """The confirming rows of one study; those that explored say nothing here."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["phase"] == "confirm"]
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """A mean, and half the width of its 95 % t-interval (not finite for one value)."""
+    from scipy.stats import t
+
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return mean, math.inf
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    return mean, float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(variance / n)
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean, half = mean_and_half_width(values)
+    if math.isinf(half):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def metric_table(rows: Sequence[dict[str, str]], shown: Shown) -> str:
+    """Arms by settings, in the order in which the study published them."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    columns = [*settings, *(title for title, _ in shown.costs)]
+    lines = [f"| target | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        cells = []
+        for setting in settings:
+            there = [row for row in mine if row["setting"] == setting]
+            values = [float(row[shown.metric]) for row in there]
+            cells.append(_cell(values, shown.digits))
+        for _, column in shown.costs:
+            cells.append(f"{sum(float(row[column]) for row in mine) / len(mine):.1f}")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
+    """What was claimed, what came of it."""
+    lines = [
+        "| claim | gain | 95 % interval | claimed: more than | verdict |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for one in verdicts:
+        gain, unit = one["gain"], UNITS.get(one["metric"], one["metric"])
+        interval = f"{gain['low']:+.3f} to {gain['high']:+.3f}"
+        lines.append(
+            f"| {one['text']} | {gain['mean']:+.3f} | {interval} "
+            f"| {one['margin']:g} {unit} | **{one['status']}** |"
+        )
+    return "\n".join(lines)
+
+
+def _seeds(rows: Sequence[dict[str, str]]) -> str:
+    count = len({row["seed"] for row in rows})
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _study_section(
+    name: str, rows: Sequence[dict[str, str]], verdicts: Sequence[dict[str, Any]]
+) -> str:
+    shown = SHOWN.get(name)
+    parts = [f"### {shown.heading if shown else name}"]
+    if verdicts:
+        parts.append(claims_table(verdicts))
+    if shown and shown.metric and rows:
+        parts.append(f"{shown.title}; mean of {_seeds(rows)} ± 95 % interval:")
+        parts.append(metric_table(rows, shown))
+    return "\n\n".join(parts)
+
+
+def results_block(root: Path) -> str:
+    """A section for every study that has been run."""
+    folder = root / "results" / "studies"
+    path = folder / "verdicts.json"
+    verdicts: list[dict[str, Any]] = []
+    if path.is_file():
+        verdicts = json.loads(path.read_text(encoding="utf-8"))
+    rows = {one.stem: read_confirmed(one) for one in sorted(folder.glob("*.csv"))}
+    found = {*rows, *(one["study"] for one in verdicts)}
+    if not found:
+        return NO_RESULTS
+    names = [name for name in SHOWN if name in found]
+    names += sorted(found - set(SHOWN))
+    return "\n\n".join(
+        _study_section(
+            name,
+            rows.get(name, []),
+            [one for one in verdicts if one["study"] == name],
+        )
+        for name in names
+    )
+
+
+# README.md --------------------------------------------------------------------------
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """Put every block between its markers."""
+    for name, body in blocks.items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found or begin in rest or end in before + after:
+            raise ReadmeError(
+                f"README.md needs one line `{begin}` and, after it, one `{end}`"
+            )
+        text = f"{before}{begin}\n\n{body}\n\n{end}{after}"
+    return text
+
+
+def render(root: Path) -> str:
+    """README.md as it should be."""
+    text = (root / "README.md").read_text(encoding="utf-8")
+    blocks = {"map": map_block(load_course(root)), "results": results_block(root)}
+    return fill(text, blocks)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
+    options = parser.parse_args(arguments)
+    path = options.root.resolve() / "README.md"
+    try:
+        fresh = render(path.parent)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if fresh == path.read_text(encoding="utf-8"):
+        return 0
+    if options.check:
+        print("README.md is out of date: `make readme` fills it anew.", file=sys.stderr)
+        return 1
+    draft = path.with_suffix(".md.part")
+    draft.write_text(fresh, encoding="utf-8")
+    draft.replace(path)
+    print("README.md: map and results are up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
