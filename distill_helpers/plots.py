@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.studies import Interval
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from distill_helpers.studies import Results
 
 TEACHER = "#0072B2"
 STUDENT = "#D55E00"
@@ -76,36 +76,63 @@ def token_bars(
     ax.set_title(title)
 
 
-def interval_points(
+def compare_arms(
     ax: Axes,
-    labels: Sequence[str],
-    intervals: Sequence[Interval],
+    results: Results,
+    metric: str,
+    setting: str,
     *,
-    live: Sequence[float | None] | None = None,
-    colors: Sequence[str] | None = None,
+    live: dict[str, float] | None = None,
 ) -> None:
-    """One row per arm: mean and interval of a study, and the live run beside it.
+    """A study's arms, one row each: mean, 95 % interval, and a live run beside it.
 
     Args:
         ax: Where to draw.
-        labels: Of the rows, first on top.
-        intervals: From ``Results.mean`` or ``Results.gain``.
-        live: One number per row from the run in front of the reader, or ``None``.
-        colors: Of the rows.
+        results: From ``studies.load_results``.
+        metric: A column of the study.
+        setting: Of the study.
+        live: Arm to the number of the run in front of the reader.
     """
-    colors = colors or [TEACHER] * len(labels)
-    for place, (interval, color) in enumerate(zip(intervals, colors, strict=True)):
-        ax.plot([interval.low, interval.high], [place, place], color=color, lw=3)
-        ax.plot(interval.mean, place, "o", color=color, ms=7)
-    for place, value in enumerate(live or []):
-        if value is not None:
-            ax.plot(
-                value, place, "D", mfc="white", mec="#222222", ms=6, zorder=3,
-                label="your live run" if place == 0 else None,
-            )  # fmt: skip
-    ax.set_yticks(range(len(labels)), list(labels))
-    ax.set_ylim(len(labels) - 0.5, -0.5)
+    arms = results.study.arms
+    for place, arm in enumerate(arms):
+        found = results.mean(metric, arm, setting)
+        color = TEACHER if "soft" in arm or arm == "mix" else STUDENT
+        ax.plot([found.low, found.high], [place, place], color=color, lw=3)
+        ax.plot(found.mean, place, "o", color=color, ms=7)
+    if live:
+        shown = [arm for arm in arms if arm in live]
+        ax.plot(
+            [live[arm] for arm in shown],
+            [arms.index(arm) for arm in shown],
+            "D",
+            mfc="white",
+            mec="#222222",
+            label="your live run",
+        )
+        ax.legend()
+    ax.set_yticks(range(len(arms)), list(arms))
+    ax.set_ylim(len(arms) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
+
+
+def over_settings(ax: Axes, results: Results, metric: str, arms: Sequence[str]) -> None:
+    """Some arms of a study over its settings: means and 95 % bands.
+
+    Args:
+        ax: Where to draw.
+        results: From ``studies.load_results``.
+        metric: A column of the study.
+        arms: Which to draw, at most seven.
+    """
+    settings = results.study.settings
+    places = range(len(settings))
+    for arm, marker in zip(arms, "osD^vPX", strict=False):
+        means = [results.mean(metric, arm, setting) for setting in settings]
+        ax.plot(places, [m.mean for m in means], marker=marker, label=arm)
+        lows, highs = [m.low for m in means], [m.high for m in means]
+        ax.fill_between(places, lows, highs, alpha=0.2)
+    ax.set_xticks(places, list(settings))
+    ax.legend()
 
 
 def lines(

@@ -232,6 +232,21 @@ class Results:
         )
         return t_interval([a - b for a, b in pairs])
 
+    def table(self, metrics: Sequence[str], setting: str, *, digits: int = 3) -> str:
+        """Arms by metrics, mean ± half the 95 % interval, as text to print."""
+        width = max(len(arm) for arm in self.study.arms)
+        lines = [" " * width + "".join(f"{metric:>18}" for metric in metrics)]
+        for arm in self.study.arms:
+            cells = [self.mean(metric, arm, setting) for metric in metrics]
+            lines.append(
+                f"{arm:{width}}"
+                + "".join(
+                    f"{f'{c.mean:.{digits}f} ± {c.high - c.mean:.{digits}f}':>18}"
+                    for c in cells
+                )
+            )
+        return "\n".join(lines)
+
     def options(self, arm: str, setting: str) -> Options:
         """The learning rate and weight decay that exploring chose."""
         names = [name for name, _ in self.study.grid[0]]

@@ -103,11 +103,8 @@ from distill_helpers.evaluation import generate
 
 length = profile.pick(smoke=8, cpu=40, gpu=60)
 prompts = ["The capital of France is", "A good teacher"]
-for prompt, text in zip(
-    prompts,
-    generate(teacher, tokenizer, prompts, max_new_tokens=length),
-    strict=True,
-):
+texts = generate(teacher, tokenizer, prompts, max_new_tokens=length)
+for prompt, text in zip(prompts, texts, strict=True):
     print(f"{prompt} ▸{text}\n")
 
 # %% [markdown]

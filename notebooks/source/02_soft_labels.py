@@ -65,16 +65,13 @@ print(f"hard {hard:.4f}   soft {soft:.4f}   loss {by_hand:.4f}")
 # %% tags=["nbval-check-output"]
 from distill_helpers.losses import soft_label_loss
 
-result = soft_label_loss(
+batch = (
     student_logits.view(1, 1, 3),
     teacher_logits.view(1, 1, 3),
     torch.tensor([[label]]),
-    temperature=T,
-    alpha=alpha,
-    shift=False,
 )
-print(f"hard {result.hard:.4f}   soft {result.soft:.4f}", end="   ")
-print(f"loss {result.loss:.4f}")
+result = soft_label_loss(*batch, temperature=T, alpha=alpha, shift=False)
+print(f"package {result.loss:.4f}")
 assert torch.isclose(result.loss, by_hand)
 
 # %% [markdown]
@@ -88,13 +85,7 @@ assert torch.isclose(result.loss, by_hand)
 
 # %% tags=["nbval-check-output"]
 z = student_logits.clone().requires_grad_(True)
-loss = soft_label_loss(
-    z.view(1, 1, 3),
-    teacher_logits.view(1, 1, 3),
-    torch.tensor([[label]]),
-    shift=False,
-).loss
-loss.backward()
+soft_label_loss(z.view(1, 1, 3), *batch[1:], shift=False).loss.backward()
 print("gradient:       ", z.grad)
 print("student−teacher:", z.softmax(-1).detach() - teacher_logits.softmax(-1))
 
@@ -181,11 +172,10 @@ _ = trainer.train()
 from distill_helpers.plots import lines
 
 log = [entry for entry in trainer.state.log_history if "soft" in entry]
+soft = [(entry["step"], entry["soft"]) for entry in log]
+hard = [(entry["step"], entry["hard"]) for entry in log]
 fig, ax = plt.subplots()
-curves = {
-    name: [(entry["step"], entry[name]) for entry in log]
-    for name in ("soft", "hard")
-}
+curves = {"soft": soft, "hard": hard}
 lines(ax, curves, xlabel="step", ylabel="nats per token")
 ax.set_title("One training, both terms")
 plt.show()
@@ -218,9 +208,11 @@ plt.show()
 from distill_helpers.studies import load_results
 
 results = load_results("soft_labels")
+arms = study.STUDY.arms
 steps = profile.pick(smoke=4, cpu=study.STEPS, gpu=study.STEPS)
 
 
+# %%
 def run_live(arm, setting, seed=0):
     """One run of one arm, just as the study does it."""
     return study.train_arm(
@@ -233,23 +225,17 @@ def run_live(arm, setting, seed=0):
     )
 
 
-live = {(arm, "800"): run_live(arm, "800") for arm in study.STUDY.arms}
+# %%
+live = {(arm, "800"): run_live(arm, "800") for arm in arms}
 
 # %%
-from distill_helpers.plots import interval_points
+from distill_helpers.plots import compare_arms
 
-arms = study.STUDY.arms
+live_nll = {arm: live[arm, "800"].test.nll for arm in arms}
 fig, ax = plt.subplots(figsize=(7, 3.6))
-interval_points(
-    ax,
-    arms,
-    [results.mean("nll", arm, "800") for arm in arms],
-    live=[live[arm, "800"].test.nll for arm in arms] if judged else None,
-)
+compare_arms(ax, results, "nll", "800", live=live_nll if judged else None)
 ax.set_xlabel("NLL on the unseen novel (nats per token), lower is better")
 ax.set_title("800 rows: five seeds, mean and 95 % interval")
-if judged:
-    ax.legend()
 plt.show()
 
 # %% [markdown]
@@ -259,8 +245,7 @@ plt.show()
 # %%
 from IPython.display import display
 
-for arm in arms:
-    nll = live[arm, "800"].test.nll
+for arm, nll in live_nll.items():
     display(results.check_live("nll", arm, "800", nll, judged=judged))
 
 # %% [markdown]
@@ -280,34 +265,26 @@ display(results.verdict("mix_beats_soft", judged=judged))
 # labels; are soft labels still worth anything then?
 
 # %%
-settings = study.STUDY.settings
-for setting in settings[1:]:
+for setting in ("3000", "all"):
     for arm in ("labels", "soft T=1"):
         live[arm, setting] = run_live(arm, setting)
+        nll = live[arm, setting].test.nll
+        display(results.check_live("nll", arm, setting, nll, judged=judged))
 
 # %%
+from distill_helpers.plots import over_settings
+
 fig, ax = plt.subplots()
 shown = ("labels", "argmax", "sampled", "soft T=1")
-places = range(len(settings))
-for arm, marker in zip(shown, "sv^o", strict=True):
-    means = [results.mean("nll", arm, setting) for setting in settings]
-    ax.plot(places, [m.mean for m in means], marker=marker, label=arm)
-    ax.fill_between(
-        places, [m.low for m in means], [m.high for m in means], alpha=0.2
-    )
-ax.set_xticks(places, ["800 rows", "3,000 rows", "every row new"])
+over_settings(ax, results, "nll", shown)
+ax.set_xlabel("rows to learn from (all: no row comes twice)")
 ax.set_ylabel("NLL (nats per token)")
 ax.set_title("The same number of steps, more and more text")
-ax.legend()
 plt.show()
 
 # %%
 for claim in ("few_data", "more_data", "all_data"):
     display(results.verdict(claim, judged=judged))
-for setting in settings[1:]:
-    for arm in ("labels", "soft T=1"):
-        nll = live[arm, setting].test.nll
-        display(results.check_live("nll", arm, setting, nll, judged=judged))
 
 # %% [markdown]
 # Read the figure from left to right: the more text the student has, the
@@ -329,13 +306,8 @@ for setting in settings[1:]:
 # text, divide its logits by it, and measure again.
 
 # %%
-print(f"{'arm':10}{'NLL':>7}{'calibrated':>12}{'KL':>7}{'agree':>8}")
-for arm in arms:
-    row = [
-        results.mean(metric, arm, "3000").mean
-        for metric in ("nll", "nll_calibrated", "kl_to_teacher", "agreement")
-    ]
-    print(f"{arm:10}{row[0]:7.2f}{row[1]:12.2f}{row[2]:7.2f}{row[3]:8.1%}")
+metrics = ("nll", "nll_calibrated", "kl_to_teacher", "agreement")
+print(results.table(metrics, "3000"))
 
 # %%
 display(results.verdict("soft_beats_argmax", judged=judged))
@@ -370,17 +342,13 @@ display(results.verdict("sampled_beats_argmax", judged=judged))
 
 # %%
 domain = load_results("teacher_domain")
-domain_arms = domain.study.arms
 fig, ax = plt.subplots(figsize=(7, 2.6))
-interval_points(
-    ax,
-    domain_arms,
-    [domain.mean("nll", arm, "800") for arm in domain_arms],
-)
+compare_arms(ax, domain, "nll", "800")
 ax.set_xlabel("NLL on unseen glosses (nats per token), lower is better")
 ax.set_title("800 rows of glosses: does the teacher know the domain?")
 plt.show()
 
+# %%
 display(domain.verdict("stranger_hurts", judged=judged))
 display(domain.verdict("correction_helps", judged=judged))
 
@@ -421,20 +389,10 @@ for arm in ("labels", "soft"):
     display(sums.check_live("exact_match", arm, "2000", score, judged=judged))
 
 # %%
-print(f"{'arm':8}" + "".join(f"{s:>18} sums" for s in sums.study.settings))
-for arm in sums.study.arms:
-    cells = []
-    for setting in sums.study.settings:
-        found = sums.mean("exact_match", arm, setting)
-        cells.append(f"{found.mean:7.1f} ({found.low:5.1f}–{found.high:5.1f})")
-    print(f"{arm:8}" + "".join(f"{cell:>23}" for cell in cells))
-
-for arm in sums.study.arms:
-    own = sums.mean("student_tflops", arm, "2000").mean
-    extra = sums.mean("teacher_tflops", arm, "2000").mean
-    print(
-        f"{arm:8}{own:6.1f} TFLOPs of training, {extra:.1f} of the teacher's"
-    )
+columns = ("exact_match", "student_tflops", "teacher_tflops")
+for setting in sums.study.settings:
+    print(f"{setting} worked sums (exact match in percent)")
+    print(sums.table(columns, setting, digits=1), end="\n\n")
 
 # %%
 for claim in ("sums_some", "sums_many"):
