@@ -316,6 +316,7 @@ def build_student(
     width: int,
     heads: int | None = None,
     max_length: int = 512,
+    initializer_range: float | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """A fresh Llama-architecture model on a tokenizer's vocabulary.
@@ -327,6 +328,9 @@ def build_student(
             to a multiple of 32.
         heads: Attention heads. Default: heads of 32 dimensions (at least one).
         max_length: Longest sequence.
+        initializer_range: Standard deviation of the random weights. Default:
+            ``width ** -0.5``, as wide models have it; Llama's fixed 0.02 makes small
+            ones start slowly.
         seed: Of the random weights; the global random state stays as it was.
 
     Returns:
@@ -348,6 +352,7 @@ def build_student(
         num_attention_heads=heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=True,
+        initializer_range=initializer_range or width**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         # No pad_token_id: an embedding does not learn its padding row, and padding

@@ -69,7 +69,8 @@ def token_bars(
     ax.grid(axis="y", visible=False)
     top = max(probabilities)
     for place, probability in zip(places, probabilities, strict=True):
-        text = f"{100 * probability:.3g} %"
+        percent = 100 * probability
+        text = f"{percent:.3g} %" if percent >= 0.01 else "< 0.01 %"
         ax.text(probability + 0.015 * top, place, text, va="center", fontsize=8.5)
     ax.set_xlim(0, 1.22 * top)
     ax.set_xlabel("probability")

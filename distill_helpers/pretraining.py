@@ -59,7 +59,9 @@ def pretrain_prose(*, steps: int = PROSE_STEPS, seed: int = 0) -> Loaded:
     tokenizer = train_prose_tokenizer()
     rows = pack(austen("train"), tokenizer, LENGTH)
     validation = pack(austen("validation"), tokenizer, LENGTH)
-    model = build_student(tokenizer, layers=4, width=192, heads=6, seed=seed)
+    model = build_student(
+        tokenizer, layers=4, width=192, heads=6, initializer_range=0.02, seed=seed
+    )
     best = KeepBest(
         lambda network: held_out_nll(network, validation, tokenizer),
         every=max(1, steps // 10),
@@ -81,7 +83,9 @@ def pretrain_sums(*, steps: int = SUMS_STEPS, seed: int = 0) -> Loaded:
         [problem.answer for problem in chosen],
         tokenizer,
     )
-    model = build_student(tokenizer, layers=4, width=128, heads=4, seed=seed)
+    model = build_student(
+        tokenizer, layers=4, width=128, heads=4, initializer_range=0.02, seed=seed
+    )
     judged = three_sums.problems(500, seed=seed + 1)
     stop = StopAt(
         lambda network: _share_right(Loaded(network, tokenizer), judged),

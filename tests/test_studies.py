@@ -146,7 +146,7 @@ def test_text_in_a_verdict_is_escaped():
 def test_a_study_explores_chooses_and_confirms(tmp_path, in_process):
     results = studies.run_study(make_study(), tmp_path)
     confirmed = [row for row in results.rows if row["phase"] == "confirm"]
-    assert len(results.rows) == 2 * 2 + 2 * 2 + 2 * 5
+    assert len(results.rows) == 2 * 2 + 2 * 5
     assert {row["rate"] for row in confirmed} == {0.2}
     assert {row["seed"] for row in confirmed} == set(studies.CONFIRM_SEEDS)
     assert results.verdict("better").status == "holds"

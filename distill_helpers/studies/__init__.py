@@ -4,8 +4,8 @@ A :class:`Study` lists its arms (what is compared), its settings (how much data)
 grid of learning rates and weight decays that is the same for every arm. It runs in two
 phases:
 
-* *explore* on seeds 0 to 2: the grid on seed 0, the best cell of each arm (by the
-  validation metric) on the other two;
+* *explore*: the whole grid on seed 0; the best cell of each arm, by the validation
+  metric, is kept. Seeds 0 to 2 are for exploring, also by hand and in notebooks;
 * *confirm* once, on five fresh seeds, with the cell that exploring chose.
 
 Claims are judged on the confirming seeds alone, by the t-interval of the paired
@@ -412,26 +412,24 @@ def run_study(
         # Setting first: neighbouring runs share data and teacher.
         return ((arm, setting) for setting in study.settings for arm in study.arms)
 
-    first, *others = EXPLORE_SEEDS
     rows = finish(
         [
-            Run(arm, setting, first, options)
+            Run(arm, setting, EXPLORE_SEEDS[0], options)
             for arm, setting in pairs()
             for options in study.grid
         ],
         "explore",
     )
     best = {pair: _best(study, rows, *pair) for pair in pairs()}
-    for phase, seeds in (("explore", others), ("confirm", list(CONFIRM_SEEDS))):
-        rows += finish(
-            [
-                Run(arm, setting, seed, best[arm, setting])
-                for setting in study.settings
-                for seed in seeds
-                for arm in study.arms
-            ],
-            phase,
-        )
+    rows += finish(
+        [
+            Run(arm, setting, seed, best[arm, setting])
+            for setting in study.settings
+            for seed in CONFIRM_SEEDS
+            for arm in study.arms
+        ],
+        "confirm",
+    )
     return Results(study, tuple(rows))
 
 

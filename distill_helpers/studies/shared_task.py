@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 64
-STEPS = 600
+STEPS = 400
 VALIDATION_SEED = 777
 ARMS = ("labels", "soft")
 
@@ -177,7 +177,7 @@ STUDY = Study(
     arms=ARMS,
     settings=("2000", "8000"),
     grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (2e-3, 4e-3)
+        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (4e-3, 8e-3)
     ),
     run=_run,
     select="validation_nll",

@@ -214,7 +214,7 @@ STUDY = Study(
     arms=("labels", *SOFT_ARMS, *TEACHER_LABEL_ARMS),
     settings=("800", "3000", "all"),
     grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (2e-3, 3.5e-3)
+        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (8e-3, 1.6e-2)
     ),
     run=_run,
     select="validation_nll",

@@ -7,14 +7,16 @@
 # enough of its skill into something that runs faster, costs less, and fits
 # on your own device.
 #
-# There are three ways to learn from a teacher, and the course takes them one
+# This course takes three ways to learn from a teacher, one
 # by one, on the same data and with the same yardsticks:
 #
-# | technique | the student learns from | it needs |
-# |---|---|---|
-# | **soft labels** | the teacher's whole distribution over the vocabulary, at every token | the teacher's logits, so its weights |
-# | **hard labels** | the text that the teacher writes | the teacher's text, an API will do |
-# | **co-distillation** | a teacher that is still learning itself, on the same batches | training both |
+# | technique | the student learns from | it needs | lessons |
+# |---|---|---|---|
+# | **soft labels** | the teacher's probabilities for *every* possible next token | the teacher's weights | 02, 03, 07 |
+# | **hard labels** | the text that the teacher writes | the teacher's text, an API will do | 04, 05 |
+# | **co-distillation** | a teacher that is still learning itself, on the same batches | training both | 06 |
+#
+# A *token* is a word or a piece of one, the unit in which a model reads.
 #
 # No prices, no promises yet: each lesson measures what its technique buys,
 # over several seeds, and some of the answers are "nothing".
@@ -40,8 +42,8 @@ print("the real teacher:", profile.teacher)
 #
 # On a laptop the teacher is SmolLM2-135M-Instruct: small for a teacher, but
 # a real language model, trained on two trillion tokens, and it came with the
-# installation: nothing is downloaded now. (On a GPU a larger sibling takes
-# its place.)
+# installation, so that nothing is downloaded now. (On a GPU a larger sibling
+# takes its place and comes from the hub.)
 
 # %%
 from distill_helpers.models import load_teacher, parameter_count
@@ -56,8 +58,8 @@ print(f"layers:     {teacher.config.num_hidden_layers}")
 # What does such a model do? One thing only: it reads some tokens and gives
 # every token of its vocabulary a score, the **logit**, for coming next.
 #
-# **Predict** the five likeliest next words after *"The cat sat on the"*.
-# Write them down, and a probability for the first. Then run the cell.
+# **Predict** the likeliest next words after *"For breakfast she drank a cup
+# of"*. Write down three, and a probability for the first. Then run the cell.
 
 # %%
 import torch
@@ -71,7 +73,7 @@ def next_token_logits(text):
     return logits[0, -1].float().cpu()
 
 
-logits = next_token_logits("The cat sat on the")
+logits = next_token_logits("For breakfast she drank a cup of")
 print("shape:", tuple(logits.shape))
 
 # %%
@@ -82,21 +84,22 @@ from distill_helpers.plots import token_bars
 values, ids = logits.softmax(-1).topk(8)
 words = [repr(tokenizer.decode(i)) for i in ids.tolist()]
 fig, ax = plt.subplots()
-token_bars(ax, words, values.tolist(), title="“The cat sat on the …”")
+token_bars(ax, words, values.tolist(), title="“… she drank a cup of …”")
 plt.show()
 
 # %% [markdown]
-# The quotes show that a token brings its own space along. Look past the
-# first bar: the other words are places a cat might sit, too. A text that
-# says *"The cat sat on the mat"* would have told a student about *mat*
-# only. The teacher's distribution also tells it about *floor* and *bed*, and
-# that is what the next lessons put to work.
+# The quotes show that a token brings its own space along, and that a token
+# need not be a whole word. Look past the first bar: *tea* would have been
+# fine, too. A text that says *coffee* tells a student about *coffee* only.
+# The teacher's distribution also tells it about *tea*, and how much less
+# likely that is. The next lessons put this to work.
 
 # %% [markdown]
 # ## From one token to a text
 #
 # To write, the model picks a token, appends it, and asks itself again.
-# Always taking the likeliest token is called *greedy* decoding.
+# Always taking the likeliest token is called *greedy* decoding. We hand it
+# bare text here, without the chat format it was tuned for, so it wanders.
 
 # %%
 from distill_helpers.evaluation import generate
@@ -111,7 +114,8 @@ for prompt, text in zip(prompts, texts, strict=True):
 # ## How good is a model? One number, two ways
 #
 # The usual yardstick is the **negative log-likelihood** (NLL): how surprised
-# the model is, on average, by the token that really comes next, in *nats*.
+# the model is, on average, by the token that really comes next. The surprise
+# at a token of probability $p$ is $-\ln p$, in *nats*.
 # Let us compute it by hand, so that nothing about it stays a mystery: take
 # the log-probabilities, pick out those of the tokens that came, average,
 # change the sign.
@@ -138,7 +142,7 @@ assert abs(found.nll - by_hand.item()) < 1e-3
 
 # %% [markdown]
 # The two agree, so from now on the package does it. Notice the shift in the
-# code: *the logits at position t speak about token t + 1*. Half of all
+# code: *the logits at position t speak about token t + 1*. Many
 # distillation bugs live in that line.
 
 # %% [markdown]
@@ -179,10 +183,15 @@ for name, model, tok in (
     )
 
 # %% [markdown]
+# Per token the tiny one looks better, per byte it is worse: its tokens are
+# shorter, and a short token is easier to guess. (And SmolLM2 may well have
+# read *Persuasion*.)
+
+# %% [markdown]
 # ## Why a student needs help
 #
 # One way to make a student is to take layers out of the teacher. That is
-# quick, and half the computing is gone. So is the sense, as you can read.
+# quick, and a third of the layers is gone. So is the sense, as you can read.
 # Lesson 02 teaches a pruned model to speak again.
 
 # %%
@@ -280,14 +289,15 @@ checks.bits_per_byte(bits_per_byte)
 # | word | meaning |
 # |---|---|
 # | teacher, student | the model that is learned from, the one that learns |
+# | token | a word or a piece of one, the unit in which a model reads |
 # | logits | one score per token of the vocabulary, for coming next |
-# | distribution | the logits after a softmax: probabilities that sum to 1 |
+# | softmax | turns logits into probabilities that sum to 1 (lesson 01) |
 # | NLL | mean surprise at the true next token, in nats per token |
 # | bits per byte | the same per byte of text: comparable between tokenizers |
 # | profile | where a notebook runs: `smoke`, `cpu` or `gpu` |
 #
-# **When would you not distil at all?** When somebody has done it already.
-# Most teams are best served by a small model that its makers distilled; you
-# have just loaded one that is good for its size. Distil when no such model
-# knows your task, and when you will call it often enough to earn the
-# training back. Lesson 08 does the sums.
+# **When would you not distil at all?** When a small finished model already
+# does what you need; the one you loaded is an example of how small they
+# come. Most teams are best served by one. Distil when no such model knows
+# your task, and when you will call yours often enough to earn the training
+# back. Lesson 08 does the sums.

@@ -27,9 +27,10 @@ for word, probability in happy.items():
 
 # %% [markdown]
 # A student that learns only *joyful* knows one synonym. A student that
-# learns the three with their weights knows how the words relate: elated is
-# stronger and rarer, content is quieter. Nobody wrote that down. It came
-# with the numbers.
+# learns the three with their weights knows that all three fit here, and how
+# well each does. Over many contexts, such proportions show which words are
+# alike, and where they part. Nobody wrote that down. It came with the
+# numbers.
 
 # %% [markdown]
 # ## From logits to probabilities
@@ -134,14 +135,15 @@ print(f"formula:       {formula:.2f} nats")
 print(f"mean surprise: {mean_surprise:.2f} nats")
 
 # %% [markdown]
-# A label that was put down as plain *cat* has entropy 0. What a soft label
-# tells a student beyond it is what it leaves open, and in which proportions.
+# A plain label puts probability 1 on *cat* and 0 on all else; that is called
+# *one-hot*, and its entropy is 0. What a soft label tells a student beyond it
+# is what it leaves open, and in which proportions.
 
 # %% [markdown]
 # ## A real teacher's dark knowledge
 #
-# Now the real thing. This is the teacher's own distribution for our two
-# examples, over a vocabulary of tens of thousands of tokens.
+# Now the real thing: the teacher's own distribution, over a vocabulary of
+# tens of thousands of tokens, for two prompts that are close to our examples.
 
 # %%
 from distill_helpers.models import load_teacher
@@ -162,7 +164,7 @@ def next_token_logits(text):
 # %%
 import matplotlib.pyplot as plt
 
-prompts = ["A small furry pet is a", "Another word for happy is"]
+prompts = ["My favourite pet is a small furry", "He was feeling very"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 for ax, prompt in zip(axes, prompts, strict=True):
     values, ids = next_token_logits(prompt).softmax(-1).topk(8)
@@ -171,10 +173,11 @@ for ax, prompt in zip(axes, prompts, strict=True):
 plt.show()
 
 # %% [markdown]
-# Less tidy than our example, and richer. The real model hedges: it considers
-# adjectives that could still come first, and synonyms, and it spreads the
-# rest over thousands of tokens. Here is the same distribution at three
-# temperatures, as a table of its head and its tail.
+# Less tidy than our examples, and richer. Look at how the likely words belong
+# together: kinds of animals and ways to speak of them; feelings, bright and
+# dark. The rest of the probability is spread over thousands of tokens. Here
+# is the first distribution at three temperatures, as a table of its head and
+# its tail.
 
 # %%
 real_logits = next_token_logits(prompts[0])
@@ -188,10 +191,10 @@ for temperature in (0.5, 1.0, 2.0):
     )
 
 # %% [markdown]
-# Remember the last column of shares: at $T = 2$ most of the mass may sit on
-# tokens that the model finds unlikely one by one. Temperature brings out
-# dark knowledge, and noise along with it. Which of the two wins is a matter
-# for measuring (lesson 02).
+# Look at the share of *all others*: it grows fast with $T$. Each of those
+# tokens is unlikely, but there are tens of thousands of them. Temperature
+# brings out dark knowledge, and noise along with it. Which of the two wins
+# is a matter for measuring (lesson 02).
 
 # %% [markdown]
 # ## Not every token is a choice
@@ -225,9 +228,10 @@ for name, chosen in (("settled", order[:3]), ("open", order[-3:])):
 
 # %% [markdown]
 # Where the text is settled (the second half of a word, a fixed phrase), a
-# soft label says nothing that the plain label does not. Where it is open, a
+# soft label says little more than the plain label does. Where it is open, a
 # plain label is one draw from many possibilities, and the soft label is all
-# of them at once.
+# of them at once. One warning: high entropy can also mean that the teacher
+# simply does not know.
 
 # %% [markdown]
 # ## Two distributions: how far apart?
@@ -255,7 +259,8 @@ print(f"KL(student ‖ teacher) = {reverse:.4f} nats   (reverse)")
 from distill_helpers.losses import token_divergence
 
 for kind, expected in (("forward_kl", forward), ("reverse_kl", reverse)):
-    # Log-probabilities are logits, too: a softmax leaves them alone.
+    # The student comes first here. Log-probabilities are logits, too: a
+    # softmax leaves them alone.
     value = token_divergence(student.log(), p.log(), kind=kind)
     print(f"{kind}: {value:.4f}")
     assert torch.isclose(value, expected)
@@ -267,12 +272,14 @@ for kind, expected in (("forward_kl", forward), ("reverse_kl", reverse)):
 # small to hold both: it can only be one bump. Which bump does each
 # direction choose?
 #
-# **Predict** before you run: one direction will sit on a peak, the other
-# will cover both.
+# (Real tokens have no order along an axis; the picture borrows one so that
+# there is something to see.) **Predict** before you run: draw the two bumps
+# on paper.
 
 # %%
 x = torch.linspace(-6, 6, 241)
-target = 0.6 * torch.exp(-((x + 2) ** 2)) + 0.4 * torch.exp(-((x - 2) ** 2))
+left, right = torch.exp(-2 * (x + 2.5) ** 2), torch.exp(-2 * (x - 2.5) ** 2)
+target = 0.6 * left + 0.4 * right
 target_logits = (target / target.sum()).log()
 
 
@@ -317,8 +324,9 @@ plt.show()
 # With temperature in the loss, the student's gradient is
 # $\frac{1}{T}\,(q(T) - p(T))$. A high $T$ makes it smaller **twice**: once
 # by the $1/T$ in front, and once more because both flattened distributions
-# come close to each other. So the gradient shrinks like $1/T^2$, and
-# multiplying the loss by $T^2$ makes up for it. Do not believe it, look:
+# come close to each other. So the gradient shrinks like $1/T^2$ once $T$ is
+# high, and multiplying the loss by $T^2$ makes up for it. Do not believe it,
+# look:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -348,15 +356,19 @@ lines(
     curves,
     xlabel="temperature T",
     ylabel="gradient norm",
-    title="T² keeps the gradient's size, roughly, once T is high",
+    title="T² keeps the gradient's size, but only once T is high",
 )
 ax.set_xscale("log")
 ax.set_yscale("log")
+ax.set_xticks([0.5, 1, 2, 5, 10, 20, 40], [0.5, 1, 2, 5, 10, 20, 40])
+ax.minorticks_off()
 plt.show()
 
 # %% [markdown]
 # The plain curve falls; the scaled one levels off, but only at high $T$.
-# At the temperatures people use, $T^2$ is a rule of thumb. Does it matter?
+# Before that, probability is still spreading over a vocabulary of tens of
+# thousands, and even the scaled gradient falls. At the temperatures people
+# use, $T^2$ is a rule of thumb. Does it matter?
 # Adam divides by the gradient's size, so a constant factor on the *whole*
 # loss changes next to nothing. It matters when soft and hard terms are
 # **mixed** (a missing $T^2$ hands the training to the labels), and where
@@ -369,8 +381,8 @@ plt.show()
 # hand: half the mean squared difference of the logits, after each model's
 # mean logit is taken off,
 #
-# $$T^2\,\mathrm{KL} \;\to\; \frac{1}{2V} \sum_i (\tilde z_i^S - \tilde
-# z_i^T)^2 .$$
+# $$T^2\,\mathrm{KL} \;\to\; \frac{1}{2V} \sum_i
+# (\tilde z_i^{\,\text{student}} - \tilde z_i^{\,\text{teacher}})^2 .$$
 #
 # So with a very high temperature, distilling means *matching logits*, the
 # unlikely ones as much as the likely ones.

@@ -44,6 +44,9 @@ print("student:", student_logits.softmax(-1))
 #
 # $$\mathcal{L} = (1 - \alpha)\;\mathrm{CE}(q, \text{label})
 #  \;+\; \alpha\; T^2\; \mathrm{KL}\big(p(T) \,\|\, q(T)\big)$$
+#
+# $\alpha$ says how much the soft term weighs: 0 is plain training, 1 listens
+# to the teacher alone.
 
 # %% tags=["nbval-check-output"]
 T, alpha = 2.0, 0.5
@@ -90,9 +93,9 @@ print("gradient:       ", z.grad)
 print("student−teacher:", z.softmax(-1).detach() - teacher_logits.softmax(-1))
 
 # %% [markdown]
-# A plain label would give the same formula with $p = (1, 0, 0)$: push token
-# 0 up, push *everything else* down, token 1 included. The soft label knows
-# that token 1 was a fair choice.
+# A plain label gives the same formula with $p = (1, 0, 0)$. It pushes token 1
+# down twice as hard, and would not stop before it is at zero. The soft label
+# stops at the teacher's share.
 #
 # ## Shift and mask
 #
@@ -117,7 +120,7 @@ teacher = torch.randn(2, 5, 3)
 before = soft_label_loss(student, teacher, labels)
 print("positions that count:", before.num_items)
 
-# Row 1, position 3 is padding: whatever stands there must not matter.
+# The second row, position 3, is padding: what stands there cannot matter.
 student[1, 3] = float("nan")
 after = soft_label_loss(student, teacher, labels)
 print("the same with nan in the padding:", bool(before.loss == after.loss))
@@ -135,6 +138,7 @@ from distill_helpers.models import build_student
 from distill_helpers.studies import soft_labels as study
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
+# Fewer rows to judge on in the smoke profile, the study's own elsewhere.
 pair = study.load_pair(
     **profile.pick(
         smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
@@ -154,7 +158,7 @@ trainer = SoftLabelTrainer(
     tokenizer=pair.tokenizer,
     train_dataset=rows,
     args=training_arguments(
-        get_profile("cpu"),
+        get_profile("cpu"),  # models this small are no faster on a GPU
         steps=profile.pick(smoke=4, cpu=40, gpu=40),
         learning_rate=2e-3,
         batch_size=16,
@@ -185,8 +189,9 @@ plt.show()
 #
 # Now the question: *what should the student learn from?* Seven answers, and
 # everything else equal: the same rows in the same order, the same number of
-# steps, the same starting weights, the best of the same grid of learning
-# rates and weight decays, the best checkpoint by validation.
+# steps, the same starting weights, the better of the same two learning
+# rates, the best checkpoint by validation. (Equal steps are not equal
+# computing: soft labels also cost the teacher's passes.)
 #
 # | arm | target at every position |
 # |---|---|
@@ -196,10 +201,10 @@ plt.show()
 # | `argmax` | the teacher's likeliest token |
 # | `sampled` | one token drawn from the teacher's distribution |
 #
-# One run proves little, so the comparison is a **study**: it tried the grid
-# on exploring seeds, declared its claims in its source, and then ran once on
-# five fresh seeds. What you run here is one more seed, live. It should fall
-# where the study says.
+# One run proves little, so the comparison is a **study**: it chose learning
+# rates on an exploring seed, declared its claims in its source, and then ran
+# once on five fresh seeds. What you run here is one more seed, live. It
+# should fall where the study says.
 #
 # **Predict:** put the seven in order, for a student that has only 800 rows
 # to learn from.
@@ -249,8 +254,10 @@ for arm, nll in live_nll.items():
     display(results.check_live("nll", arm, "800", nll, judged=judged))
 
 # %% [markdown]
-# And these are the claims that were declared for 800 rows, with the verdicts
-# that the fresh seeds gave. A claim may fail; then that is the result.
+# And these are the claims that were declared for 800 rows, each with the
+# margin that the gain had to exceed, and with the verdict that the fresh seeds
+# gave. *Holds*: the whole interval lies above the margin. *Fails*: the whole
+# interval lies below. *Undecided*: neither. A claim that fails is a result.
 
 # %%
 display(results.verdict("few_data", judged=judged))
@@ -260,9 +267,10 @@ display(results.verdict("mix_beats_soft", judged=judged))
 # %% [markdown]
 # ## Where the gain ends
 #
-# With 800 rows, the student reads each of them six times. With 3,000 it
-# hardly repeats itself, and with all rows it never does. More text is more
-# labels; are soft labels still worth anything then?
+# With 800 rows, the student reads each of them six times. With 3,000 it reads
+# each once or twice, and under `all` no row comes twice. More text is more
+# labels; are soft labels still worth anything then? **Predict** how the
+# distance between the two changes from left to right.
 
 # %%
 for setting in ("3000", "all"):
@@ -300,13 +308,16 @@ for claim in ("few_data", "more_data", "all_data"):
 # ## Hard labels from the same teacher
 #
 # Now compare `soft T=1` with `argmax` in the same figure. Both come from the
-# teacher; argmax only keeps the winner. That student learns to be far too
-# sure of itself, and NLL punishes that. How much of the difference is
-# mere overconfidence? Fit **one temperature** per student on validation
-# text, divide its logits by it, and measure again.
+# teacher; argmax only keeps the winner, so that student tends to become too
+# sure of itself, and NLL punishes that. How much of the difference is mere
+# overconfidence? Fit **one temperature** per student on validation text,
+# divide its logits by it, and measure again: that is `nll_calibrated`. `ece`
+# is the calibration error, the distance between how sure a student is and
+# how often it is right. `agreement` is the share of positions where teacher
+# and student have the same likeliest token.
 
 # %%
-metrics = ("nll", "nll_calibrated", "kl_to_teacher", "agreement")
+metrics = ("nll", "nll_calibrated", "ece", "kl_to_teacher", "agreement")
 print(results.table(metrics, "3000"))
 
 # %%
@@ -315,10 +326,11 @@ display(results.verdict("soft_beats_argmax_calibrated", judged=judged))
 display(results.verdict("sampled_beats_argmax", judged=judged))
 
 # %% [markdown]
-# A token *sampled* from the teacher is a noisy label, but an honest one: its
-# expected gradient is exactly the soft label's. Argmax is not noisy, but
-# biased: no amount of it teaches the second choices. Look at the column of
-# agreement, too: which yardstick crowns which arm?
+# A token *sampled* from the teacher is a noisy label, but an honest one: over
+# fresh draws, its expected gradient is exactly the soft label's. (Ours are
+# drawn once, so a row that comes back brings the same draw.) Argmax is not
+# noisy, but biased: no amount of it teaches the second choices. Look at the
+# column of agreement, too: which yardstick crowns which arm?
 
 # %% [markdown]
 # ## A yardstick for each question
@@ -338,7 +350,8 @@ display(results.verdict("sampled_beats_argmax", judged=judged))
 # The Austen teacher knows one world. What if the student's text is from
 # another: dictionary entries? A second study asks it. Its last arm first
 # gives the teacher a short training on such entries (*teacher correction*,
-# as in Sreenivas et al. 2024).
+# as in Sreenivas et al. 2024). That teacher then has read more entries than
+# its student will, so part of what it passes on is that data.
 
 # %%
 domain = load_results("teacher_domain")
@@ -358,7 +371,8 @@ display(domain.verdict("correction_helps", judged=judged))
 # Text is judged by probabilities. A task is judged by right and wrong. One
 # task runs through the whole course, so that the techniques meet on equal
 # terms: sums of three numbers with the steps written out. Its teacher is
-# right about four times in five.
+# right about four times in five. Both students read the same correct answers;
+# one learns the characters, the other what the teacher expected at each.
 
 # %%
 from distill_helpers import three_sums
@@ -480,17 +494,16 @@ for claim in ("real_kl", "real_agreement", "real_nll"):
     display(real_results.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Both students speak again, a little. Which one is better depends on the
-# question you ask: the labels pull it towards the novels, the soft labels
-# towards the teacher it was cut from. The teacher never read these novels so
-# closely as to prefer their words; the labels *are* their words.
+# Labels aim at the novels, soft labels at the teacher that the student was
+# cut from. Do the yardsticks agree on a winner? Say which question you ask
+# before you answer.
 
 # %% [markdown]
 # ## Exercise 1 · The loss
 #
 # *medium · the most important function of the course · 20 minutes*
 #
-# Write `soft_label_loss(student_logits, teacher_logits, labels, temperature,
+# Write `my_loss(student_logits, teacher_logits, labels, temperature,
 # alpha)` with forward KL and T², for whole batches. Shift, then pick the
 # positions that count *before* any softmax (a masked row may hold `-inf`,
 # and zero times infinity is `nan`), and divide by their number.
@@ -582,13 +595,14 @@ checks.sampled_labels(sampled_labels)
 # |---|---|---|
 # | α | weight of the soft term; 0 is plain training | 1, or a mix if the teacher is weak here |
 # | T | flattens both distributions; brings out the tail | 1 for language models |
-# | T² | keeps soft and hard in proportion when T changes | on |
+# | T² | keeps soft and hard in proportion at high T; otherwise tune α again | on |
 # | divergence | forward KL covers, reverse KL chooses | forward KL |
 #
 # **When would you not use soft labels?**
 #
 # * You cannot see the teacher's logits (an API): lesson 04.
-# * The vocabularies differ: the distributions cannot be compared.
+# * The vocabularies differ: the distributions cannot be compared directly
+#   (arXiv:2402.12030 works around it).
 # * The teacher does not know the domain: correct it first, or use labels.
 # * You have far more text than the student can digest, and time to train on
 #   it: the gain shrinks as the data grow.
@@ -599,5 +613,7 @@ checks.sampled_labels(sampled_labels)
 #   (lesson 03), if you can afford the bytes.
 #
 # *Read on:* Hinton et al. 2015 (arXiv:1503.02531); Muralidharan et al. 2024
-# (arXiv:2407.14679) for pruning and distilling; Busbridge et al. 2025
-# (arXiv:2502.08606) on when distilling stops paying.
+# (arXiv:2407.14679) for pruning and distilling; Sreenivas et al. 2024
+# (arXiv:2408.11796) for correcting the teacher; Busbridge et al. 2025
+# (arXiv:2502.08606), who found distilling from a finished teacher ahead only
+# up to an amount of computing that grows with the student.
