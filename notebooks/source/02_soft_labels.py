@@ -295,14 +295,18 @@ for claim in ("few_data", "more_data", "all_data"):
     display(results.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Read the figure from left to right: the more text the student has, the
-# less a soft label adds to it, at a fixed number of steps. The
-# extra that is left when every row is new is not about *data* any more: a
-# distribution is a less noisy lesson than one token drawn from it, so a
-# student gets further in the same number of steps. Train much longer, on
-# ever new text, and the labels catch up, since they come from the author and
-# the soft labels only from a teacher that imitates her. Our steps are too few
-# to show that end; Busbridge et al. (2025, arXiv:2502.08606) did.
+# Does the gap between labels and soft labels close from left to right? If it
+# does not, then text was not what this student was short of. When every row
+# is new, nothing can be memorised; what is left of the gain comes from a
+# *less noisy lesson*: a whole distribution instead of one token drawn from
+# it, so that the student gets further in the same number of steps.
+#
+# So where does the gain end? Not within our few steps. Train much longer, on
+# ever new text, and labels have something that soft labels lack: they come
+# from the author, and not from a model that imitates her. Busbridge et al.
+# (2025, arXiv:2502.08606) measured that end for larger models: distilling is
+# ahead up to an amount of computing that grows with the student, and behind
+# after it. No study of this course shows it.
 
 # %% [markdown]
 # ## Hard labels from the same teacher
@@ -604,11 +608,10 @@ checks.sampled_labels(sampled_labels)
 # * The vocabularies differ: the distributions cannot be compared directly
 #   (arXiv:2402.12030 works around it).
 # * The teacher does not know the domain: correct it first, or use labels.
-# * You have far more text than the student can digest, and time to train on
-#   it: the gain shrinks as the data grow.
-# * The task has one right answer at nearly every token, as in our sums, and
-#   the teacher is sometimes wrong: its doubts say little that a correct label
-#   does not.
+# * You have far more text than the student can digest, and the computing to
+#   train on it for long: labels may end ahead (Busbridge et al. 2025).
+# * The task is judged by its answers, and a correct label is at hand for each:
+#   look at the verdicts for our sums before you pay for a teacher.
 # * The teacher's forward pass on every step is too dear: store its labels
 #   (lesson 03), if you can afford the bytes.
 #
