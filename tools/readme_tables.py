@@ -63,7 +63,6 @@ SHOWN = {
             ("teacher TFLOPs", "teacher_tflops"),
         ),
     ),
-    "teacher_domain": Shown("A teacher away from home: dictionary glosses"),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
 }
 

@@ -43,7 +43,7 @@ CONFIDENCE = 0.95
 # wolf, narrow enough to notice a different result.
 LIVE_CONFIDENCE = 0.99
 MIME = "application/vnd.distill-helpers+json"
-STUDIES = ("soft_labels", "shared_task", "teacher_domain", "real_pair")
+STUDIES = ("soft_labels", "shared_task", "real_pair")
 
 Options = tuple[tuple[str, float], ...]
 

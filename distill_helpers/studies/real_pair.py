@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LENGTH = 128
 BATCH_SIZE = 4
-STEPS = 30
+STEPS = 20
 # The middle of the 30 layers goes, the ends stay.
 REMOVED = range(10, 20)
 
@@ -164,7 +164,7 @@ STUDY = Study(
     name="real_pair",
     question="How should a pruned SmolLM2 be repaired: on labels or on soft labels?",
     arms=("labels", "soft"),
-    settings=("30 steps",),
+    settings=("20 steps",),
     grid=tuple(
         (("learning_rate", rate), ("weight_decay", 0.0)) for rate in (2e-4, 5e-4)
     ),
@@ -179,7 +179,7 @@ STUDY = Study(
             metric="kl_to_teacher",
             arm="soft",
             baseline="labels",
-            setting="30 steps",
+            setting="20 steps",
             margin=0.1,
         ),
         Claim(
@@ -188,7 +188,7 @@ STUDY = Study(
             metric="agreement",
             arm="soft",
             baseline="labels",
-            setting="30 steps",
+            setting="20 steps",
             margin=1.0,
             higher_is_better=True,
         ),
@@ -198,7 +198,7 @@ STUDY = Study(
             metric="nll",
             arm="soft",
             baseline="labels",
-            setting="30 steps",
+            setting="20 steps",
         ),
     ),
 )
