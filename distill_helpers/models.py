@@ -355,13 +355,16 @@ def build_student(
         initializer_range=initializer_range or width**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        # No pad_token_id: an embedding does not learn its padding row, and padding
-        # is often the end-of-text token, which has to be learned.
     )
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed every GPU.
         torch.default_generator.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config).eval()
+    # Only now: an embedding does not learn its padding row, and padding is often the
+    # end-of-text token, which has to be learned.
+    for settings in (model.config, model.generation_config):
+        settings.pad_token_id = tokenizer.pad_token_id
+    return model
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -133,7 +133,7 @@ def over_settings(ax: Axes, results: Results, metric: str, arms: Sequence[str]) 
         lows, highs = [m.low for m in means], [m.high for m in means]
         ax.fill_between(places, lows, highs, alpha=0.2)
     ax.set_xticks(places, list(settings))
-    ax.legend()
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(arms))
 
 
 def lines(
