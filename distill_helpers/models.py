@@ -278,6 +278,8 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel
             f"{type(model).__name__} keeps its layers elsewhere than in "
             "model.model.layers; use a Llama-like model (Llama, Qwen, Gemma, Mistral)"
         )
+    from transformers.initialization import no_init_weights
+
     count = model.config.num_hidden_layers
     keep = [int(index) for index in keep]
     if not keep or keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= count:
@@ -290,8 +292,9 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel
     # Models that alternate kinds of attention say for each layer which it is.
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in keep]
-    # The random start is overwritten; the global random state stays as it was.
-    with torch.random.fork_rng(devices=[]):
+    # Every weight is about to be copied: drawing random ones would take seconds, and
+    # change the global random state.
+    with no_init_weights():
         student: Any = type(model)(config)
     student.to(model.device)
     new_index = {old: new for new, old in enumerate(keep)}

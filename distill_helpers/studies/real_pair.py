@@ -53,8 +53,10 @@ class RealPair:
 def load_pair(profile: Profile, test_rows: int = 24) -> RealPair:
     """Load the teacher; pack the five novels for training, the sixth for judging."""
     teacher = load_teacher(profile)
+    length = profile.pick(smoke=32, cpu=LENGTH, gpu=LENGTH)
+    passages = profile.pick(smoke=30, cpu=10_000, gpu=10_000)
     train, validation, test = (
-        pack(austen(split), teacher.tokenizer, LENGTH)
+        pack(austen(split)[:passages]["text"], teacher.tokenizer, length)
         for split in ("train", "validation", "test")
     )
     return RealPair(
@@ -92,18 +94,19 @@ def repair(
     progress: bool = False,
 ) -> Evaluation:
     """Train a pruned student in place, on labels or soft labels; judge it."""
+    batch_size = profile.pick(smoke=1, cpu=BATCH_SIZE, gpu=BATCH_SIZE)
     options: dict[str, Any] = {
         "args": training_arguments(
             profile,
             steps=steps,
             learning_rate=learning_rate,
-            batch_size=BATCH_SIZE,
+            batch_size=batch_size,
             weight_decay=weight_decay,
             seed=seed,
             disable_tqdm=not progress,
         ),
         "train_dataset": pair.train.shuffle(seed=seed).select(
-            range(steps * BATCH_SIZE)
+            range(steps * batch_size)
         ),
         "tokenizer": pair.teacher.tokenizer,
     }

@@ -137,6 +137,8 @@ def train_arm(
         steps: Optimizer steps of 16 rows.
         progress: Show a progress bar.
     """
+    # Rows that a short run does not reach need no teacher either.
+    rows = rows.select(range(min(len(rows), steps * BATCH_SIZE)))
     student = build_student(pair.tokenizer, layers=2, width=96, seed=seed)
     keep = KeepBest(
         lambda model: held_out_nll(model, pair.validation, pair.tokenizer),
