@@ -296,6 +296,7 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel
     # change the global random state.
     with no_init_weights():
         student: Any = type(model)(config)
+    student.tie_weights()  # part of the initialisation that was left out
     student.to(model.device)
     new_index = {old: new for new, old in enumerate(keep)}
     state = {}
