@@ -17,6 +17,7 @@ Papers: Hinton et al. 2015 (arXiv:1503.02531) for the loss and T²; Agarwal et a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +90,11 @@ def soft_label_loss(
 
     Taught in notebook 02. Paper: Hinton et al. 2015.
     """
-    _check_temperature(temperature)
-    _check_unit_interval("alpha", alpha)
+    check_options(temperature, alpha, divergence, beta)
     _check_logits(student_logits, teacher_logits)
     student, targets, rows = _counted_rows(student_logits, labels, shift)
     teacher = teacher_logits.detach().flatten(0, -2).index_select(0, rows)
-    count = _item_count(num_items, targets)
+    count = item_count(num_items, targets)
 
     # A term with weight zero is still reported, but costs no gradient, and an
     # infinite value in it cannot spoil the sum.
@@ -139,7 +139,7 @@ def hard_label_loss(
     Taught in notebook 02 (labels alone) and 04 (a teacher's labels).
     """
     student, targets, _ = _counted_rows(student_logits, labels, shift)
-    loss = _cross_entropy_sum(student, targets) / _item_count(num_items, targets)
+    loss = _cross_entropy_sum(student, targets) / item_count(num_items, targets)
     _refuse_bad_value(loss, student_logits=student)
     return loss
 
@@ -174,12 +174,8 @@ def token_divergence(
     Taught in notebook 01. Paper: Agarwal et al. 2023 for the JSD.
     """
     _check_temperature(temperature)
-    _check_unit_interval("beta", beta)
+    _check_divergence("kind", kind, beta)
     _check_logits(student_logits, teacher_logits)
-    if kind not in DIVERGENCES:
-        raise ValueError(
-            f"kind={kind!r} is not a divergence; choose one of {', '.join(DIVERGENCES)}"
-        )
     if kind == "jsd" and beta in (0, 1):
         kind = "reverse_kl" if beta else "forward_kl"
     return _TokenDivergence.apply(
@@ -204,20 +200,29 @@ class _TokenDivergence(torch.autograd.Function):
         beta: float,
         temperature: float,
     ) -> torch.Tensor:
-        log_s = _log_softmax(student_logits, temperature)
-        log_t = _log_softmax(teacher_logits, temperature)
-        need_gradient = ctx.needs_input_grad[0]
-        if kind == "forward_kl":
-            value, gradient = _forward_kl(log_s, log_t, need_gradient)
-        elif kind == "reverse_kl":
-            value, gradient = _reverse_kl(log_s, log_t)
-        else:
-            value, gradient = _jsd(log_s, log_t, beta)
-        if need_gradient:
+        dtype = torch.promote_types(student_logits.dtype, torch.float32)
+        # A fresh buffer: it becomes the gradient.
+        vocabulary = student_logits.shape[-1]
+        gradient = student_logits.new_empty(student_logits.shape, dtype=dtype)
+        gradient = gradient.copy_(student_logits).view(-1, vocabulary)
+        teacher = teacher_logits.reshape(-1, vocabulary)
+        value = gradient.new_empty(len(gradient), 1)
+        scratch = Scratch.like(gradient)
+        # Autocast would take the expectations in half precision.
+        with torch.autocast(gradient.device.type, enabled=False):
+            for rows in scratch.blocks(len(gradient)):
+                value[rows], _ = divergence_(
+                    gradient[rows].div_(temperature),
+                    scratch.copy(teacher[rows]).div_(temperature),
+                    kind,
+                    beta,
+                    scratch,
+                )
+        if ctx.needs_input_grad[0]:
             ctx.temperature = temperature
             ctx.dtype = student_logits.dtype
-            ctx.save_for_backward(gradient)
-        return value
+            ctx.save_for_backward(gradient.view(student_logits.shape))
+        return value.view(student_logits.shape[:-1])
 
     @staticmethod
     @once_differentiable
@@ -227,58 +232,109 @@ class _TokenDivergence(torch.autograd.Function):
         return (gradient * scale).to(ctx.dtype), None, None, None, None
 
 
-def _forward_kl(
-    log_s: torch.Tensor, log_t: torch.Tensor, need_gradient: bool
+# --- the closed forms, in place -----------------------------------------------------
+# Shared with `fused_losses`. Work goes over blocks of rows small enough for the
+# processor's cache, in buffers that are used again and again: fresh memory costs more
+# than the arithmetic.
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Three buffers ``[rows, vocabulary]`` for one block of rows.
+
+    Attributes:
+        student: The student's softmax after :func:`divergence_`.
+        teacher: The teacher's.
+        spare: Where :meth:`copy` puts things.
+    """
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    spare: torch.Tensor
+
+    @classmethod
+    def like(cls, logits: torch.Tensor, dtype: torch.dtype | None = None) -> Scratch:
+        """Buffers for blocks of ``logits`` ``[rows, vocabulary]``."""
+        elements = 2**18 if logits.device.type == "cpu" else 2**25
+        rows, vocabulary = logits.shape
+        shape = (max(1, min(rows, elements // vocabulary)), vocabulary)
+        student, teacher, spare = (logits.new_empty(shape, dtype=dtype) for _ in "abc")
+        return cls(student, teacher, spare)
+
+    def blocks(self, rows: int) -> Iterator[slice]:
+        """Slices that cover ``rows``."""
+        size = len(self.spare)
+        return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
+
+    def copy(self, block: torch.Tensor) -> torch.Tensor:
+        """A copy of a block in the spare buffer and its dtype."""
+        return self.spare[: len(block)].copy_(block)
+
+
+def softmax_(logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Write the softmax of ``[rows, vocabulary]`` to ``out``, which may be ``logits``.
+
+    Returns:
+        The logarithm of each row's sum of exponentials, ``[rows, 1]``.
+    """
+    top = logits.amax(-1, keepdim=True)
+    torch.softmax(logits, -1, out=out)
+    # p = exp(z - lse), read off where p is largest and so most precise.
+    return top - out.amax(-1, keepdim=True).log()
+
+
+def divergence_(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    kind: str,
+    beta: float,
+    scratch: Scratch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # The buffers of the log-probabilities are ours, so they are reused.
-    p_t = log_t.exp()
-    value = _expectation(p_t, log_t.sub_(log_s))
-    return value, log_s.exp_().sub_(p_t) if need_gradient else log_s
+    """Divergence of each row; ``student`` becomes its gradient, ``teacher`` is used up.
+
+    Args:
+        student: Logits ``[rows, vocabulary]``, divided by T already.
+        teacher: Same shape and dtype.
+        kind: As in :func:`token_divergence`; a JSD needs ``0 < beta < 1``.
+        beta: Of the JSD.
+        scratch: Its ``student`` holds the student's softmax afterwards.
+
+    Returns:
+        The divergence, and the logarithm of the student's sum of exponentials, both
+        ``[rows, 1]``.
+    """
+    q, p = scratch.student[: len(student)], scratch.teacher[: len(student)]
+    total = softmax_(student, q)
+    shift = total - softmax_(teacher, p)
+    if kind == "forward_kl":
+        value = _expectation_(p, teacher.sub_(student)) + shift
+        torch.sub(q, p, out=student)
+        return value, total
+    if kind == "reverse_kl":
+        mean = _expectation_(q, student.sub_(teacher))
+        student.sub_(mean).mul_(q)
+        return mean - shift, total
+    # With u = log(beta p / (1 - beta) q): log(q / m) = -log(1 - beta) - softplus(u)
+    # and log(p / m) = -log(beta) - (softplus(u) - u).
+    teacher.sub_(student).add_(shift + math.log(beta) - math.log1p(-beta))
+    teacher.clamp_(-1e4, 1e4)  # a token that one model rules out: inf - inf below
+    torch.ops.aten.softplus.out(teacher, out=student)
+    teacher_mean = _expectation_(p, torch.sub(student, teacher, out=teacher))
+    student_mean = _expectation_(q, student)
+    student.sub_(student_mean).mul_(q).mul_(beta - 1)
+    teacher_side = -(math.log(beta) + teacher_mean)
+    student_side = -(math.log1p(-beta) + student_mean)
+    return beta * teacher_side + (1 - beta) * student_side, total
 
 
-def _reverse_kl(
-    log_s: torch.Tensor, log_t: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    p_s = log_s.exp()
-    gap = log_s.sub_(log_t)
-    value = _expectation(p_s, gap)
-    return value, _times(p_s, gap.sub_(value.unsqueeze(-1)))
-
-
-def _jsd(
-    log_s: torch.Tensor, log_t: torch.Tensor, beta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    log_m = torch.logaddexp(log_s + math.log1p(-beta), log_t + math.log(beta))
-    p_s = log_s.exp()
-    teacher_side = _expectation(log_t.exp(), log_t.sub_(log_m))
-    gap = log_s.sub_(log_m)
-    student_side = _expectation(p_s, gap)
-    value = beta * teacher_side + (1 - beta) * student_side
-    gradient = _times(p_s, gap.sub_(student_side.unsqueeze(-1))).mul_(1 - beta)
-    return value, gradient
-
-
-def _times(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``p * x`` with 0 · ±inf = 0: a token of probability zero contributes nothing."""
-    return x.mul_(p).masked_fill_(p == 0, 0.0)
-
-
-def _expectation(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``sum(p * x)`` over the vocabulary, with 0 · ±inf = 0."""
+def _expectation_(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``sum(p * x)`` over the vocabulary; sets ``x`` to 0 where 0 · ±inf came up."""
     # A product of two vectors reads memory once and writes none. Only a logit of
     # -inf (a token that is ruled out) makes it NaN, and then the slow way is right.
     value = torch.linalg.vecdot(p, x)
     if bool(value.isnan().any()):
-        return (p * x).masked_fill_(p == 0, 0.0).sum(-1)
-    return value
-
-
-def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    scaled = logits.to(dtype)
-    if temperature != 1:
-        scaled = scaled / temperature
-    return F.log_softmax(scaled, dim=-1)
+        value = torch.linalg.vecdot(p, x.masked_fill_(p == 0, 0.0))
+    return value.unsqueeze(-1)
 
 
 def _cross_entropy_sum(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -308,20 +364,26 @@ def _counted_rows(
     flat = labels.flatten()
     rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
     targets = flat.index_select(0, rows)
-    if targets.numel():
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= logits.shape[-1]:
-            raise ValueError(
-                f"labels holds the id {low if low < 0 else high}, outside the "
-                f"vocabulary of {logits.shape[-1]}; mask positions with "
-                f"{IGNORE_INDEX} and check that tokenizer and model belong together"
-            )
+    check_targets(targets, logits.shape[-1])
     return logits.flatten(0, -2).index_select(0, rows), targets, rows
 
 
-def _item_count(
+def check_targets(targets: torch.Tensor, vocabulary: int) -> None:
+    """Refuse labels that no output of the head stands for."""
+    if targets.numel():
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"labels holds the id {low if low < 0 else high}, outside the "
+                f"vocabulary of {vocabulary}; mask positions with "
+                f"{IGNORE_INDEX} and check that tokenizer and model belong together"
+            )
+
+
+def item_count(
     num_items: torch.Tensor | int | float | None, targets: torch.Tensor
 ) -> torch.Tensor | int | float:
+    """What sums over ``targets`` are divided by."""
     if num_items is None:
         # No item at all: 0 / 1 is a zero that keeps the graph.
         return max(targets.numel(), 1)
@@ -333,6 +395,24 @@ def _item_count(
             "that count in the whole batch, or None"
         )
     return num_items
+
+
+def check_options(
+    temperature: float, alpha: float, divergence: str, beta: float
+) -> None:
+    """Refuse options of a soft-label loss that are out of range."""
+    _check_temperature(temperature)
+    _check_unit_interval("alpha", alpha)
+    _check_divergence("divergence", divergence, beta)
+
+
+def _check_divergence(name: str, kind: str, beta: float) -> None:
+    if kind not in DIVERGENCES:
+        raise ValueError(
+            f"{name}={kind!r} is not a divergence; choose one of "
+            f"{', '.join(DIVERGENCES)}"
+        )
+    _check_unit_interval("beta", beta)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -442,6 +442,12 @@ def shared_vocabulary(
     return len(student)
 
 
+def shared_vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what :func:`shared_vocabulary` compares: equal for equal vocabularies."""
+    facts = json.dumps(_vocabulary_facts(tokenizer), sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
 def _vocabulary_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "ids": {index: token for token, index in tokenizer.get_vocab().items()}

@@ -1,0 +1,150 @@
+"""A language model's output head, apart from the rest of it.
+
+What is multiplied into logits chunk by chunk (:mod:`distill_helpers.fused_losses`,
+:mod:`distill_helpers.soft_label_cache`) needs two things from a model: the hidden
+states that go into its head, and the head. Used in notebook 03.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import PreTrainedModel
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden states into logits: ``cap(scale * (h @ weight.T + bias))``.
+
+    Attributes:
+        weight: ``[vocabulary, width]``.
+        bias: ``[vocabulary]``.
+        scale: Factor on the logits (Cohere's ``logit_scale``; 1 / Granite's
+            ``logits_scaling``).
+        soft_cap: ``cap * tanh(logits / cap)`` (Gemma 2); ``None`` leaves them.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits ``[..., vocabulary]``, in full."""
+        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias) * self.scale
+        if self.soft_cap is None:
+            return logits
+        return self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+    def cut(self, vocabulary: int) -> Head:
+        """Without the outputs that only pad the head."""
+        bias = None if self.bias is None else self.bias[:vocabulary]
+        return replace(self, weight=self.weight[:vocabulary], bias=bias)
+
+
+class HeadReader:
+    """Gives a model's hidden states if its head is plain, otherwise its logits.
+
+    On the first batch the head is tried out: it has to turn the hidden states of each
+    row's last position into the logits that the model itself computes there.
+
+    Args:
+        who: ``"student"`` or ``"teacher"``, for messages.
+        fused: ``False`` always gives logits.
+    """
+
+    def __init__(self, who: str, *, fused: bool) -> None:
+        self.who = who
+        self.fused = fused
+        self.tried = False
+
+    def read(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, Head | None]:
+        """Hidden states with their head, or logits and ``None``."""
+        causal = extract_model_from_parallel(model)
+        head = plain_head(causal) if self.fused else None
+        if head is None:
+            if self.fused:
+                self._fall_back("is not a plain linear layer")
+            return _call(model, inputs).logits, None
+        kept: list[torch.Tensor | None] = []
+        # The wrapped model is called whole, as several processes need it.
+        hook = causal.base_model.register_forward_hook(
+            lambda _module, _inputs, outputs: kept.append(
+                getattr(outputs, "last_hidden_state", None)
+            )
+        )
+        try:
+            outputs = _call(model, inputs, logits_to_keep=1)
+        finally:
+            hook.remove()
+        hidden = kept[-1] if kept else None
+        if not self.tried:
+            self.tried = True
+            if hidden is None or not _agrees(hidden[:, -1:], head, outputs.logits):
+                self._fall_back("does more than multiply by its weights")
+                return _call(model, inputs).logits, None
+        assert hidden is not None
+        return hidden, head
+
+    def _fall_back(self, reason: str) -> None:
+        self.fused = False
+        # A teacher that remembers its logits has no head at all, by design.
+        if self.who == "student":
+            _LOGGER.warning(
+                "the %s's head %s: logits are held in full, which takes more memory "
+                "and time (fused=False says so from the start)",
+                self.who,
+                reason,
+            )
+
+
+def _agrees(hidden: torch.Tensor, head: Head, logits: torch.Tensor) -> bool:
+    scale = float(logits.detach().abs().max())
+    if not math.isfinite(scale):
+        return True  # a diverged model: the loss will say so
+    with torch.no_grad():
+        ours = head.logits(hidden)
+    return bool((ours - logits).abs().max() < 0.02 * scale)
+
+
+def plain_head(model: nn.Module) -> Head | None:
+    """The output head of a causal model, if it is a plain linear layer.
+
+    Logit scales and soft-caps are read from the configurations that are known to have
+    them. ``None`` for anything else: an adapter on the head, a model that cannot
+    leave its logits out, a module that is no ``transformers`` model.
+    """
+    if not isinstance(model, PreTrainedModel) or model.base_model is model:
+        return None
+    linear = model.get_output_embeddings()
+    if type(linear) is not nn.Linear or linear._forward_hooks:
+        return None
+    if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
+        return None
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(linear.weight, linear.bias, scale / divisor, cap)
+
+
+def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
+    return model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        use_cache=False,
+        **options,
+    )
