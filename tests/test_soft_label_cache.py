@@ -1,0 +1,403 @@
+"""Caches of soft labels: what is stored, what is trusted, what survives a kill."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import byte_level_bpe, ragged_rows, random_rows, tiny
+from training_runs import SGD, trainer, weights
+
+from distill_helpers.data import collator_for
+from distill_helpers.fused_losses import SparseTargets, fused_soft_label_loss
+from distill_helpers.losses import soft_label_loss
+from distill_helpers.soft_label_cache import CacheError, SoftLabelCache, write_cache
+from distill_helpers.soft_label_schemes import SCHEMES, Scheme
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return byte_level_bpe()
+
+
+@pytest.fixture(scope="module")
+def teacher(bpe):
+    model = tiny(bpe, seed=2).requires_grad_(False)
+    model.lm_head.weight.mul_(3)  # sure of something, as a trained teacher is
+    return model
+
+
+def written(path, teacher, rows, bpe, **options):
+    return write_cache(teacher, rows, path, tokenizer=bpe, progress=False, **options)
+
+
+def content(path: Path) -> dict[str, str]:
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.iterdir())
+        if file.name != ".lock"
+    }
+
+
+def logits_of(teacher, ids):
+    with torch.no_grad():
+        return teacher(input_ids=torch.tensor([ids])).logits[0].float()
+
+
+# --- what is stored -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_gradient_of_each_scheme(scheme, bpe, teacher, tmp_path):
+    """Exact for "full"; right on average for draws; off for good where k is cut."""
+    rows = random_rows(6, 30, len(bpe))
+    batch = collator_for(bpe)(list(rows))
+    student = tiny(bpe, seed=1)
+    hidden = student.model(batch["input_ids"]).last_hidden_state.detach()
+    head = student.lm_head.weight
+    labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    logits = teacher(input_ids=batch["input_ids"]).logits
+    exact = torch.autograd.grad(
+        soft_label_loss(hidden @ head.T, logits, batch["labels"]).loss, head
+    )[0]
+
+    total = torch.zeros_like(exact)
+    seeds = range(1 if scheme in ("full", "top_k", "tail_bucket") else 24)
+    for seed in seeds:
+        cache = written(
+            tmp_path / str(seed), teacher, rows, bpe, scheme=scheme, seed=seed
+        )
+        targets = cache.lookup(batch["input_ids"], batch["attention_mask"])
+        loss = fused_soft_label_loss(hidden, head, targets, None, labels).loss
+        total += torch.autograd.grad(loss, head)[0]
+    error = float((total / len(seeds) - exact).norm() / exact.norm())
+    low, high = {
+        "full": (0, 2e-3),
+        "top_k": (0.2, 2),
+        "tail_bucket": (0.05, 1),
+        "sampled": (0, 0.2),
+        "hybrid": (0, 0.2),
+    }[scheme]
+    assert low <= error < high
+
+
+def test_bytes_per_token_is_the_size_on_disk(bpe, teacher, tmp_path):
+    rows = random_rows(64, 40, len(bpe))
+    cache = written(tmp_path, teacher, rows, bpe)
+    size = sum(f.stat().st_size for f in tmp_path.glob("shard-*"))
+    assert cache.bytes_per_token == pytest.approx(size / (64 * 39))
+    assert cache.bytes_per_token < cache.scheme.bytes_per_position + 2
+
+
+def test_one_distribution_per_predicted_token(bpe, teacher, tmp_path):
+    rows = ragged_rows(9, len(bpe))
+    written(tmp_path, teacher, rows, bpe)
+    header = json.loads((tmp_path / "cache.json").read_text())
+    assert header["dataset"]["positions"] == sum(len(r) - 1 for r in rows["input_ids"])
+
+
+# --- alignment ----------------------------------------------------------------------
+
+
+def test_rows_are_found_in_any_order_and_padding(bpe, teacher, tmp_path):
+    rows = ragged_rows(12, len(bpe), shortest=2, longest=20)
+    cache = written(tmp_path, teacher, rows, bpe, scheme="full", batch_size=5)
+    for order in ([3, 1, 2], [11, 0], list(range(11, -1, -1))):
+        batch = collator_for(bpe)([rows[i] for i in order])
+        found = cache.lookup(batch["input_ids"], batch["attention_mask"])
+        for row, index in enumerate(order):
+            ids = rows[index]["input_ids"]
+            wanted = logits_of(teacher, ids)[:-1].log_softmax(-1)
+            torch.testing.assert_close(
+                found[row, : len(ids) - 1], wanted, rtol=0, atol=0.02
+            )
+
+
+def test_draws_do_not_depend_on_order_or_batches(bpe, teacher, tmp_path):
+    rows = random_rows(10, 12, len(bpe))
+    one = written(tmp_path / "a", teacher, rows, bpe, batch_size=4)
+    two = written(tmp_path / "b", teacher, rows.select(range(9, -1, -1)), bpe)
+    ids = torch.tensor(rows["input_ids"][:])
+    a, b = one.lookup(ids), two.lookup(ids)
+    counted = torch.arange(120) % 12 != 11
+    same = (a.ids == b.ids)[counted].float().mean()
+    assert same > 0.995  # a sum that rounds elsewhere may move a draw
+
+
+def test_a_row_that_was_not_written_is_refused(bpe, teacher, tmp_path):
+    rows = random_rows(4, 12, len(bpe))
+    cache = written(tmp_path, teacher, rows, bpe)
+    other = random_rows(1, 12, len(bpe), seed=9)
+    with pytest.raises(CacheError, match="row 0 of the batch is not in the cache"):
+        cache.lookup(torch.tensor(other["input_ids"][:]))
+    with pytest.raises(CacheError, match="row 0 of the dataset"):
+        SoftLabelCache.open(tmp_path, dataset=other)
+
+
+# --- what is refused ----------------------------------------------------------------
+
+
+def test_another_tokenizer_or_template_is_refused(bpe, teacher, tmp_path):
+    written(tmp_path, teacher, random_rows(4, 12, len(bpe)), bpe)
+    with pytest.raises(CacheError, match="another tokenizer"):
+        SoftLabelCache.open(tmp_path, tokenizer=byte_level_bpe(299))
+    changed = byte_level_bpe()
+    changed.chat_template = "{{ messages }}"
+    with pytest.raises(CacheError, match="another chat template"):
+        SoftLabelCache.open(tmp_path, tokenizer=changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scheme": "tail_bucket"}, "scheme="),
+        ({"top_k": 4}, "scheme="),
+        ({"temperature": 2.0}, "temperature=1.0"),
+        ({"seed": 1}, "seed=0"),
+        ({"batch_size": 3}, "batch_size=8"),
+    ],
+)
+def test_resuming_with_other_options_is_refused(
+    change, message, bpe, teacher, tmp_path
+):
+    rows = random_rows(4, 12, len(bpe))
+    written(tmp_path, teacher, rows, bpe)
+    with pytest.raises(CacheError, match=message):
+        written(tmp_path, teacher, rows, bpe, **change)
+    written(tmp_path, teacher, rows, bpe, resume=False, **change)
+
+
+def test_resuming_with_another_teacher_or_order_is_refused(bpe, teacher, tmp_path):
+    rows = random_rows(4, 12, len(bpe))
+    written(tmp_path, teacher, rows, bpe)
+    with pytest.raises(CacheError, match="teacher="):
+        written(tmp_path, tiny(bpe, seed=3), rows, bpe)
+    with pytest.raises(CacheError, match="dataset="):
+        written(tmp_path, teacher, rows.select([1, 0, 2, 3]), bpe)
+
+
+def test_a_damaged_or_missing_shard_is_named(bpe, teacher, tmp_path):
+    written(tmp_path, teacher, random_rows(4, 12, len(bpe)), bpe)
+    shard = tmp_path / "shard-00000.safetensors"
+    good = shard.read_bytes()
+    flipped = bytearray(good)
+    flipped[-3] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(CacheError, match=r"shard-00000.* is damaged"):
+        SoftLabelCache.open(tmp_path)
+    shard.write_bytes(good[:-1])
+    with pytest.raises(CacheError, match="bytes instead of"):
+        SoftLabelCache.open(tmp_path)
+    shard.unlink()
+    with pytest.raises(CacheError, match="is missing"):
+        SoftLabelCache.open(tmp_path)
+
+
+def test_a_wrong_count_of_positions_is_refused(bpe, teacher, tmp_path):
+    written(tmp_path, teacher, random_rows(4, 12, len(bpe)), bpe)
+    file = tmp_path / "cache.json"
+    header = json.loads(file.read_text())
+    header["dataset"]["positions"] += 4  # as if L distributions had been meant
+    file.write_text(json.dumps(header))
+    with pytest.raises(CacheError, match="a row of L tokens has L - 1"):
+        SoftLabelCache.open(tmp_path)
+
+
+def test_what_is_no_cache_is_refused(tmp_path):
+    with pytest.raises(CacheError, match="holds no soft-label cache"):
+        SoftLabelCache.open(tmp_path)
+    (tmp_path / "cache.json").write_text("{")
+    with pytest.raises(CacheError, match="is damaged"):
+        SoftLabelCache.open(tmp_path)
+
+
+def test_verify_finds_another_teacher_and_a_shifted_cache(bpe, teacher, tmp_path):
+    rows = random_rows(6, 20, len(bpe))
+    cache = written(tmp_path, teacher, rows, bpe)
+    found = cache.verify(teacher, rows.select([1, 4]), tokenizer=bpe)
+    assert (found.rows, found.positions) == (2, 38)
+    assert found.largest_gap < 1e-3
+    with pytest.raises(CacheError, match="other weights"):
+        cache.verify(tiny(bpe, seed=5), rows, tokenizer=bpe)
+
+    from safetensors.numpy import load_file, save_file
+
+    shard = tmp_path / "shard-00000.safetensors"
+    columns = load_file(shard)
+    columns["entropy"] = np.roll(columns["entropy"], 1)
+    save_file(columns, shard)
+    shifted = SoftLabelCache(tmp_path, cache.header)
+    with pytest.raises(CacheError, match=r"one position too (later|earlier)"):
+        shifted.verify(teacher, rows, tokenizer=bpe)
+
+
+def test_options_out_of_range(bpe, teacher, tmp_path):
+    rows = random_rows(2, 6, len(bpe))
+    for change, message in [
+        ({"scheme": "best"}, "scheme='best'"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_k": 300}, "top_k=300"),
+        ({"samples": 0}, "samples=0"),
+        ({"temperature": 0}, "temperature=0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            written(tmp_path, teacher, rows, bpe, **change)
+    with pytest.raises(ValueError, match="needs input_ids"):
+        written(tmp_path, teacher, Dataset.from_dict({"text": ["a"]}), bpe)
+    with pytest.raises(ValueError, match="no row of two tokens"):
+        written(tmp_path, teacher, Dataset.from_dict({"input_ids": [[1]]}), bpe)
+
+
+def test_too_small_a_disk_is_said_before_the_work(bpe, teacher, tmp_path, monkeypatch):
+    free = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
+    with pytest.raises(CacheError, match="GB free; choose another scheme"):
+        written(tmp_path, teacher, random_rows(4, 12, len(bpe)), bpe)
+
+
+# --- interruption -------------------------------------------------------------------
+
+WRITE = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from tiny_models import byte_level_bpe, ragged_rows, tiny
+from distill_helpers.soft_label_cache import write_cache
+bpe = byte_level_bpe()
+print("ready", flush=True)
+write_cache(
+    tiny(bpe, seed=2), ragged_rows(400, len(bpe), longest=40), sys.argv[1],
+    tokenizer=bpe, shard_bytes=20_000, batch_size=4, progress=False,
+)
+"""
+
+
+def _writer(path):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(path), str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def write_whole(path):
+    with _writer(path) as process:
+        assert process.wait() == 0
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
+    whole = tmp_path / "whole"
+    write_whole(whole)
+    cut = tmp_path / "cut"
+    kills = 0
+    for delay in (0.05, 0.2, 0.1, 0.3):
+        process = _writer(cut)
+        process.stdout.readline()
+        time.sleep(delay)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert kills, "every run was over before it could be killed"
+    with pytest.raises(CacheError, match=r"unfinished|no soft-label cache"):
+        SoftLabelCache.open(cut)
+    write_whole(cut)
+    assert content(cut) == content(whole)
+    assert len(content(whole)) > 5
+
+
+def test_two_writers_do_not_meet(bpe, teacher, tmp_path):
+    from filelock import FileLock
+
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(CacheError, match="another process is writing"),
+    ):
+        written(tmp_path, teacher, random_rows(2, 6, len(bpe)), bpe)
+
+
+def test_a_finished_cache_is_returned_at_once(bpe, teacher, tmp_path):
+    rows = random_rows(4, 12, len(bpe))
+    written(tmp_path, teacher, rows, bpe)
+    before = content(tmp_path)
+    broken = copy.deepcopy(teacher)
+    broken.forward = None  # would fail if it were called
+    written(tmp_path, broken, rows, bpe)
+    assert content(tmp_path) == before
+
+
+# --- training -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_training_from_a_full_cache_equals_the_live_teacher(
+    alpha, bpe, teacher, tmp_path
+):
+    rows = ragged_rows(24, len(bpe))
+    cache = written(tmp_path, teacher, rows, bpe, scheme="full", temperature=2.0)
+    objective = {"alpha": alpha, "temperature": 2.0}
+    live = trainer(rows=rows, teacher=teacher, objective=objective, **SGD)
+    live.train()
+    stored = trainer(rows=rows, teacher=cache, objective=objective, **SGD)
+    stored.train()
+    start = weights(tiny(bpe, seed=1))
+    moved = weights(live.model) - start
+    # fp16 rounds a log-probability of -8 to a four-thousandth.
+    error = (weights(stored.model) - weights(live.model)).norm() / moved.norm()
+    assert error < 0.01
+
+
+@pytest.mark.parametrize("scheme", ["hybrid", "tail_bucket"])
+def test_a_head_that_is_not_plain_learns_the_same(scheme, bpe, teacher, tmp_path):
+    rows = ragged_rows(24, len(bpe))
+    cache = written(tmp_path, teacher, rows, bpe, scheme=scheme)
+    found = []
+    for fused in (True, False):
+        objective = {"alpha": 0.7, "temperature": 1.0, "fused": fused}
+        made = trainer(rows=rows, teacher=cache, objective=objective, **SGD)
+        made.train()
+        found.append(weights(made.model))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
+def test_what_a_cache_cannot_serve_is_refused(bpe, teacher, tmp_path):
+    cache = written(tmp_path, teacher, random_rows(4, 12, len(bpe)), bpe)
+    with pytest.raises(ValueError, match=r"taken at 1\.0"):
+        trainer(teacher=cache, objective={"temperature": 2.0})
+    with pytest.raises(ValueError, match="only 'forward_kl'"):
+        trainer(
+            teacher=cache, objective={"temperature": 1.0, "divergence": "reverse_kl"}
+        )
+
+
+def test_value_equals_the_full_loss_on_average(bpe, teacher, tmp_path):
+    rows = random_rows(40, 40, len(bpe))
+    cache = written(tmp_path, teacher, rows, bpe)
+    batch = collator_for(bpe)(list(rows))
+    student = tiny(bpe, seed=1)
+    with torch.no_grad():
+        hidden = student.model(batch["input_ids"]).last_hidden_state
+        logits = teacher(input_ids=batch["input_ids"]).logits
+        labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+        targets = cache.lookup(batch["input_ids"])
+        assert isinstance(targets, SparseTargets)
+        head = student.lm_head.weight
+        ours = fused_soft_label_loss(hidden, head, targets, None, labels)
+        full = soft_label_loss(hidden @ head.T, logits, batch["labels"])
+    assert float(ours.soft) == pytest.approx(float(full.soft), rel=0.03)
+
+
+def test_scheme_is_kept_with_the_cache(bpe, teacher, tmp_path):
+    cache = written(tmp_path, teacher, random_rows(2, 6, len(bpe)), bpe, samples=5)
+    assert cache.scheme == Scheme("hybrid", 8, 5, len(bpe))
