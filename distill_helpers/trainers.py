@@ -14,9 +14,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -31,7 +32,19 @@ from transformers import (
 from transformers.utils.notebook import NotebookProgressCallback
 
 from distill_helpers.data import collator_for
-from distill_helpers.losses import hard_label_loss, soft_label_loss
+from distill_helpers.fused_losses import (
+    SparseTargets,
+    fused_hard_label_loss,
+    fused_soft_label_loss,
+    sparse_soft_label_loss,
+)
+from distill_helpers.heads import HeadReader
+from distill_helpers.losses import (
+    IGNORE_INDEX,
+    SoftLabelLoss,
+    hard_label_loss,
+    soft_label_loss,
+)
 from distill_helpers.models import shared_vocabulary
 from distill_helpers.profiles import Profile
 
@@ -61,8 +74,34 @@ class Objective(Protocol):
         """
 
 
+@runtime_checkable
+class StoredLabels(Protocol):
+    """Soft labels that were computed before, such as a ``SoftLabelCache``."""
+
+    @property
+    def temperature(self) -> float:
+        """Of the teacher's softmax."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Outputs of the teacher's head."""
+
+    def lookup(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> SparseTargets | torch.Tensor:
+        """Targets, or the teacher's logits, of every position of a batch."""
+
+
 class HardLabels:
-    """Cross-entropy with the batch's labels."""
+    """Cross-entropy with the batch's labels.
+
+    Args:
+        fused: Multiply by a plain head inside the loss, chunk by chunk, instead of
+            holding all logits.
+    """
+
+    def __init__(self, *, fused: bool = True) -> None:
+        self._student = HeadReader("student", fused=fused)
 
     def __call__(
         self,
@@ -71,23 +110,40 @@ class HardLabels:
         num_items: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss; see :class:`Objective`."""
-        logits = _logits(model, inputs)
-        return {"loss": hard_label_loss(logits, inputs["labels"], num_items=num_items)}
+        student, head = self._student.read(model, inputs)
+        labels = inputs["labels"]
+        if head is None:
+            return {"loss": hard_label_loss(student, labels, num_items=num_items)}
+        loss = fused_hard_label_loss(
+            student, head, _shifted(labels), num_items=num_items
+        )
+        return {"loss": loss}
 
 
 class SoftLabels:
     """The mix of labels and a teacher's distribution; see ``losses``.
 
     Args:
-        teacher: Called under ``no_grad`` on the student's batch.
+        teacher: Called under ``no_grad`` on the student's batch; or soft labels that
+            were stored.
         vocabulary: Tokens that both heads share; wider (padded) heads are cut.
+        fused: As in :class:`HardLabels`.
         options: Keywords of :func:`distill_helpers.losses.soft_label_loss`.
     """
 
-    def __init__(self, teacher: nn.Module, vocabulary: int, **options: Any) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module | StoredLabels,
+        vocabulary: int,
+        *,
+        fused: bool = True,
+        **options: Any,
+    ) -> None:
         self.teacher = teacher
         self.vocabulary = vocabulary
         self.options = options
+        self._student = HeadReader("student", fused=fused)
+        self._teacher = HeadReader("teacher", fused=fused)
 
     def __call__(
         self,
@@ -96,28 +152,59 @@ class SoftLabels:
         num_items: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss and its two parts; see :class:`Objective`."""
+        if isinstance(self.teacher, StoredLabels):
+            result = self._from_store(self.teacher, model, inputs, num_items)
+            return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
         with torch.no_grad():
-            teacher_logits = _logits(self.teacher, inputs)
-        student_logits = _logits(model, inputs)
-        if student_logits.shape[-1] != teacher_logits.shape[-1]:
-            student_logits = student_logits[..., : self.vocabulary]
-            teacher_logits = teacher_logits[..., : self.vocabulary]
-        result = soft_label_loss(
-            student_logits,
-            teacher_logits,
-            inputs["labels"],
-            num_items=num_items,
-            **self.options,
-        )
+            teacher, teacher_head = self._teacher.read(self.teacher, inputs)
+        student, head = self._student.read(model, inputs)
+        options = {"num_items": num_items, **self.options}
+        if head is None:
+            if teacher_head is not None:
+                teacher = teacher_head.logits(teacher)
+            if student.shape[-1] != teacher.shape[-1]:
+                student = student[..., : self.vocabulary]
+                teacher = teacher[..., : self.vocabulary]
+            result = soft_label_loss(student, teacher, inputs["labels"], **options)
+        else:
+            theirs = teacher if teacher_head is None else teacher_head.weight
+            width = theirs.shape[-1] if teacher_head is None else len(theirs)
+            if width != len(head.weight):
+                head = head.cut(self.vocabulary)
+            labels = _shifted(inputs["labels"])
+            result = fused_soft_label_loss(
+                student, head, teacher, teacher_head, labels, **options
+            )
         return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
 
+    def _from_store(
+        self,
+        store: StoredLabels,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> SoftLabelLoss:
+        student, head = self._student.read(model, inputs)
+        labels = _shifted(inputs["labels"])
+        targets = store.lookup(inputs["input_ids"], inputs["attention_mask"])
+        options = {"num_items": num_items, **self.options}
+        if head is not None:
+            head = head.cut(store.vocabulary)
+            return fused_soft_label_loss(
+                student, head, targets, None, labels, **options
+            )
+        student = student[..., : store.vocabulary]
+        if isinstance(targets, SparseTargets):
+            wanted = ("alpha", "scale_by_t2", "num_items")
+            return sparse_soft_label_loss(
+                student, targets, labels, **{name: options[name] for name in wanted}
+            )
+        return soft_label_loss(student, targets, labels, shift=False, **options)
 
-def _logits(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        use_cache=False,
-    ).logits
+
+def _shifted(labels: torch.Tensor) -> torch.Tensor:
+    """Labels aligned with the positions that predict them."""
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
 
 
 class DistillationTrainer(Trainer):
@@ -187,7 +274,8 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Call the objective; scale for the average that processes will take."""
-        parts = self.objective(model, inputs, num_items_in_batch)
+        with self.accelerator.autocast():  # for the teacher, and a fused head
+            parts = self.objective(model, inputs, num_items_in_batch)
         loss = parts["loss"]
         if model.training:
             if not self._parts:  # the first batch, also of a resumed run
@@ -262,11 +350,15 @@ class HardLabelTrainer(DistillationTrainer):
         args: From :func:`training_arguments`.
         train_dataset: Rows with ``input_ids``; ``labels`` where not all is learned.
         tokenizer: Of the student.
+        fused: Never hold all logits; see :mod:`distill_helpers.fused_losses`. Models
+            without a plain head fall back to holding them.
         options: Further keywords of ``Trainer``.
     """
 
-    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
-        super().__init__(model, HardLabels(), **options)
+    def __init__(
+        self, model: PreTrainedModel, *, fused: bool = True, **options: Any
+    ) -> None:
+        super().__init__(model, HardLabels(fused=fused), **options)
 
 
 class SoftLabelTrainer(DistillationTrainer):
@@ -275,7 +367,9 @@ class SoftLabelTrainer(DistillationTrainer):
     Args:
         model: The student.
         teacher: Frozen here, put into eval mode, moved to the student's device, and
-            never saved.
+            never saved. Or a ``SoftLabelCache``: then the rows must be those that it
+            was written for, ``temperature`` the one it was written at, and the
+            divergence forward KL.
         teacher_tokenizer: If given, compared with ``tokenizer`` by content. Without
             it only the sizes of the two heads can be compared.
         temperature: Of both softmaxes in the soft term.
@@ -283,6 +377,8 @@ class SoftLabelTrainer(DistillationTrainer):
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: Of the JSD.
         scale_by_t2: Multiply the soft term by T².
+        fused: Never hold all logits; see :mod:`distill_helpers.fused_losses`. Models
+            without a plain head fall back to holding them.
         tokenizer: Of the student.
         options: ``args``, ``train_dataset`` and further keywords of ``Trainer``.
 
@@ -294,7 +390,7 @@ class SoftLabelTrainer(DistillationTrainer):
         self,
         model: PreTrainedModel,
         *,
-        teacher: nn.Module,
+        teacher: nn.Module | StoredLabels,
         tokenizer: PreTrainedTokenizerBase,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         temperature: float = 1.0,
@@ -302,6 +398,7 @@ class SoftLabelTrainer(DistillationTrainer):
         divergence: str = "forward_kl",
         beta: float = 0.5,
         scale_by_t2: bool = True,
+        fused: bool = True,
         **options: Any,
     ) -> None:
         if teacher is model:
@@ -310,13 +407,18 @@ class SoftLabelTrainer(DistillationTrainer):
                 "copy.deepcopy(model) as the teacher"
             )
         vocabulary = len(tokenizer)
-        if teacher_tokenizer is not None:
-            vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
+        if isinstance(teacher, StoredLabels):
+            _check_store(teacher, model, temperature, divergence)
         else:
-            _check_head_sizes(teacher, model)
+            teacher.requires_grad_(False).eval()
+            if teacher_tokenizer is not None:
+                vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
+            else:
+                _check_head_sizes(teacher, model)
         objective = SoftLabels(
-            teacher.requires_grad_(False).eval(),
+            teacher,
             vocabulary,
+            fused=fused,
             temperature=temperature,
             alpha=alpha,
             divergence=divergence,
@@ -324,7 +426,29 @@ class SoftLabelTrainer(DistillationTrainer):
             scale_by_t2=scale_by_t2,
         )
         super().__init__(model, objective, tokenizer=tokenizer, **options)
-        teacher.to(self.args.device)
+        if isinstance(teacher, nn.Module):
+            teacher.to(self.args.device)
+
+
+def _check_store(
+    store: StoredLabels, student: PreTrainedModel, temperature: float, divergence: str
+) -> None:
+    if temperature != store.temperature:
+        raise ValueError(
+            f"temperature={temperature}, but the stored soft labels were taken at "
+            f"{store.temperature}; pass that, or write the cache again"
+        )
+    if divergence != "forward_kl":
+        raise ValueError(
+            f"divergence={divergence!r} needs the teacher's whole distribution; with "
+            "a cache only 'forward_kl' can be had"
+        )
+    width = student.get_output_embeddings().weight.shape[0]
+    if width < store.vocabulary:
+        raise ValueError(
+            f"the student's head has {width} outputs and the cache holds soft labels "
+            f"over {store.vocabulary}; build the student on the teacher's vocabulary"
+        )
 
 
 def _check_head_sizes(teacher: nn.Module, student: PreTrainedModel) -> None:

@@ -14,7 +14,7 @@ import training_runs
 from datasets import Dataset
 from safetensors import safe_open
 from tiny_models import byte_level_bpe, ragged_rows, random_rows, tiny
-from training_runs import SGD, trainer, weights
+from training_runs import SGD, bf16_profile, trainer, weights
 from transformers import TrainerCallback
 
 from distill_helpers import profiles, three_sums
@@ -469,7 +469,7 @@ def test_a_teacher_with_nan_is_named(bpe):
     teacher = tiny(bpe, seed=2)
     with torch.no_grad():
         teacher.model.norm.weight[0] = float("nan")
-    with pytest.raises(ValueError, match="teacher_logits holds NaN"):
+    with pytest.raises(ValueError, match=r"teacher_(hidden|logits) holds NaN"):
         trained(teacher=teacher, steps=1)
 
 
@@ -732,3 +732,91 @@ def test_keep_best_ignores_nan():
 def test_keep_best_before_training_says_so(bpe):
     with pytest.raises(RuntimeError, match="nothing was kept"):
         KeepBest(lambda _: 0.0, every=1).restore(tiny(bpe))
+
+
+# --- the fused path -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_fused_and_plain_losses_train_alike(kind, precision):
+    found = []
+    profile = bf16_profile() if precision == "bf16" else None
+    for fused in (True, False):
+        made = trainer(kind=kind, profile=profile, objective={"fused": fused}, **SGD)
+        made.train()
+        found.append(weights(made.model))
+    moved = (found[0] - weights(tiny(byte_level_bpe(), seed=1))).norm()
+    assert (found[0] - found[1]).norm() < (
+        1e-5 if precision == "fp32" else 0.02
+    ) * moved
+
+
+def test_a_plain_head_is_used_without_a_word(caplog):
+    made = trained(steps=1)
+    assert made.objective._student.fused
+    assert made.objective._teacher.fused
+    assert not caplog.records
+
+
+def test_a_head_that_is_not_plain_falls_back_with_a_message(bpe, caplog):
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 0.5
+
+    made = trainer(steps=2, **SGD)
+    head = made.model.lm_head
+    adapted = Adapted(head.in_features, head.out_features, bias=False)
+    adapted.weight = head.weight
+    made.model.lm_head = adapted
+    made.train()
+    assert "is not a plain linear layer" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_head_whose_logits_are_changed_afterwards_is_found_out(caplog):
+    made = trainer(steps=2, **SGD)
+    made.model.config.logit_scale = 0.5  # a name that Llama does not know
+    made.train()
+    assert "does more than multiply" in caplog.text
+    plain = trainer(steps=2, objective={"fused": False}, **SGD)
+    plain.train()
+    torch.testing.assert_close(weights(made.model), weights(plain.model))
+
+
+def test_a_soft_cap_is_followed(bpe):
+    """Gemma 2 caps its logits; the fused loss has to do the same."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=len(bpe),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            final_logit_softcapping=2.0,
+        )
+    )
+    model.lm_head.weight.data.mul_(30)
+    batch = collator_for(bpe)(list(ragged_rows(6, len(bpe))))
+    teacher = tiny(bpe, seed=2)
+    found = []
+    for fused in (True, False):
+        objective = SoftLabels(teacher, len(bpe), fused=fused)
+        loss = objective(model, batch, None)["loss"]
+        assert objective._student.fused == fused
+        found.append(torch.autograd.grad(loss, model.lm_head.weight)[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_leaves_the_plain_loss_precise():
+    student, teacher = torch.randn(2, 4, 6, 50).mul(5).unbind()
+    labels = torch.randint(50, (4, 6))
+    wanted = soft_label_loss(student, teacher, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = soft_label_loss(student, teacher, labels)
+    torch.testing.assert_close(found.loss, wanted.loss)

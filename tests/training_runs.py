@@ -69,7 +69,7 @@ def trainer(
         "callbacks": list(callbacks),
     }
     if kind == "hard":
-        return HardLabelTrainer(student, **options)
+        return HardLabelTrainer(student, **(objective or {}), **options)
     return SoftLabelTrainer(
         student,
         teacher=tiny(tokenizer, seed=2) if teacher is None else teacher,
