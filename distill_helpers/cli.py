@@ -6,15 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit status."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser, commands = _parser(given[:1])
+    chosen = parser.parse_args(given)
     try:
+        if getattr(chosen, "config", None) is not None:
+            _apply_config(commands[chosen.command], chosen)
+            chosen = parser.parse_args(given)
         status: int = chosen.run(chosen)
     except (ValueError, RuntimeError) as error:
         # What goes wrong here is said in a sentence that names the remedy.
@@ -26,7 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(
+    asked: Sequence[str],
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of its commands.
+
+    Options that are dataclasses need transformers, whose import takes seconds; they
+    are added to the command that was asked for alone.
+    """
     parser = argparse.ArgumentParser(
         prog="distill", description="Tools of the course on LLM distillation."
     )
@@ -61,6 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.set_defaults(run=_pretrain)
 
+    for name, run, text in (
+        ("cache", _cache, "store a teacher's soft labels on disk"),
+        ("train", _train, "train a student on soft or hard labels"),
+        ("evaluate", _evaluate, "judge a model on held-out text"),
+    ):
+        parents = [_options(name)] if name in asked else []
+        command = commands.add_parser(
+            name,
+            help=text,
+            parents=parents,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        if name == "train":
+            command.add_argument(
+                "kind", choices=("soft", "hard"), help="what to learn from"
+            )
+        command.set_defaults(run=run)
+
     studies = commands.add_parser(
         "studies", help="run the course's studies and publish rows and verdicts"
     )
@@ -79,7 +109,156 @@ def _parser() -> argparse.ArgumentParser:
         help="where rows and verdicts are published (default: %(default)s)",
     )
     studies.set_defaults(run=_studies)
+    return parser, commands.choices
+
+
+def _dataclass(command: str) -> type[Any]:
+    from distill_helpers import configs
+
+    kinds: dict[str, type[Any]] = {
+        "cache": configs.CacheOptions,
+        "train": configs.TrainOptions,
+        "evaluate": configs.EvaluateOptions,
+    }
+    return kinds[command]
+
+
+def _options(command: str) -> argparse.ArgumentParser:
+    """The fields of a command's dataclass, and ``--config`` for a file of them."""
+    from transformers import HfArgumentParser
+
+    kind: Any = _dataclass(command)
+    parser: argparse.ArgumentParser = HfArgumentParser(kind, add_help=False)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="a JSON or YAML file with these names; the command line overrules it",
+    )
     return parser
+
+
+def _apply_config(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """Make the values of a config file the parser's defaults."""
+    from distill_helpers.configs import read_config
+
+    values = read_config(chosen.config)
+    known = {field.name for field in fields(_dataclass(chosen.command))}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"{chosen.config} holds {', '.join(unknown)}, which {chosen.command} does "
+            f"not know; it knows {', '.join(sorted(known))}"
+        )
+    parser.set_defaults(**values)
+
+
+def _filled(chosen: argparse.Namespace) -> Any:
+    kind = _dataclass(chosen.command)
+    return kind(**{field.name: getattr(chosen, field.name) for field in fields(kind)})
+
+
+def _cache(chosen: argparse.Namespace) -> int:
+    from distill_helpers import configs
+    from distill_helpers.profiles import get_profile
+    from distill_helpers.soft_label_cache import write_cache
+
+    options = _filled(chosen)
+    teacher = configs.resolve_teacher(options.teacher, get_profile(options.profile))
+    cache = write_cache(
+        teacher.model,
+        configs.load_rows(options, teacher.tokenizer),
+        options.output,
+        tokenizer=teacher.tokenizer,
+        scheme=options.scheme,
+        top_k=options.top_k,
+        samples=options.samples,
+        temperature=options.temperature,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+    positions = cache.header["dataset"]["positions"]
+    print(
+        f"{cache.path}: {positions:,} distributions, {cache.bytes_per_token:.1f} bytes "
+        "each"
+    )
+    return 0
+
+
+def _train(chosen: argparse.Namespace) -> int:
+    from distill_helpers import configs
+    from distill_helpers.profiles import get_profile
+    from distill_helpers.soft_label_cache import SoftLabelCache
+    from distill_helpers.trainers import (
+        HardLabelTrainer,
+        SoftLabelTrainer,
+        training_arguments,
+    )
+
+    options = _filled(chosen)
+    profile = get_profile(options.profile)
+    teacher = configs.resolve_teacher(options.teacher, profile)
+    student, tokenizer = configs.resolve_student(
+        options.student, teacher, profile, seed=options.seed
+    )
+    common: dict[str, Any] = {
+        "args": training_arguments(
+            profile,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            output_dir=options.output,
+            mixed_precision=options.mixed_precision,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            weight_decay=options.weight_decay,
+            optim=options.optim,
+            max_grad_norm=options.max_grad_norm,
+            seed=options.seed,
+        ),
+        "train_dataset": configs.load_rows(options, tokenizer),
+        "tokenizer": tokenizer,
+    }
+    if chosen.kind == "hard":
+        if options.cache:
+            raise ValueError("cache=… holds soft labels; use: distill train soft")
+        trainer: Any = HardLabelTrainer(student, **common)
+    else:
+        store = None
+        if options.cache:
+            store = SoftLabelCache.open(
+                options.cache, tokenizer=tokenizer, dataset=common["train_dataset"]
+            )
+        trainer = SoftLabelTrainer(
+            student,
+            teacher=teacher.model if store is None else store,
+            teacher_tokenizer=teacher.tokenizer,
+            temperature=options.temperature,
+            alpha=options.alpha,
+            divergence=options.divergence,
+            **common,
+        )
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model(options.output)
+    if trainer.is_world_process_zero():
+        print(f"the student is in {options.output}")
+    return 0
+
+
+def _evaluate(chosen: argparse.Namespace) -> int:
+    from distill_helpers import configs
+    from distill_helpers.evaluation import evaluate
+    from distill_helpers.models import load_model
+    from distill_helpers.profiles import get_profile
+
+    options = _filled(chosen)
+    profile = get_profile(options.profile)
+    model, tokenizer = load_model(options.model, device=profile.device, frozen=True)
+    teacher = None
+    if options.teacher:
+        teacher = configs.resolve_teacher(options.teacher, profile).model
+    rows = configs.load_rows(options, tokenizer)
+    found = evaluate(model, rows, tokenizer, teacher=teacher)
+    print(json.dumps(asdict(found), indent=2))
+    return 0
 
 
 def _check(_: argparse.Namespace) -> int:
