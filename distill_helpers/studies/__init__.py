@@ -43,7 +43,14 @@ CONFIDENCE = 0.95
 # wolf, narrow enough to notice a different result.
 LIVE_CONFIDENCE = 0.99
 MIME = "application/vnd.distill-helpers+json"
-STUDIES = ("soft_labels", "shared_task", "real_pair")
+STUDIES = (
+    "soft_labels",
+    "longer_training",
+    "stored_labels",
+    "teacher_domain",
+    "shared_task",
+    "real_pair",
+)
 
 Options = tuple[tuple[str, float], ...]
 
@@ -59,6 +66,10 @@ class Claim:
         arm: What should be better.
         baseline: What it is compared with, seed by seed.
         setting: Of both arms.
+        baseline_setting: Of the baseline, where it is another one.
+        reference: Another arm, if the claim is that ``arm`` keeps a ``share`` of the
+            gain that the reference has over the baseline.
+        share: Of the reference's gain.
         margin: The gain must exceed this, in the metric's units.
         higher_is_better: Direction of the metric.
     """
@@ -71,6 +82,9 @@ class Claim:
     setting: str
     margin: float = 0.0
     higher_is_better: bool = False
+    baseline_setting: str | None = None
+    reference: str | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -223,14 +237,31 @@ class Results:
         """Mean over the confirming seeds with its 95 % interval."""
         return t_interval(self.values(metric, arm, setting))
 
-    def gain(self, metric: str, arm: str, baseline: str, setting: str) -> Interval:
-        """Paired difference, arm minus baseline, with its 95 % interval."""
-        pairs = zip(
-            self.values(metric, arm, setting),
-            self.values(metric, baseline, setting),
-            strict=True,
-        )
-        return t_interval([a - b for a, b in pairs])
+    def gain(
+        self,
+        metric: str,
+        arm: str,
+        baseline: str,
+        setting: str,
+        *,
+        baseline_setting: str | None = None,
+        reference: str | None = None,
+        share: float = 1.0,
+    ) -> Interval:
+        """Paired difference, arm minus baseline, with its 95 % interval.
+
+        With a reference: less ``share`` times the reference's own difference.
+        """
+        mine = self.values(metric, arm, setting)
+        base = self.values(metric, baseline, baseline_setting or setting)
+        gains = [a - b for a, b in zip(mine, base, strict=True)]
+        if reference is not None:
+            best = self.values(metric, reference, setting)
+            gains = [
+                gain - share * (r - b)
+                for gain, r, b in zip(gains, best, base, strict=True)
+            ]
+        return t_interval(gains)
 
     def table(self, metrics: Sequence[str], setting: str, *, digits: int = 3) -> str:
         """Arms by metrics, mean ± half the 95 % interval, as text to print."""
@@ -367,7 +398,15 @@ def t_interval(
 
 def judge(results: Results, claim: Claim) -> Verdict:
     """Compare the paired gain's interval with the declared margin."""
-    gain = results.gain(claim.metric, claim.arm, claim.baseline, claim.setting)
+    gain = results.gain(
+        claim.metric,
+        claim.arm,
+        claim.baseline,
+        claim.setting,
+        baseline_setting=claim.baseline_setting,
+        reference=claim.reference,
+        share=claim.share,
+    )
     if not claim.higher_is_better:
         gain = Interval(-gain.mean, -gain.high, -gain.low, gain.n)
     if gain.low > claim.margin:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 64
-STEPS = 400
+STEPS = 1200
 VALIDATION_SEED = 777
 ARMS = ("labels", "soft")
 

@@ -24,12 +24,14 @@ from distill_helpers.trainers import (
     HardLabelTrainer,
     KeepBest,
     SoftLabelTrainer,
+    StoredLabels,
     relabel,
     training_arguments,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LENGTH = 64
@@ -139,6 +141,49 @@ def train_arm(
     """
     # Rows that a short run does not reach need no teacher either.
     rows = rows.select(range(min(len(rows), steps * BATCH_SIZE)))
+    teacher: RememberingTeacher | None = None
+    if arm in SOFT_ARMS:
+        teacher = pair.teacher
+    elif arm in TEACHER_LABEL_ARMS:
+        rows = relabel(rows, pair.teacher, how=TEACHER_LABEL_ARMS[arm], seed=seed)
+    return train_student(
+        pair,
+        rows,
+        teacher,
+        SOFT_ARMS.get(arm, {}),
+        seed=seed,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        steps=steps,
+        progress=progress,
+    )
+
+
+def train_student(
+    pair: Pair,
+    rows: Dataset,
+    teacher: nn.Module | StoredLabels | None,
+    objective: dict[str, Any],
+    *,
+    seed: int,
+    learning_rate: float,
+    weight_decay: float,
+    steps: int = STEPS,
+    progress: bool = False,
+) -> Trained:
+    """Train one student on the rows' labels, or on a teacher's soft labels.
+
+    Args:
+        pair: Its validation rows choose the checkpoint, its test rows judge it.
+        rows: To learn from.
+        teacher: Live or stored; ``None`` for labels alone.
+        objective: Options of ``SoftLabelTrainer``.
+        seed: As in :func:`train_arm`, and so are the others.
+        learning_rate: See there.
+        weight_decay: See there.
+        steps: See there.
+        progress: See there.
+    """
     student = build_student(pair.tokenizer, layers=2, width=96, seed=seed)
     keep = KeepBest(
         lambda model: held_out_nll(model, pair.validation, pair.tokenizer),
@@ -155,22 +200,14 @@ def train_arm(
             mixed_precision=False,
             disable_tqdm=not progress,
         ),
+        "train_dataset": rows,
         "tokenizer": pair.tokenizer,
         "callbacks": [keep],
     }
-    if arm in SOFT_ARMS:
-        trainer: Any = SoftLabelTrainer(
-            student,
-            teacher=pair.teacher,
-            train_dataset=rows,
-            **SOFT_ARMS[arm],
-            **options,
-        )
+    if teacher is None:
+        trainer: Any = HardLabelTrainer(student, **options)
     else:
-        if arm in TEACHER_LABEL_ARMS:
-            how = TEACHER_LABEL_ARMS[arm]
-            rows = relabel(rows, pair.teacher, how=how, seed=seed)
-        trainer = HardLabelTrainer(student, train_dataset=rows, **options)
+        trainer = SoftLabelTrainer(student, teacher=teacher, **objective, **options)
     trainer.train()
     keep.restore(student)
     temperature = fit_temperature(student, pair.validation, pair.tokenizer)
