@@ -5,7 +5,12 @@ PYTHON = python3
 PROFILE = cpu
 ONLY =
 
-.PHONY: help run test lab notebooks notebooks-check studies readme test-colab clean setup
+# glibc gives freed memory back at once and asks for it again a step later; for small
+# models on a CPU that costs a fifth of the time. Other systems ignore these.
+export MALLOC_MMAP_THRESHOLD_ = 33554432
+export MALLOC_TRIM_THRESHOLD_ = 2147483647
+
+.PHONY: help run test lab notebooks notebooks-check studies readme bench test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
@@ -17,6 +22,7 @@ help:
 	@echo "make notebooks-check  are they built from their sources?"
 	@echo "make studies          run the comparisons behind the claims anew (long)"
 	@echo "make readme           refresh the map and the results in README.md"
+	@echo "make bench            time and memory against other libraries (half an hour)"
 	@echo "make test-colab       the package's tests with the versions Colab ships"
 	@echo "make clean            remove what was built; the environment stays"
 
@@ -45,6 +51,10 @@ studies: setup
 
 readme: setup
 	@.venv/bin/python tools/readme_tables.py
+
+bench:
+	@$(PYTHON) tools/setup_env.py --bench
+	@.venv-bench/bin/python benchmarks/run.py
 
 test-colab: setup
 	@$(PYTHON) tools/setup_env.py --colab

@@ -4,7 +4,8 @@ Standard library only, because it runs before anything is installed. A second ca
 finds its stamps in the environment and returns at once.
 
 ``--colab`` makes ``.venv-colab`` instead: the versions Google Colab ships, and the
-package installed from its wheel, as on Colab.
+package installed from its wheel, as on Colab. ``--bench`` adds ``.venv-bench``: the
+course's environment with the libraries that the benchmarks compare with.
 """
 
 from __future__ import annotations
@@ -118,6 +119,28 @@ def install_wheel(venv: Path) -> None:
     run("making sure it is the present one", pip_install(venv, *fresh))
 
 
+def set_up_bench(course: Path, venv: Path) -> None:
+    """The peers alone; everything else comes from the course's own environment."""
+    requirements = ROOT / "benchmarks" / "requirements.txt"
+    key = hashlib.sha256(requirements.read_bytes() + str(course).encode()).hexdigest()
+    stamp = venv / ".distill-installed"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == key:
+        return
+    print(f"Setting up {venv.name}")
+    if not (venv / "bin" / "python").exists():
+        remove_unfinished(venv)
+        run("creating the environment", [sys.executable, "-m", "venv", str(venv)])
+    stamp.unlink(missing_ok=True)
+    arguments = ["--no-deps", "-r", str(requirements)]
+    run("installing the peers", pip_install(venv, *arguments))
+    (shared,) = course.glob("lib/python*/site-packages")
+    (own,) = venv.glob("lib/python*/site-packages")
+    # addsitedir follows the .pth files there, so the editable package is found too.
+    line = f"import site; site.addsitedir({str(shared)!r})\n"
+    (own / "course.pth").write_text(line, encoding="utf-8")
+    stamp.write_text(key, encoding="utf-8")
+
+
 def prepare_teacher(venv: Path) -> None:
     run(
         "converting the teacher's weights (once)",
@@ -188,10 +211,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, help="the folder (default: .venv)")
     parser.add_argument("--colab", action="store_true", help="Colab's versions")
+    parser.add_argument("--bench", action="store_true", help="the benchmarks' peers")
     options = parser.parse_args()
     venv = options.venv or ROOT / (".venv-colab" if options.colab else ".venv")
     try:
         set_up(venv.resolve(), colab=options.colab)
+        if options.bench:
+            set_up_bench(venv.resolve(), ROOT / ".venv-bench")
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -1,0 +1,143 @@
+"""Time and memory of soft-label losses, side by side, in fp32 on the CPU.
+
+Time: all implementations take turns in one process; the median of the rounds. Memory:
+each in a process of its own; the highest resident memory during forward and backward,
+less what was there before and less the gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import BETA, LOSSES, make_inputs, matrix_products
+
+SHAPES = ((512, 256, 32_000), (1024, 576, 49_152), (512, 896, 151_936))
+GROWTH = (512, 1024, 2048, 4096, 8192)
+FLOOR = "four matrix products"
+
+
+def time_losses(shape: tuple[int, int, int], divergence: str, rounds: int) -> Any:
+    """Median seconds of forward and backward, and the largest deviation of values."""
+    tensors = make_inputs(*shape)
+    seconds: dict[str, list[float]] = {name: [] for name in (*LOSSES, FLOOR)}
+    values = {}
+    for turn in range(rounds + 1):
+        for name in seconds:
+            for tensor in tensors[:2]:
+                tensor.grad = None
+            start = time.perf_counter()
+            if name == FLOOR:
+                matrix_products(*tensors)
+            else:
+                loss = LOSSES[name](*tensors, divergence=divergence)
+                loss.backward()
+                values[name] = (float(loss.detach()), tensors[1].grad.norm().item())
+                del loss
+            if turn:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    for value, norm in values.values():
+        ours = values["ours"]
+        assert abs(value - ours[0]) < 1e-4 * ours[0], values
+        assert abs(norm - ours[1]) < 1e-4 * ours[1], values
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def measure_memory(name: str, shape: tuple[int, int, int], divergence: str) -> float:
+    """Extra MiB of one implementation, from a fresh process."""
+    arguments = [name, *map(str, shape), divergence]
+    done = subprocess.run(
+        [sys.executable, __file__, "memory", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _memory(name: str, tokens: str, width: str, vocabulary: str, kind: str) -> float:
+    # Libraries and thread pools allocate at their first use.
+    small = make_inputs(64, int(width), 1000)
+    LOSSES[name](*small, divergence=kind).backward()
+    tensors = make_inputs(int(tokens), int(width), int(vocabulary))
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark
+    before = status_bytes("VmRSS")
+    LOSSES[name](*tensors, divergence=kind).backward()
+    gradients = sum(t.grad.numel() * t.grad.element_size() for t in tensors[:2])
+    return (status_bytes("VmHWM") - before - gradients) / 2**20
+
+
+def status_bytes(field: str) -> int:
+    """A memory figure of this process, such as ``"VmRSS"``; Linux only."""
+    text = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", text)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def measure_growth(rounds: int) -> list[dict[str, float]]:
+    """Ours, with more and more tokens at the smallest vocabulary."""
+    rows = []
+    for tokens in GROWTH:
+        shape = (tokens, *SHAPES[0][1:])
+        tensors = make_inputs(*shape)
+        seconds = []
+        for _ in range(rounds + 1):
+            for tensor in tensors[:2]:
+                tensor.grad = None
+            start = time.perf_counter()
+            LOSSES["ours"](*tensors, divergence="forward_kl").backward()
+            seconds.append(time.perf_counter() - start)
+        rows.append(
+            {
+                "tokens": tokens,
+                "seconds": statistics.median(seconds[1:]),
+                "mib": measure_memory("ours", shape, "forward_kl"),
+            }
+        )
+    return rows
+
+
+def run(rounds: int = 5, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure everything; a dictionary that goes into ``reference.json``."""
+    found: dict[str, Any] = {"losses": []}
+    for shape in SHAPES:
+        for divergence in BETA:
+            seconds = time_losses(shape, divergence, rounds)
+            memory = {n: measure_memory(n, shape, divergence) for n in LOSSES}
+            found["losses"].append(
+                {
+                    "shape": shape,
+                    "divergence": divergence,
+                    "seconds": seconds,
+                    "mib": memory,
+                }
+            )
+            say(f"{shape} {divergence}: " + _line(seconds, memory))
+    found["growth"] = measure_growth(rounds)
+    for row in found["growth"]:
+        say(f"{row['tokens']} tokens: {row['seconds']:.3f} s, {row['mib']:.0f} MiB")
+    return found
+
+
+def _line(seconds: dict[str, float], memory: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name} {value:.3f} s" + (f" {memory[name]:.0f} MiB" if name in memory else "")
+        for name, value in seconds.items()
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["memory"]:
+        print(_memory(*sys.argv[2:]))
+    else:
+        torch.manual_seed(0)
+        run()

@@ -1,0 +1,79 @@
+"""What `make bench` measured holds here too: values, one memory ceiling, one ratio."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill_helpers.fused_losses import fused_soft_label_loss
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+import bench_losses  # noqa: E402
+from peers import LOSSES, make_inputs  # noqa: E402
+
+REFERENCE = json.loads((FOLDER / "reference.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    REFERENCE["values"],
+    ids=lambda row: f"{row['library']} {row['divergence']}",
+)
+def test_values_and_gradients_of_the_libraries(row):
+    tensors = make_inputs(*row["shape"])
+    loss = fused_soft_label_loss(*tensors, divergence=row["divergence"]).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(row["loss"], rel=1e-5)
+    for tensor, wanted in zip(
+        tensors, (row["hidden_gradient"], row["head_gradient"]), strict=False
+    ):
+        found = [tensor.grad.norm().item(), *tensor.grad.flatten()[:6].tolist()]
+        assert found == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the high mark is Linux's"
+)
+def test_memory_stays_below_the_ceiling():
+    shape = bench_losses.SHAPES[0]
+    assert bench_losses.measure_memory("ours", shape, "forward_kl") <= 128
+
+
+def test_faster_than_the_plain_way():
+    tensors = make_inputs(*bench_losses.SHAPES[0])
+    seconds = {"ours": [], "naive PyTorch": []}
+    for turn in range(4):
+        for name, found in seconds.items():
+            for tensor in tensors[:2]:
+                tensor.grad = None
+            start = time.perf_counter()
+            LOSSES[name](*tensors, divergence="forward_kl").backward()
+            if turn:
+                found.append(time.perf_counter() - start)
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    assert medians["ours"] < medians["naive PyTorch"]
+
+
+def test_memory_does_not_grow_with_the_tokens():
+    """Blocks, not [tokens, vocabulary]: the largest tensor asked for stays small."""
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                sizes.append(out.numel())
+            return out
+
+    tensors = make_inputs(4096, 8, 20_000)
+    with Watch():
+        loss = fused_soft_label_loss(*tensors, chunk_tokens=64).loss
+    loss.backward()
+    assert max(sizes) <= max(64 * 20_000, 20_000 * 8, 4096 * 8)
