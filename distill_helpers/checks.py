@@ -1190,3 +1190,253 @@ def _show_choices(table: Tensor, words: list[str]) -> str:
     return ", ".join(
         f"{words[i]} {float(row[i]):.3g}" for i, row in zip(best, table, strict=True)
     )
+
+
+# --- storing soft labels ------------------------------------------------------------
+
+
+def _kept(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    weights, ids = logits.softmax(-1).topk(k)
+    return ids, weights
+
+
+def _bucket_loss(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """KL over the kept tokens and one class for all the others."""
+    q = student.softmax(-1).gather(-1, ids)
+    p_rest, q_rest = 1 - weights.sum(-1), 1 - q.sum(-1)
+    kept = (weights * (weights / q).log()).sum(-1)
+    return kept + p_rest * (p_rest / q_rest).log()
+
+
+def _renormalised_loss(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    p = weights / weights.sum(-1, keepdim=True)
+    log_q = student.log_softmax(-1).gather(-1, ids)
+    return (p * (p.log() - log_q)).sum(-1)
+
+
+def tail_bucket(fn: Any) -> CheckResult:
+    """Check a forward KL with a tail bucket.
+
+    Args:
+        fn: ``fn(student_logits, ids, weights)`` for logits ``[positions, vocabulary]``
+            and the teacher's k likeliest tokens with their probabilities, both
+            ``[positions, k]`` → KL over k + 1 classes ``[positions]`` in nats.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 03.
+    """
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (
+        2 * torch.randn(2, 4, 9, generator=generator, dtype=torch.float64)
+    ).unbind()
+    by_hand = torch.tensor([[0.5, 0.3, 0.1, 0.1]]).double().log()
+    known = torch.tensor([[0, 1]]), torch.tensor([[0.4, 0.4]]).double()
+    return _judge(
+        _Exercise(
+            name="tail_bucket",
+            probes=(
+                _Probe("for the example", (by_hand, *known)),
+                _Probe("for four positions", (student, *_kept(teacher, 3))),
+                _Probe("where both agree", (teacher, *_kept(teacher, 3))),
+            ),
+            reference=_bucket_loss,
+            suspects=(
+                _Suspect(
+                    "top_k_renormalised",
+                    "the kept tokens are renormalised, and the rest is forgotten",
+                    "Where both models agree it is not 0, and it teaches the student "
+                    "that nothing else ever comes.",
+                    _renormalised_loss,
+                ),
+                _Suspect(
+                    "tail_missing",
+                    "the last class is missing",
+                    "Where the teacher is less sure than the student it is negative; "
+                    "a divergence is not.",
+                    lambda s, ids, w: (
+                        w * (w.log() - s.log_softmax(-1).gather(-1, ids))
+                    ).sum(-1),
+                ),
+                _Suspect(
+                    "student_renormalised",
+                    "the student's kept tokens are renormalised",
+                    "What the student gives to all other tokens costs nothing.",
+                    lambda s, ids, w: (
+                        w * (w.log() - s.gather(-1, ids).log_softmax(-1))
+                    ).sum(-1),
+                ),
+                _Suspect(
+                    "reversed",
+                    "the divergence runs from the student to the teacher",
+                    "It is 0 where both agree, so it looks right there.",
+                    _reversed_bucket_loss,
+                ),
+                _Suspect(
+                    "cross_entropy",
+                    "this is the cross-entropy; the entropy of what is kept is in it",
+                    "Where both models agree it is not 0.",
+                    _bucket_cross_entropy,
+                ),
+            ),
+            taught_in="notebook 03",
+            differentiate=1,
+        ),
+        fn,
+    )
+
+
+def _reversed_bucket_loss(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    q = student.softmax(-1).gather(-1, ids)
+    p_rest, q_rest = 1 - weights.sum(-1), 1 - q.sum(-1)
+    return (q * (q / weights).log()).sum(-1) + q_rest * (q_rest / p_rest).log()
+
+
+def _bucket_cross_entropy(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    q = student.softmax(-1).gather(-1, ids)
+    p_rest, q_rest = 1 - weights.sum(-1), 1 - q.sum(-1)
+    return -(weights * q.log()).sum(-1) - p_rest * q_rest.log()
+
+
+def sampled_estimate(fn: Any) -> CheckResult:
+    """Check an estimate of a distribution from draws.
+
+    Args:
+        fn: ``fn(draws, vocabulary)`` for token ids ``[positions, draws]`` and the size
+            of the vocabulary → probabilities ``[positions, vocabulary]``.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 03.
+    """
+
+    def counts(draws: Tensor, vocabulary: int) -> Tensor:
+        return torch.nn.functional.one_hot(draws, vocabulary).double().sum(1)
+
+    def presence(draws: Tensor, vocabulary: int) -> Tensor:
+        return (counts(draws, vocabulary) > 0).double()
+
+    return _judge(
+        _Exercise(
+            name="sampled_estimate",
+            probes=(
+                _Probe("for draws 2, 0, 2, 1", (torch.tensor([[2, 0, 2, 1]]), 4)),
+                _Probe(
+                    "for two positions",
+                    (torch.tensor([[0, 0, 0, 5, 1], [4, 3, 4, 3, 3]]), 6),
+                ),
+            ),
+            reference=lambda draws, size: counts(draws, size) / draws.shape[1],
+            suspects=(
+                _Suspect(
+                    "counts_not_divided",
+                    "these are counts, not probabilities",
+                    "A row sums to the number of draws instead of 1.",
+                    counts,
+                ),
+                _Suspect(
+                    "repetitions_lost",
+                    "a token that was drawn twice counts once",
+                    "Every drawn token looks equally likely; the estimate is biased "
+                    "towards rare tokens.",
+                    lambda draws, size: (
+                        presence(draws, size)
+                        / presence(draws, size).sum(-1, keepdim=True)
+                    ),
+                ),
+                _Suspect(
+                    "repetitions_lost",
+                    "a token that was drawn twice counts once",
+                    "A row sums to less than 1.",
+                    lambda draws, size: presence(draws, size) / draws.shape[1],
+                ),
+                _Suspect(
+                    "divided_by_vocabulary",
+                    "the counts are divided by the size of the vocabulary",
+                    "A row does not sum to 1.",
+                    lambda draws, size: counts(draws, size) / size,
+                ),
+                _Suspect(
+                    "divided_by_positions",
+                    "the counts are divided by the number of positions",
+                    "The result changes with the size of the batch.",
+                    lambda draws, size: counts(draws, size) / draws.shape[0],
+                ),
+            ),
+            taught_in="notebook 03",
+        ),
+        fn,
+    )
+
+
+def cache_shift(fn: Any) -> CheckResult:
+    """Check a search for the shift of a misaligned cache.
+
+    Args:
+        fn: ``fn(cached, recomputed)`` for the likeliest token at every position
+            ``[positions]``, from the cache and from the teacher → by how many
+            positions the cache is late: an int from -2 to 2, so that
+            ``cached[t] == recomputed[t - shift]``.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 03.
+    """
+    generator = torch.Generator().manual_seed(4)
+    right = torch.randint(50, (40,), generator=generator)
+
+    def moved(shift: int) -> Tensor:
+        ids = torch.roll(right, shift)
+        ids[7] = 0  # a tie that fell the other way
+        return ids
+
+    def agreement(cached: Tensor, recomputed: Tensor, shift: int) -> int:
+        n = len(cached)
+        left = cached[max(0, shift) : n + min(0, shift)]
+        other = recomputed[max(0, -shift) : n - max(0, shift)]
+        return int((left == other).sum())
+
+    def search(cached: Tensor, recomputed: Tensor) -> Tensor:
+        best = max(range(-2, 3), key=lambda s: agreement(cached, recomputed, s))
+        return torch.tensor(float(best))
+
+    return _judge(
+        _Exercise(
+            name="cache_shift",
+            probes=tuple(
+                _Probe(f"for a cache that is {words}", (moved(shift), right))
+                for shift, words in (
+                    (0, "in place"),
+                    (1, "one position late"),
+                    (-1, "one position early"),
+                    (2, "two positions late"),
+                )
+            ),
+            reference=search,
+            suspects=(
+                _Suspect(
+                    "sign",
+                    "the sign is the wrong way round",
+                    "A late cache is called early.",
+                    lambda cached, recomputed: -search(cached, recomputed),
+                ),
+                _Suspect(
+                    "always_zero",
+                    "it finds every cache in place",
+                    "Compare the agreement of all shifts, not only of none.",
+                    lambda cached, recomputed: torch.tensor(0.0),
+                ),
+                _Suspect(
+                    "size_only",
+                    "the size is right, the direction is lost",
+                    "Early and late must come out differently.",
+                    lambda cached, recomputed: search(cached, recomputed).abs(),
+                ),
+            ),
+            taught_in="notebook 03",
+        ),
+        fn,
+    )

@@ -136,6 +136,30 @@ def over_settings(ax: Axes, results: Results, metric: str, arms: Sequence[str]) 
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(arms))
 
 
+def seeds_by_setting(ax: Axes, results: Results, metric: str) -> None:
+    """One point per seed, the arms side by side within each setting.
+
+    For outcomes that a mean hides, such as a task that is learned or not.
+
+    Args:
+        ax: Where to draw.
+        results: From ``studies.load_results``.
+        metric: A column of the study.
+    """
+    settings, arms = results.study.settings, results.study.arms
+    width = 0.3 / max(1, len(arms) - 1)
+    for number, (arm, marker) in enumerate(zip(arms, "osD^vPX", strict=False)):
+        x = [
+            place - 0.15 + number * width
+            for place, setting in enumerate(settings)
+            for _ in results.values(metric, arm, setting)
+        ]
+        y = [v for s in settings for v in results.values(metric, arm, s)]
+        ax.plot(x, y, marker, label=arm, alpha=0.8)
+    ax.set_xticks(range(len(settings)), list(settings))
+    ax.set_xlim(-0.5, len(settings) - 0.5)
+
+
 def lines(
     ax: Axes,
     curves: dict[str, Sequence[tuple[float, float]]],

@@ -224,7 +224,9 @@ def test_named_files_exist(name):
 
 
 def test_a_newcomer_gets_through_the_readme():
-    assert len(read("README.md").splitlines()) < 260
+    # The tables between the markers are generated, and skimmed.
+    text = re.sub(r"<!-- begin.*?<!-- end", "", read("README.md"), flags=re.DOTALL)
+    assert len(text.splitlines()) < 220
 
 
 def test_the_versions_agree():
@@ -328,7 +330,7 @@ def code_blocks():
 
 def test_the_code_in_the_readme_runs(learners_folder, capsys):
     blocks = code_blocks()
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     spaces = []
     for block in blocks:
         space = {}

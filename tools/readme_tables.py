@@ -52,6 +52,23 @@ SHOWN = {
         "NLL on the held-out novel (nats per token, lower is better), by target and "
         "number of training sequences",
     ),
+    "longer_training": Shown(
+        "Soft labels, and labels, for longer",
+        "nll",
+        "NLL on the held-out novel (nats per token, lower is better), by target and "
+        "number of steps",
+    ),
+    "stored_labels": Shown(
+        "Stored soft labels: how much survives, for how many bytes",
+        "nll",
+        "NLL on the held-out novel (nats per token, lower is better), 800 sequences",
+        costs=(("bytes a token at V = 49,152", "bytes_per_token_real"),),
+    ),
+    "teacher_domain": Shown(
+        "A teacher away from home: dictionary glosses",
+        "nll",
+        "NLL on held-out glosses (nats per token, lower is better), 800 sequences",
+    ),
     "shared_task": Shown(
         "The shared task: sums of three numbers",
         "exact_match",

@@ -273,13 +273,6 @@ display(results.verdict("mix_beats_soft", judged=judged))
 # distance between the two changes from left to right.
 
 # %%
-for setting in ("3000", "all"):
-    for arm in ("labels", "soft T=1"):
-        live[arm, setting] = run_live(arm, setting)
-        nll = live[arm, setting].test.nll
-        display(results.check_live("nll", arm, setting, nll, judged=judged))
-
-# %%
 from distill_helpers.plots import over_settings
 
 fig, ax = plt.subplots()
@@ -295,18 +288,39 @@ for claim in ("few_data", "more_data", "all_data"):
     display(results.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Does the gap between labels and soft labels close from left to right? If it
-# does not, then text was not what this student was short of. When every row
-# is new, nothing can be memorised; what is left of the gain comes from a
-# *less noisy lesson*: a whole distribution instead of one token drawn from
-# it, so that the student gets further in the same number of steps.
+# The gap does not close from left to right: text was not what this student
+# was short of. When every row is new, nothing can be memorised; what is left
+# of the gain comes from a *less noisy lesson*: a whole distribution instead of
+# one token drawn from it, so that the student gets further in the same number
+# of steps.
 #
-# So where does the gain end? Not within our few steps. Train much longer, on
-# ever new text, and labels have something that soft labels lack: they come
-# from the author, and not from a model that imitates her. Busbridge et al.
-# (2025, arXiv:2502.08606) measured that end for larger models: distilling is
-# ahead up to an amount of computing that grows with the student, and behind
-# after it. No study of this course shows it.
+# So give it more steps. Another study trains the same student on the whole
+# corpus, for 1,000 and for 3,000 steps. And it asks a harder question. A step
+# with soft labels also runs the teacher, which here is more work than the
+# student itself: for the same computing, labels alone can take almost three
+# steps instead of one. **Predict:** which is better then?
+
+# %%
+longer = load_results("longer_training")
+columns = ("nll", "student_tflops", "teacher_tflops")
+for setting in longer.study.settings:
+    print(f"{setting} steps")
+    print(longer.table(columns, setting), end="\n\n")
+
+# %%
+for claim in ("long_run", "labels_for_longer"):
+    display(longer.verdict(claim, judged=judged))
+
+# %% [markdown]
+# There is the end. At equal steps soft labels stay ahead, by less and less:
+# the student comes close to its teacher, and a teacher cannot pull it past
+# itself.
+# At equal computing, if the teacher's passes are charged in full and used
+# once, labels alone win here. Soft labels pay where steps or text are scarce,
+# where the teacher's passes are stored and used again (lesson 03), or where
+# one teacher serves many students. Busbridge et al. (2025, arXiv:2502.08606)
+# found the same shape for larger models: ahead up to an amount of computing
+# that grows with the student, and behind after it.
 
 # %% [markdown]
 # ## Hard labels from the same teacher
@@ -349,6 +363,36 @@ display(results.verdict("sampled_beats_argmax", judged=judged))
 # They can disagree. Say which one you mean *before* you look.
 
 # %% [markdown]
+# ## A teacher away from home
+#
+# The Austen teacher knows one world. What if the student's text is from
+# another one: dictionary entries? A third study asks. Its last arm first gives
+# the teacher a short training on the very rows that its student will read
+# (*teacher correction*, Sreenivas et al. 2024). **Predict** the order of the
+# four.
+
+# %%
+domain = load_results("teacher_domain")
+fig, ax = plt.subplots(figsize=(7, 2.6))
+compare_arms(ax, domain, "nll", "800")
+ax.set_xlabel("NLL on unseen glosses (nats per token), lower is better")
+ax.set_title("800 rows of glosses: does the teacher know the domain?")
+plt.show()
+
+# %%
+display(domain.verdict("stranger_hurts", judged=judged))
+display(domain.verdict("correction_helps", judged=judged))
+
+# %% [markdown]
+# A stranger's soft labels alone are far worse than plain labels: the student
+# learns to be as lost as its teacher. Mixed with labels they do no harm. And a
+# teacher that reads the same few rows first is worth more than those rows: it
+# brings its English along, and the rows turn it to the domain.
+#
+# Whether your teacher is a stranger costs one line to find out: its own NLL on
+# your text.
+
+# %% [markdown]
 # ## The shared task: adding three numbers
 #
 # Text is judged by probabilities. A task is judged by right and wrong. One
@@ -370,37 +414,48 @@ print(f"the teacher gets {accuracy:.0f} % of {tests:,} problems right")
 
 # %%
 sums = load_results("shared_task")
-sums_steps = profile.pick(
-    smoke=4, cpu=shared_task.STEPS, gpu=shared_task.STEPS
+student, _ = shared_task.train_student(
+    "soft",
+    8000,
+    seed=0,
+    steps=profile.pick(smoke=4, cpu=shared_task.STEPS, gpu=shared_task.STEPS),
+    **dict(sums.options("soft", "8000")),
 )
-sums_live = {}
-for arm in ("labels", "soft"):
-    student, _ = shared_task.train_student(
-        arm,
-        2000,
-        seed=0,
-        steps=sums_steps,
-        **dict(sums.options(arm, "2000")),
-    )
-    score = shared_task.score(student, sums_teacher.tokenizer, count=tests)
-    print(f"{arm}: {score:.0f} % right, live")
+score = shared_task.score(student, sums_teacher.tokenizer, count=tests)
+display(sums.check_live("exact_match", "soft", "8000", score, judged=judged))
+
+# %% [markdown]
+# **Predict**, before you look at the study: can a student pass its teacher
+# here? Which of the two could?
+
+# %%
+from distill_helpers.plots import seeds_by_setting
+
+fig, ax = plt.subplots(figsize=(7, 3.2))
+seeds_by_setting(ax, sums, "exact_match")
+ax.axhline(accuracy, color="0.4", linestyle="--", label="the teacher")
+ax.set_xlabel("worked sums to learn from")
+ax.set_ylabel("exact match (percent)")
+ax.set_title("One point per seed")
+ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+plt.show()
 
 # %%
 columns = ("exact_match", "student_tflops", "teacher_tflops")
 for setting in sums.study.settings:
     print(f"{setting} worked sums (exact match in percent)")
     print(sums.table(columns, setting, digits=1), end="\n\n")
-
-# %%
 for claim in ("sums_some", "sums_many"):
     display(sums.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Look at the intervals before you look at the means. Carrying a digit is
-# learned all of a sudden, and our few steps end right where that happens: one
-# seed has it, the next does not. Such a comparison decides nothing, and the
-# verdict says so. These are the shared task's first rows; lessons 03 to 07
-# add theirs.
+# Look at the points before you look at the means. With labels, the seeds fall
+# apart: most go past the teacher, for correct labels know nothing of its
+# mistakes, and some have not yet seen how carrying works. With soft labels
+# they gather below the dashed line: the student learns its teacher's doubts
+# together with its skill, and stops where the teacher stops. The means decide
+# nothing, and the verdicts say so; the *shape* is the result. These are the
+# shared task's first rows; lessons 03 to 07 add theirs.
 
 # %% [markdown]
 # ## The real thing
@@ -590,12 +645,12 @@ checks.sampled_labels(sampled_labels)
 # * You cannot see the teacher's logits (an API): lesson 04.
 # * The vocabularies differ: the distributions cannot be compared directly
 #   (arXiv:2402.12030 works around it).
-# * The teacher does not know the domain: train it a little on that first
-#   (Sreenivas et al. 2024), or use labels.
-# * You have far more text than the student can digest, and the computing to
-#   train on it for long: labels may end ahead (Busbridge et al. 2025).
+# * The teacher does not know the domain: train it a little on that first, or
+#   use labels.
+# * You have the text and the time to train on it for long, and would run the
+#   teacher for this one student: labels alone end ahead.
 # * The task is judged by its answers, and a correct label is at hand for each:
-#   look at the verdicts for our sums before you pay for a teacher.
+#   labels can pass a teacher that makes mistakes.
 # * The teacher's forward pass on every step is too dear: store its labels
 #   (lesson 03), if you can afford the bytes.
 #
