@@ -60,7 +60,14 @@ def in_process(monkeypatch):
 
 def rows_with(values: dict[str, list[float]]) -> Results:
     rows = [
-        {"phase": "confirm", "arm": arm, "setting": "s", "seed": seed, "score": value}
+        {
+            "phase": "confirm",
+            "arm": arm,
+            "setting": "s",
+            "seed": seed,
+            "rate": 0.2,
+            "score": value,
+        }
         for arm, numbers in values.items()
         for seed, value in enumerate(numbers)
     ]
@@ -239,3 +246,36 @@ def test_published_rows_are_complete_and_give_the_published_verdicts(name):
     assert statuses == {
         claim.name: results.verdict(claim.name).status for claim in study.claims
     }
+
+
+def test_exploring_runs_with_the_chosen_options_widen_the_prediction():
+    found = rows_with({"good": [1.0, 1.01, 0.99, 1.0, 1.0]})
+    assert found.check_live("score", "good", "s", 1.1).status == "outside"
+    explored = [
+        found.rows[0] | {"phase": "explore", "rate": rate, "score": score}
+        for rate, score in ((0.2, 1.1), (0.1, 5.0))
+    ]
+    wider = Results(found.study, (*found.rows, *explored))
+    check = wider.check_live("score", "good", "s", 1.1)
+    assert check.status == "inside"
+    assert check.high < 2, "a run with other options was counted"
+
+
+def test_a_share_of_another_arm_s_gain():
+    found = rows_with(
+        {"good": [1.0, 2.0, 3.1], "bad": [2.0, 3.0, 4.0], "best": [0.9, 1.9, 3.0]}
+    )
+    kept = found.gain("score", "good", "bad", "s", reference="best", share=0.9)
+    assert kept.mean == pytest.approx(-0.96667 + 0.9 * 1.0667, abs=1e-3)
+    claim = replace(
+        found.study.claims[0],
+        metric="score",
+        arm="good",
+        baseline="bad",
+        setting="s",
+        reference="best",
+        share=0.5,
+        higher_is_better=False,
+        margin=0.0,
+    )
+    assert studies.judge(found, claim).status == "holds"

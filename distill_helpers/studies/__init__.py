@@ -308,8 +308,19 @@ class Results:
         *,
         judged: bool = True,
     ) -> LiveCheck:
-        """Whether a live run falls into the study's 99 % prediction interval."""
+        """Whether a live run falls into the study's 99 % prediction interval.
+
+        It rests on every run of the study with the same options, exploring ones
+        included: five seeds may lie close together by chance.
+        """
         values = self.values(metric, arm, setting)
+        chosen = dict(self.options(arm, setting))
+        values += [
+            row[metric]
+            for row in self.rows
+            if (row["phase"], row["arm"], row["setting"]) == ("explore", arm, setting)
+            and all(row[name] == value for name, value in chosen.items())
+        ]
         interval = t_interval(values, LIVE_CONFIDENCE, prediction=True)
         if not judged:
             status = "not judged"
