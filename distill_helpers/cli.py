@@ -191,6 +191,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from distill_helpers.trainers import (
         HardLabelTrainer,
         SoftLabelTrainer,
+        end_processes,
         training_arguments,
     )
 
@@ -240,6 +241,7 @@ def _train(chosen: argparse.Namespace) -> int:
     trainer.save_model(options.output)
     if trainer.is_world_process_zero():
         print(f"the student is in {options.output}")
+    end_processes()
     return 0
 
 

@@ -565,6 +565,15 @@ def training_arguments(
     return TrainingArguments(**(settings | overrides))
 
 
+def end_processes() -> None:
+    """Part from the other processes, at the very end of a script that had some.
+
+    Without it a process may abort on its way out, after all work is done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint folder was written to its end."""
     return (checkpoint / _COMPLETE).is_file()

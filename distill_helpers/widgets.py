@@ -39,7 +39,7 @@ def explore(
     if start not in values:
         raise ValueError(f"start={start} must be one of values={list(values)}")
     import ipywidgets
-    from IPython.display import Image, display, publish_display_data
+    from IPython.display import publish_display_data
 
     # Figures are drawn without pyplot, so none is left open to be shown twice.
     slider = ipywidgets.SelectionSlider(
@@ -52,7 +52,11 @@ def explore(
     )
 
     def redraw(value: float) -> None:
-        display(Image(_png(draw, [value], size), alt=alt))
+        # Not IPython's Image: the version that Colab has knows no alt text.
+        publish_display_data(
+            {"image/png": _png(draw, [value], size), "text/plain": alt},
+            metadata={"image/png": {"alt": alt}},
+        )
 
     output = ipywidgets.interactive_output(redraw, {"value": slider})
     box = ipywidgets.VBox([slider, output])

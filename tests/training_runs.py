@@ -18,6 +18,7 @@ from distill_helpers import profiles
 from distill_helpers.trainers import (
     HardLabelTrainer,
     SoftLabelTrainer,
+    end_processes,
     training_arguments,
 )
 
@@ -117,6 +118,7 @@ def main(folder, *settings):
     made.train()
     if made.is_world_process_zero():
         torch.save(weights(made.model), folder / "weights.pt")
+    end_processes()
 
 
 if __name__ == "__main__":
