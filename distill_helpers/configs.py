@@ -65,7 +65,8 @@ class CacheOptions(TextOptions, TeacherOptions):
 
     output: str = _option("build/cache", "folder of the cache; a second call resumes")
     scheme: str = _option(
-        "hybrid", "full, top_k, tail_bucket, sampled or hybrid (about 90 bytes a token)"
+        "hybrid",
+        "full, top_k, tail_bucket, sampled or hybrid (under 100 bytes a token)",
     )
     top_k: int = _option(8, "likeliest tokens kept exactly")
     samples: int = _option(24, "tokens drawn from the rest")

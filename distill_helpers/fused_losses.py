@@ -67,6 +67,16 @@ class SparseTargets:
         """The same on another device."""
         return self._each(lambda column: column.to(device))
 
+    @property
+    def known_entropy(self) -> torch.Tensor:
+        """The stored entropy ``[positions]``, or that of what is stored."""
+        if self.entropy is not None:
+            return self.entropy
+        entropy = -torch.xlogy(self.weights, self.weights).sum(-1)
+        if self.tail is not None:
+            entropy = entropy - torch.xlogy(self.tail, self.tail)
+        return entropy
+
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SparseTargets:
         return SparseTargets(
             change(self.ids),
@@ -202,16 +212,11 @@ def sparse_soft_label_loss(
     log_q = (logits / targets.temperature).log_softmax(-1)
     known = log_q.gather(-1, kept.ids)
     soft = -(kept.weights * known).sum()
-    entropy = kept.entropy
     if kept.tail is not None:
         rest = (1 - known.exp().sum(-1)).clamp(min=1e-7)
         soft = soft - torch.xlogy(kept.tail, rest).sum()
-    if entropy is None:
-        entropy = -torch.xlogy(kept.weights, kept.weights).sum(-1)
-        if kept.tail is not None:
-            entropy = entropy - torch.xlogy(kept.tail, kept.tail)
     factor = targets.temperature**2 if scale_by_t2 else 1.0
-    soft = (soft - entropy.sum()) * factor / count
+    soft = (soft - kept.known_entropy.sum()) * factor / count
     hard = F.cross_entropy(logits, chosen, reduction="sum") / count
     loss = alpha * soft + (1 - alpha) * hard if alpha < 1 else soft
     return SoftLabelLoss(loss, soft.detach(), hard.detach(), count)
@@ -498,7 +503,8 @@ class _Gradients:
     ) -> None:
         hidden, head = student.hidden, student.head
         self.vocabulary = len(head.weight)
-        outer = plan.alpha * plan.scale / plan.temperature if plan.alpha == 1 else 1.0
+        # A mix is weighted in the blocks; soft labels alone are weighted here.
+        outer = plan.scale / plan.temperature if plan.alpha == 1 else 1.0
         self.factor = outer * head.scale / plan.count
         self.hidden = torch.zeros_like(hidden) if plan.wanted[0] else None
         self.weight = self.bias = None
@@ -662,7 +668,6 @@ def sparse_divergence_(
     total = softmax_(student, q)
     student.copy_(q)
     value = (weights * (total - chosen)).sum(-1, keepdim=True)
-    entropy = targets.entropy
     if targets.tail is None:
         student.scatter_add_(1, ids, -weights)
     else:
@@ -674,11 +679,7 @@ def sparse_divergence_(
         value -= torch.xlogy(tail, rest.clamp(min=tiny))
         student.mul_(1 - tail / rest.clamp(min=tiny))
         student.scatter_(1, ids, mass - weights)
-    if entropy is None:
-        entropy = -torch.xlogy(weights, weights).sum(-1)
-        if targets.tail is not None:
-            entropy = entropy - torch.xlogy(targets.tail, targets.tail)
-    return value - entropy.to(value.dtype).unsqueeze(-1), total
+    return value - targets.known_entropy.to(value.dtype).unsqueeze(-1), total
 
 
 def _explain(

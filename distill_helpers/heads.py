@@ -42,7 +42,9 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits ``[..., vocabulary]``, in full."""
-        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias) * self.scale
+        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias)
+        if self.scale != 1:
+            logits = logits * self.scale
         if self.soft_cap is None:
             return logits
         return self.soft_cap * torch.tanh(logits / self.soft_cap)
@@ -68,13 +70,13 @@ class HeadReader:
         self.who = who
         self.fused = fused
         self.tried = False
+        self._seen: tuple[nn.Module, Any, Head | None] | None = None
 
     def read(
         self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, Head | None]:
         """Hidden states with their head, or logits and ``None``."""
-        causal = extract_model_from_parallel(model)
-        head = plain_head(causal) if self.fused else None
+        causal, head = self._look_at(model)
         if head is None:
             if self.fused:
                 self._fall_back("is not a plain linear layer")
@@ -98,6 +100,15 @@ class HeadReader:
                 return _call(model, inputs).logits, None
         assert hidden is not None
         return hidden, head
+
+    def _look_at(self, model: nn.Module) -> tuple[Any, Head | None]:
+        """The model without its wrappers, and its head; once, not at every step."""
+        if not self.fused:
+            return model, None
+        if self._seen is None or self._seen[0] is not model:
+            causal = extract_model_from_parallel(model)
+            self._seen = (model, causal, plain_head(causal))
+        return self._seen[1:]
 
     def _fall_back(self, reason: str) -> None:
         self.fused = False

@@ -139,12 +139,14 @@ def write_cache(
         ) from None
     with lock:
         header = _begin(path, plan, resume=resume)
-        if not header["complete"]:
+        was_there = header["complete"]
+        if not was_there:
             _check_space(path, header, rows)
             _write_shards(
                 teacher, dataset, tokenizer, path, header, rows, progress=progress
             )
-    return SoftLabelCache.open(path, tokenizer=tokenizer)
+    # The tokenizer is part of the plan, and fresh shards have just been hashed.
+    return SoftLabelCache.open(path, checksums=was_there)
 
 
 def _header(
@@ -274,7 +276,7 @@ def _check_space(path: Path, header: dict[str, Any], rows: _Rows) -> None:
     if needed > free:
         raise CacheError(
             f"the cache needs {needed / 1e9:.2f} GB more and {path} has "
-            f"{free / 1e9:.2f} GB free; choose another scheme (hybrid costs about 100 "
+            f"{free / 1e9:.2f} GB free; choose another scheme (hybrid costs under 100 "
             "bytes a token), fewer rows or another disk"
         )
 
@@ -289,8 +291,7 @@ def _write_shards(
     *,
     progress: bool,
 ) -> None:
-    scheme = Scheme(**header["scheme"])
-    writer = _Writer(teacher, tokenizer, scheme, header)
+    writer = _Writer(teacher, tokenizer, header)
     size = header["rows_per_shard"]
     done = sum(shard["rows"] for shard in header["shards"])
     was_training = teacher.training
@@ -351,11 +352,10 @@ class _Writer:
         self,
         teacher: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        scheme: Scheme,
         header: Mapping[str, Any],
     ) -> None:
         self.teacher = teacher
-        self.scheme = scheme
+        self.scheme = Scheme(**header["scheme"])
         self.temperature = float(header["temperature"])
         self.seed = int(header["seed"])
         self.batch_size = int(header["batch_size"])
@@ -636,7 +636,7 @@ class SoftLabelCache:
         Raises:
             CacheError: If a distribution is another one, with the likely cause.
         """
-        writer = _Writer(teacher, tokenizer, self.scheme, self.header)
+        writer = _Writer(teacher, tokenizer, self.header)
         worst, positions = 0.0, 0
         for row in rows.with_format("numpy")["input_ids"]:
             ids = np.asarray(row, dtype=np.int32)
