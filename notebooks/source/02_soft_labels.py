@@ -450,12 +450,13 @@ for claim in ("sums_some", "sums_many"):
 
 # %% [markdown]
 # Look at the points before you look at the means. With labels, the seeds fall
-# apart: most go past the teacher, for correct labels know nothing of its
+# apart: some go well past the teacher, for correct labels know nothing of its
 # mistakes, and some have not yet seen how carrying works. With soft labels
-# they gather below the dashed line: the student learns its teacher's doubts
-# together with its skill, and stops where the teacher stops. The means decide
-# nothing, and the verdicts say so; the *shape* is the result. These are the
-# shared task's first rows; lessons 03 to 07 add theirs.
+# all but one gather at the dashed line: the student learns its teacher's
+# doubts together with its skill, and stops about where the teacher stops. The
+# means decide nothing, and the verdicts say so; the *shape* is what you see,
+# and no claim. These are the shared task's first rows; lessons 03 to 07 add
+# theirs.
 
 # %% [markdown]
 # ## The real thing

@@ -32,7 +32,8 @@ print(f"{bill:.0e} bytes = {bill / 1e15:.0f} petabytes")
 # %% [markdown]
 # Nobody stores that. This lesson is about storing a thousandth of it without
 # losing what soft labels are for. Here are the schemes that it compares (you
-# will meet each of them below); the slider moves the size of the corpus.
+# will meet each of them below), at the vocabulary of our real teacher; the
+# slider moves the size of the corpus.
 
 # %%
 from distill_helpers.soft_label_schemes import scheme_for
