@@ -10,7 +10,9 @@ Taught in notebook 02.
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -566,12 +568,21 @@ def training_arguments(
 
 
 def end_processes() -> None:
-    """Part from the other processes, at the very end of a script that had some.
+    """End this process, if it is one of several; the last line of such a script.
 
-    Without it a process may abort on its way out, after all work is done.
+    Waits for the others, flushes what was printed and leaves with status 0 at once.
+    Gloo offers no safe way home: its group's destructor waits for a thread that may
+    wait for the interpreter, so that tearing it down can hang, and leaving it to
+    Python's own exit can abort (pytorch issue 190489). With one process this does
+    nothing.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    distributed.barrier()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def is_complete(checkpoint: Path) -> bool:
