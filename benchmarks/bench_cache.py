@@ -17,10 +17,10 @@ from distill_helpers.profiles import get_profile
 from distill_helpers.soft_label_cache import write_cache
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
-LENGTH, ROWS, BATCH, STEPS, KEPT = 256, 48, 8, 5, 20
+LENGTH, ROWS, BATCH, STEPS, KEPT = 256, 128, 8, 5, 20
 
 
-def run(rounds: int = 3, say: Callable[[str], None] = print) -> dict[str, float]:
+def run(rounds: int = 2, say: Callable[[str], None] = print) -> dict[str, float]:
     """Writer against bare forward, cached steps against live ones, both in turns."""
     profile = get_profile("cpu")
     teacher, tokenizer = load_teacher(profile)

@@ -325,14 +325,7 @@ class _HeadLogits:
 
     def rows(self, chosen: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
         """Logits of the chosen positions, written to the buffer."""
-        inputs = self.hidden.index_select(0, chosen)
-        buffer = torch.mm(inputs, self.head.weight.T, out=buffer[: len(chosen)])
-        if self.head.bias is not None:
-            buffer.add_(self.head.bias)
-        if self.head.scale != 1:
-            buffer.mul_(self.head.scale)
-        cap = self.head.soft_cap
-        return buffer if cap is None else buffer.div_(cap).tanh_().mul_(cap)
+        return self.head.logits(self.hidden.index_select(0, chosen), out=buffer)
 
 
 @dataclass(frozen=True)

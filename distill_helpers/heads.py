@@ -40,14 +40,32 @@ class Head:
     scale: float = 1.0
     soft_cap: float | None = None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The logits ``[..., vocabulary]``, in full."""
-        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias)
+    def logits(
+        self, hidden: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The logits ``[..., vocabulary]``, in full.
+
+        Args:
+            hidden: ``[..., width]``.
+            out: Where to write them, at least as many rows as ``hidden`` ``[rows,
+                width]`` has, of its dtype: without gradients, but no new memory.
+        """
+        weight = self.weight.to(hidden.dtype)
+        if out is None:
+            logits = F.linear(hidden, weight, self.bias)
+            if self.scale != 1:
+                logits = logits * self.scale
+            if self.soft_cap is None:
+                return logits
+            return self.soft_cap * torch.tanh(logits / self.soft_cap)
+        logits = torch.mm(hidden, weight.T, out=out[: len(hidden)])
+        if self.bias is not None:
+            logits.add_(self.bias)
         if self.scale != 1:
-            logits = logits * self.scale
-        if self.soft_cap is None:
-            return logits
-        return self.soft_cap * torch.tanh(logits / self.soft_cap)
+            logits.mul_(self.scale)
+        if self.soft_cap is not None:
+            logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return logits
 
     def cut(self, vocabulary: int) -> Head:
         """Without the outputs that only pad the head."""
@@ -88,8 +106,12 @@ class HeadReader:
                 getattr(outputs, "last_hidden_state", None)
             )
         )
+        # An index, for a slice of hidden states is slow to multiply; after the first
+        # batch an empty one.
+        ids = inputs["input_ids"]
+        last = torch.full((0 if self.tried else 1,), ids.shape[1] - 1).to(ids.device)
         try:
-            outputs = _call(model, inputs, logits_to_keep=1)
+            outputs = _call(model, inputs, logits_to_keep=last)
         finally:
             hook.remove()
         hidden = kept[-1] if kept else None

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -403,23 +403,38 @@ class _Writer:
                 for row, key in zip(ids, keys, strict=True)
             ]
         )
-        step = max(1, _CHUNK_BYTES // (4 * self.scheme.vocabulary))
         pieces = [
-            self._encode(hidden[i : i + step], head, offsets[i : i + step])
-            for i in range(0, len(hidden), step)
+            encode(logits, self.scheme, torch.from_numpy(some).to(device))
+            for logits, some in self._blocks(hidden, head, offsets)
         ]
         return {
             name: np.concatenate([piece[name] for piece in pieces])
             for name in pieces[0]
         }
 
-    def _encode(
+    def _blocks(
         self, hidden: torch.Tensor, head: Head | None, offsets: NDArray[np.float64]
-    ) -> dict[str, NDArray[Any]]:
-        logits = (hidden if head is None else head.logits(hidden)).float()
-        if self.temperature != 1:
-            logits /= self.temperature
-        return encode(logits, self.scheme, torch.from_numpy(offsets).to(logits.device))
+    ) -> Iterator[tuple[torch.Tensor, NDArray[np.float64]]]:
+        """Logits over T in fp32, a few positions at a time, and their offsets.
+
+        The product with the head wants many positions at once and one buffer that
+        stays; what follows wants blocks that stay in the processor's cache.
+        """
+        chunk = max(1, _CHUNK_BYTES // (4 * self.scheme.vocabulary))
+        most = 2**20 if hidden.device.type == "cpu" else 2**25
+        block = max(1, most // self.scheme.vocabulary)
+        buffer = None
+        for start in range(0, len(hidden), chunk):
+            logits = hidden[start : start + chunk]
+            if head is not None:
+                if buffer is None:
+                    buffer = hidden.new_empty(len(logits), self.scheme.vocabulary)
+                logits = head.logits(logits, out=buffer)
+            for i in range(0, len(logits), block):
+                some = logits[i : i + block].to(torch.float32, copy=True)
+                if self.temperature != 1:
+                    some /= self.temperature
+                yield some, offsets[start + i :][: len(some)]
 
 
 def _offsets(seed: int, key: int, positions: int) -> NDArray[np.float64]:

@@ -152,7 +152,7 @@ def systematic_draws(
         Ids ``[positions, count]``. Token i is expected ``count * p_i / sum(p)`` times.
     """
     groups = p.unflatten(-1, (-1, _GROUP))
-    sums = groups.sum(-1, dtype=torch.float64)
+    sums = groups.sum(-1).double()
     ends = sums.cumsum(-1)
     steps = torch.arange(count, dtype=torch.float64, device=p.device)
     points = (steps + offsets.double().unsqueeze(-1)) / count * ends[:, -1:]
