@@ -1260,6 +1260,15 @@ def tail_bucket(fn: Any) -> CheckResult:
                     ).sum(-1),
                 ),
                 _Suspect(
+                    "both_renormalised",
+                    "both sides are scaled to sum to 1 on the kept tokens",
+                    "Only proportions among them are compared; how much is left for "
+                    "all other tokens is not learned.",
+                    lambda s, ids, w: _renormalised_loss(
+                        s.gather(-1, ids), torch.arange(w.shape[-1]).expand_as(ids), w
+                    ),
+                ),
+                _Suspect(
                     "student_renormalised",
                     "the student's kept tokens are renormalised",
                     "What the student gives to all other tokens costs nothing.",
@@ -1437,6 +1446,219 @@ def cache_shift(fn: Any) -> CheckResult:
                 ),
             ),
             taught_in="notebook 03",
+        ),
+        fn,
+    )
+
+
+def answer_labels(fn: Any) -> CheckResult:
+    """Check the labels of a row in which only the answer is learned.
+
+    Args:
+        fn: ``fn(prompt, answer, end)`` for token ids of a prompt and of an answer
+            (lists) and the id of the end-of-text token → labels of the row
+            ``prompt + answer + [end]``, unshifted: a list.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 04.
+    """
+
+    def labels(prompt: list[int], answer: list[int], end: int) -> list[int]:
+        return [losses.IGNORE_INDEX] * len(prompt) + [*answer, end]
+
+    return _judge(
+        _Exercise(
+            name="answer_labels",
+            probes=(
+                _Probe("for a prompt of 2 and an answer of 3", ([5, 6], [7, 8, 9], 0)),
+                _Probe("for a prompt of 3 and an answer of 1", ([4, 4, 4], [9], 2)),
+                # As a separator, say between two steps.
+                _Probe("for an answer that holds it too", ([5], [6, 2, 7], 2)),
+            ),
+            reference=labels,
+            suspects=(
+                _Suspect(
+                    "end_not_learned",
+                    "the end-of-text token is masked",
+                    "The student writes on and on: nothing taught it to stop.",
+                    lambda prompt, answer, end: (
+                        [*labels(prompt, answer, end)[:-1], losses.IGNORE_INDEX]
+                    ),
+                ),
+                _Suspect(
+                    "prompt_learned",
+                    "the prompt is learned too",
+                    "The student spends its capacity on questions that it will be "
+                    "given anyway.",
+                    lambda prompt, answer, end: [*prompt, *answer, end],
+                ),
+                _Suspect(
+                    "shifted_twice",
+                    "the labels are shifted; the loss will shift them again",
+                    "Every token learns the one after the next.",
+                    lambda prompt, answer, end: (
+                        [*labels(prompt, answer, end)[1:], losses.IGNORE_INDEX]
+                    ),
+                ),
+                _Suspect(
+                    "masked_by_id",
+                    "every end token is masked by its id",
+                    "Mask by position: the same id may be padding, a separator, and "
+                    "the very thing to learn.",
+                    lambda prompt, answer, end: [
+                        losses.IGNORE_INDEX if token == end else token
+                        for token in labels(prompt, answer, end)
+                    ],
+                ),
+            ),
+            taught_in="notebook 04",
+        ),
+        fn,
+    )
+
+
+def _yes_or_no(result: Any, _: tuple[Any, ...]) -> Tensor:
+    if not isinstance(result, (bool, np.bool_)):
+        raise _UnusableError(f"expected True or False, came {_kind(result)}.")
+    return torch.tensor(float(result))
+
+
+def shares_run(fn: Any) -> CheckResult:
+    """Check a search for runs of words that two texts share.
+
+    Args:
+        fn: ``fn(text, held_out, n)`` for two texts → whether some ``n`` words that
+            stand side by side in one also do in the other, whatever their case.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 04.
+    """
+
+    def runs(text: str, n: int) -> set[tuple[str, ...]]:
+        words = text.lower().split()
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+    test = "a small animal that lives in trees"
+    return _judge(
+        _Exercise(
+            name="shares_run",
+            probes=(
+                _Probe("for a copy", ("It is a small animal that lives", test, 4)),
+                _Probe("for nothing in common", ("an old ship", test, 2)),
+                _Probe("for capitals", ("A SMALL ANIMAL", test, 3)),
+                _Probe("for scattered words", ("trees lives that small", test, 2)),
+                _Probe("for parts of words", ("mall anima", test, 2)),
+                _Probe("for a text that is too short", ("a small", test, 3)),
+                _Probe("for a run at the very end", ("lives in trees", test, 3)),
+            ),
+            reference=lambda text, held_out, n: bool(runs(text, n) & runs(held_out, n)),
+            suspects=(
+                _Suspect(
+                    "bag_of_words",
+                    "it counts common words, wherever they stand",
+                    "Common words are in every text; a run of them is not.",
+                    lambda text, held_out, n: (
+                        len(set(text.lower().split()) & set(held_out.lower().split()))
+                        >= n
+                    ),
+                ),
+                _Suspect(
+                    "case_matters",
+                    "capitals make it miss a copy",
+                    "Compare in lower case.",
+                    lambda text, held_out, n: any(
+                        tuple(text.split()[i : i + n])
+                        == tuple(held_out.split()[j : j + n])
+                        for i in range(len(text.split()) - n + 1)
+                        for j in range(len(held_out.split()) - n + 1)
+                    ),
+                ),
+                _Suspect(
+                    "last_run_missed",
+                    "the last run of a text is not looked at",
+                    "A text of L words has L - n + 1 runs.",
+                    lambda text, held_out, n: any(
+                        tuple(text.lower().split()[i : i + n]) in runs(held_out, n)
+                        for i in range(len(text.split()) - n)
+                    ),
+                ),
+                _Suspect(
+                    "substring",
+                    "it finds parts of words",
+                    "Split into words before you compare.",
+                    lambda text, held_out, n: text.lower() in held_out.lower(),
+                ),
+            ),
+            taught_in="notebook 04",
+            adapt=_yes_or_no,
+        ),
+        fn,
+    )
+
+
+def may_ask(fn: Any) -> CheckResult:
+    """Check a budget that is never exceeded.
+
+    Args:
+        fn: ``fn(spent, under_way, worst, budget)`` for the tokens of the answers that
+            have come, a list with the worst case of each request under way, the worst
+            case of the next one, and the budget → whether the next may go out.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 04.
+    """
+    return _judge(
+        _Exercise(
+            name="may_ask",
+            probes=(
+                _Probe("with nothing spent", (0, [], 50, 100)),
+                _Probe("with nearly all spent", (70, [], 50, 100)),
+                _Probe("with two under way", (10, [40, 40], 50, 100)),
+                _Probe("with one under way", (10, [40], 50, 100)),
+                _Probe("with a little too much", (11, [40], 50, 100)),
+                _Probe("with the budget gone", (100, [], 1, 100)),
+            ),
+            reference=lambda spent, under_way, worst, budget: (
+                spent + sum(under_way) + worst <= budget
+            ),
+            suspects=(
+                _Suspect(
+                    "under_way_forgotten",
+                    "requests under way are not counted",
+                    "Eight at a time can overshoot by eight answers.",
+                    lambda spent, under_way, worst, budget: spent + worst <= budget,
+                ),
+                _Suspect(
+                    "asked_too_late",
+                    "it stops only when the budget is gone",
+                    "The answer that exceeds it has been paid for by then.",
+                    lambda spent, under_way, worst, budget: spent < budget,
+                ),
+                _Suspect(
+                    "next_forgotten",
+                    "the next request itself is not counted",
+                    "It may take all that is left, and more.",
+                    lambda spent, under_way, worst, budget: (
+                        spent + sum(under_way) <= budget
+                    ),
+                ),
+                _Suspect(
+                    "last_one_refused",
+                    "a request that just fits is refused",
+                    "Reaching the budget is not exceeding it.",
+                    lambda spent, under_way, worst, budget: (
+                        spent + sum(under_way) + worst < budget
+                    ),
+                ),
+            ),
+            taught_in="notebook 04",
+            adapt=_yes_or_no,
         ),
         fn,
     )

@@ -305,6 +305,53 @@ def mask_prompts(
     return _dataset(rows)
 
 
+def pack_examples(rows: Dataset, length: int) -> Dataset:
+    """Put several examples into each row, side by side and out of each other's sight.
+
+    Unlike :func:`pack`, which cuts a text where a row ends, this keeps every example
+    whole. Positions begin anew with each, from which ``transformers`` knows (eager and
+    sdpa attention; flash attention too) that none may attend to another. What it
+    saves is padding: the examples of a batch need not be of one length.
+
+    Args:
+        rows: With ``input_ids`` and ``labels``, such as from :func:`mask_prompts`.
+        length: Most tokens in a row; at least those of the longest example.
+
+    Returns:
+        ``input_ids``, ``labels`` and ``position_ids``. The loss is that of the same
+        examples one by one.
+    """
+    examples = sorted(
+        zip(rows["input_ids"], rows["labels"], strict=True), key=lambda e: -len(e[0])
+    )
+    if not examples:
+        raise DataError("there are no examples to pack")
+    if len(examples[0][0]) > length:
+        raise ValueError(
+            f"length={length} is less than the {len(examples[0][0])} tokens of the "
+            "longest example; use longer rows, or leave long examples out"
+        )
+    # Longest first, each into the fullest row that has room.
+    packed: list[dict[str, list[int]]] = []
+    room: dict[int, list[int]] = {}  # free places to rows
+    for ids, labels in examples:
+        free = min((size for size in room if size >= len(ids)), default=None)
+        if free is None:
+            packed.append({"input_ids": [], "labels": [], "position_ids": []})
+            free, index = length, len(packed) - 1
+        else:
+            index = room[free].pop()
+            if not room[free]:
+                del room[free]
+        row = packed[index]
+        row["input_ids"] += ids
+        # An example's first token is not the previous one's next.
+        row["labels"] += [IGNORE_INDEX, *labels[1:]]
+        row["position_ids"] += range(len(ids))
+        room.setdefault(free - len(ids), []).append(index)
+    return _dataset(packed)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Make a batch of rows: pad on the right, mask, label.
@@ -321,18 +368,29 @@ class Collator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return ``input_ids``, ``attention_mask``, ``labels``: ``[rows, length]``."""
+        """Return ``input_ids``, ``attention_mask``, ``labels``: ``[rows, length]``.
+
+        And ``position_ids``, if the rows have them (:func:`pack_examples`).
+        """
         length = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), length), self.pad_token_id)
         mask = torch.zeros_like(ids)
         labels = torch.full_like(ids, IGNORE_INDEX)
+        positions = torch.zeros_like(ids)
         for index, row in enumerate(rows):
             size = len(row["input_ids"])
             ids[index, :size] = torch.as_tensor(row["input_ids"])
             mask[index, :size] = 1
             labels[index, :size] = torch.as_tensor(row.get("labels", row["input_ids"]))
+            if "position_ids" in row:
+                positions[index, :size] = torch.as_tensor(row["position_ids"])
+                # The padding too is an example of its own.
+                positions[index, size:] = torch.arange(length - size)
         labels[:, 0] = IGNORE_INDEX
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return (
+            batch | {"position_ids": positions} if "position_ids" in rows[0] else batch
+        )
 
 
 def collator_for(tokenizer: PreTrainedTokenizerBase) -> Collator:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from distill_helpers.data import collator_for, token_bytes
+from distill_helpers.generation import eval_mode, write_batch
 from distill_helpers.losses import IGNORE_INDEX, token_divergence
 
 if TYPE_CHECKING:
@@ -237,57 +237,26 @@ def generate(
     """Greedy continuations, padded on the left, without special tokens."""
     if not prompts:
         return []
-    generator: Any = model
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = tokenizer.eos_token_id
     # Prompts of one length need no padding, so they go together.
     encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        length = max(len(encoded[index]) for index in chosen)
-        ids = torch.full((len(chosen), length), pad)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(chosen):
-            size = len(encoded[index])
-            ids[row, length - size :] = torch.tensor(encoded[index])
-            mask[row, length - size :] = 1
-        with _eval_mode(model), torch.inference_mode():
-            output = generator.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        decoded = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-        for index, text in zip(chosen, decoded, strict=True):
-            texts[index] = text
+        written = write_batch(
+            model,
+            tokenizer,
+            [encoded[index] for index in chosen],
+            max_new_tokens=max_new_tokens,
+        )
+        for index, found in zip(chosen, written, strict=True):
+            texts[index] = str(tokenizer.decode(found.ids, skip_special_tokens=True))
     return texts
 
 
 def _refuse_nothing_counted(tokens: int) -> None:
     if tokens == 0:
         raise ValueError("rows hold no position that counts: every label is masked")
-
-
-@contextmanager
-def _eval_mode(*models: nn.Module | None) -> Iterator[None]:
-    """Dropout off, and afterwards every model as it was."""
-    was_training = [(model, model.training) for model in models if model is not None]
-    try:
-        for model, _ in was_training:
-            model.eval()
-        yield
-    finally:
-        for model, training in was_training:
-            model.train(training)
 
 
 def _batches(
@@ -301,7 +270,7 @@ def _batches(
     collate = collator_for(tokenizer)
     device = next(model.parameters()).device
     width = len(tokenizer)
-    with _eval_mode(model, teacher):
+    with eval_mode(model, teacher):
         for start in range(0, len(rows), batch_size):
             columns = rows[start : start + batch_size]
             names = [name for name in ("input_ids", "labels") if name in columns]

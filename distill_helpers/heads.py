@@ -175,9 +175,10 @@ def plain_head(model: nn.Module) -> Head | None:
 
 
 def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
-    return model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        use_cache=False,
-        **options,
-    )
+    if "position_ids" in inputs:
+        # Rows that hold several examples: only without a mask does transformers read
+        # from the positions where one begins.
+        options["position_ids"] = inputs["position_ids"]
+    else:
+        options["attention_mask"] = inputs["attention_mask"]
+    return model(input_ids=inputs["input_ids"], use_cache=False, **options)

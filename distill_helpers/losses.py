@@ -255,9 +255,14 @@ class Scratch:
     @classmethod
     def like(cls, logits: torch.Tensor, dtype: torch.dtype | None = None) -> Scratch:
         """Buffers for blocks of ``logits`` ``[rows, vocabulary]``."""
-        elements = 2**18 if logits.device.type == "cpu" else 2**25
         rows, vocabulary = logits.shape
-        shape = (max(1, min(rows, elements // vocabulary)), vocabulary)
+        if logits.device.type == "cpu":
+            # Small enough for the cache, and some rows for every thread.
+            threads = min(torch.get_num_threads(), 8)
+            size = max(1, round(2**18 / (vocabulary * threads))) * threads
+        else:
+            size = max(1, 2**25 // vocabulary)
+        shape = (max(1, min(rows, size)), vocabulary)
         student, teacher, spare = (logits.new_empty(shape, dtype=dtype) for _ in "abc")
         return cls(student, teacher, spare)
 

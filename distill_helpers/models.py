@@ -371,6 +371,21 @@ def build_student(
     return model
 
 
+def public_name(model: PreTrainedModel) -> str:
+    """A hub id as it is; of a local folder only its last part: records travel."""
+    name = str(model.config.name_or_path or "")
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Of the first numbers of every tensor: another training changes all of them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def parameter_count(model: nn.Module) -> int:
     """Parameters, a tied matrix counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -394,8 +409,13 @@ class RememberingTeacher(nn.Module):
         self.config = teacher.config
         self._rows: dict[bytes, torch.Tensor] = {}
 
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
         """Return logits ``[rows, positions, vocabulary]``, fp32."""
+        if "position_ids" in options:
+            raise ValueError(
+                "a RememberingTeacher reads whole rows, and rows of pack_examples "
+                "hold several examples; pass the teacher itself"
+            )
         from transformers.modeling_outputs import CausalLMOutput
 
         keys = [row.numpy(force=True).tobytes() for row in input_ids]

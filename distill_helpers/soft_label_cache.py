@@ -25,13 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from distill_helpers.data import collator_for
 from distill_helpers.fused_losses import SparseTargets
 from distill_helpers.heads import Head, HeadReader
-from distill_helpers.models import shared_vocabulary_hash
+from distill_helpers.models import (
+    public_name,
+    shared_vocabulary_hash,
+    weights_hash,
+)
 from distill_helpers.soft_label_schemes import (
     Scheme,
     decode,
@@ -171,10 +174,10 @@ def _header(
         "tokenizer": shared_vocabulary_hash(tokenizer),
         "chat_template": _hash_text(str(tokenizer.chat_template or "")),
         "teacher": {
-            "name": _public_name(str(teacher.config.name_or_path or "")),
+            "name": public_name(teacher),
             "revision": getattr(teacher.config, "_commit_hash", None),
             "dtype": str(teacher.dtype).removeprefix("torch."),
-            "weights": _hash_weights(teacher),
+            "weights": weights_hash(teacher),
         },
         "dataset": {
             "rows": len(rows.keys),
@@ -184,26 +187,12 @@ def _header(
     }
 
 
-def _public_name(name: str) -> str:
-    """A hub id as it is; of a local folder only its last part: caches are passed on."""
-    return Path(name).name if Path(name).is_absolute() else name
-
-
 def _hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _hash_text(text: str) -> str:
     return _hash_bytes(text.encode())
-
-
-def _hash_weights(model: nn.Module) -> str:
-    """Of the first numbers of every tensor: another training changes all of them."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.flatten()[:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def row_key(ids: NDArray[np.int32]) -> int:

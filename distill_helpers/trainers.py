@@ -186,6 +186,11 @@ class SoftLabels:
         inputs: Mapping[str, torch.Tensor],
         num_items: torch.Tensor | int | None,
     ) -> SoftLabelLoss:
+        if "position_ids" in inputs:
+            raise ValueError(
+                "rows of pack_examples hold several examples, and stored soft labels "
+                "are found by whole rows; train on the rows that were stored"
+            )
         student, head = self._student.read(model, inputs)
         labels = _shifted(inputs["labels"])
         targets = store.lookup(inputs["input_ids"], inputs["attention_mask"])

@@ -676,3 +676,119 @@ def test_small_checks_put_other_mistakes_into_words(check, fn, words):
     result = getattr(checks, check)(fn)
     assert result.status == "failed"
     assert words in result.message, str(result)
+
+
+# --- Exercises of notebooks 03 and 04: right answers pass, wrong ones are named. ---
+
+
+def bucket(student_logits, ids, weights, *, rest="bucket", reverse=False):
+    q = student_logits.softmax(-1).gather(-1, ids)
+    if rest == "scaled":
+        weights, q = weights / weights.sum(-1, True), q / q.sum(-1, True)
+    p = weights
+    if rest == "bucket":
+        p = torch.cat([p, 1 - p.sum(-1, keepdim=True)], -1)
+        q = torch.cat([q, 1 - q.sum(-1, keepdim=True)], -1)
+    if reverse:
+        p, q = q, p
+    return (p * (p / q).log()).sum(-1)
+
+
+def shares(draws, vocabulary, *, divide=True, once=False):
+    counts = torch.zeros(len(draws), vocabulary)
+    for row, ids in enumerate(draws.tolist()):
+        for token in set(ids) if once else ids:
+            counts[row, token] += 1
+    return counts / counts.sum(-1, keepdim=True) if divide else counts
+
+
+def shift_of(cached, recomputed, *, sign=1):
+    return sign * max(
+        range(-2, 3), key=lambda s: int((torch.roll(recomputed, s) == cached).sum())
+    )
+
+
+def masked_labels(prompt, answer, end, *, end_label=None, keep_prompt=False):
+    start = prompt if keep_prompt else [NO_LABEL] * len(prompt)
+    return [*start, *answer, end if end_label is None else end_label]
+
+
+def runs_of(text, n):
+    words = text.lower().split()
+    return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        ("tail_bucket", bucket),
+        ("sampled_estimate", shares),
+        ("sampled_estimate", lambda d, v: F.one_hot(d, v).float().mean(1)),
+        ("cache_shift", shift_of),
+        ("cache_shift", lambda a, b: torch.tensor(shift_of(a, b))),
+        ("answer_labels", masked_labels),
+        ("answer_labels", lambda p, a, e: torch.tensor(masked_labels(p, a, e))),
+        ("shares_run", lambda a, b, n: any(r in runs_of(b, n) for r in runs_of(a, n))),
+        ("may_ask", lambda s, u, w, b: s + sum(u) + w <= b),
+        ("may_ask", lambda s, u, w, b: np.bool_(b - s - sum(u) >= w)),
+    ],
+)
+def test_later_exercises_pass_the_right_answers(check, answer):
+    result = getattr(checks, check)(answer)
+    assert result.status == checks.PASSED, result
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "bug"),
+    [
+        ("tail_bucket", lambda *a: bucket(*a, rest="scaled"), "both_renormalised"),
+        ("tail_bucket", lambda *a: bucket(*a, rest="none"), "tail_missing"),
+        ("tail_bucket", lambda *a: bucket(*a, reverse=True), "reverse"),
+        ("sampled_estimate", lambda *a: shares(*a, divide=False), "not_divided"),
+        ("sampled_estimate", lambda *a: shares(*a, once=True), "repetitions_lost"),
+        ("cache_shift", lambda *a: shift_of(*a, sign=-1), "sign"),
+        ("cache_shift", lambda a, b: 0, "always_zero"),
+        (
+            "answer_labels",
+            lambda *a: masked_labels(*a, end_label=NO_LABEL),
+            "end_not_learned",
+        ),
+        (
+            "answer_labels",
+            lambda *a: masked_labels(*a, keep_prompt=True),
+            "prompt_learned",
+        ),
+        (
+            "answer_labels",
+            lambda p, a, e: [NO_LABEL if t == e else t for t in masked_labels(p, a, e)],
+            "masked_by_id",
+        ),
+        (
+            "shares_run",
+            lambda a, b, n: len({*a.lower().split()} & {*b.lower().split()}) >= n,
+            "bag_of_words",
+        ),
+        ("shares_run", lambda a, b, n: a.lower() in b.lower(), "substring"),
+        ("may_ask", lambda s, u, w, b: s < b, "asked_too_late"),
+        ("may_ask", lambda s, u, w, b: s + w <= b, "under_way_forgotten"),
+    ],
+)
+def test_later_exercises_name_the_mistake(check, answer, bug):
+    result = getattr(checks, check)(answer)
+    assert result.status == checks.FAILED
+    assert bug in (result.bug or ""), result
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "tail_bucket",
+        "sampled_estimate",
+        "cache_shift",
+        "answer_labels",
+        "shares_run",
+        "may_ask",
+    ],
+)
+def test_later_exercises_know_when_nothing_was_tried(check):
+    assert getattr(checks, check)(lambda *_: None).status == checks.NOT_ATTEMPTED

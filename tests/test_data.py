@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import TEXTS, bpe_json, byte_level_bpe
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from distill_helpers import data, three_sums
+from distill_helpers.data import Collator, pack_examples
 
 DATA = data.data_root()
 MANIFEST = json.loads((DATA / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
@@ -407,3 +409,51 @@ def test_added_words_count_in_utf8():
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.convert_tokens_to_ids("Straße") in ids
     assert int(data.token_bytes(tokenizer)[ids].sum()) == len(text.encode())
+
+
+# --- pack_examples ------------------------------------------------------------------
+
+
+def examples(*sizes):
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": [10 * number + i for i in range(size)],
+                "labels": [-100] + [10 * number + i for i in range(1, size)],
+            }
+            for number, size in enumerate(sizes, 1)
+        ]
+    )
+
+
+def test_examples_are_packed_whole_and_positions_begin_anew():
+    packed = pack_examples(examples(3, 5, 2), 8)
+    assert sorted(map(len, packed["input_ids"])) == [2, 8]
+    row = packed[0]
+    assert row["input_ids"] == [20, 21, 22, 23, 24, 10, 11, 12]
+    assert row["position_ids"] == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert row["labels"] == [-100, 21, 22, 23, 24, -100, 11, 12]
+
+
+def test_packing_loses_nothing_and_wastes_little():
+    sizes = [2 + (7 * i) % 29 for i in range(200)]
+    packed = pack_examples(examples(*sizes), 64)
+    assert sum(map(len, packed["input_ids"])) == sum(sizes)
+    assert max(map(len, packed["input_ids"])) <= 64
+    assert len(packed) <= 1.05 * sum(sizes) / 64 + 1
+
+
+def test_the_first_token_of_an_example_is_never_learned():
+    rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}] * 2)
+    assert pack_examples(rows, 4)[0]["labels"] == [-100, 2, -100, 2]
+
+
+def test_an_example_that_is_too_long_is_named():
+    with pytest.raises(ValueError, match=r"length=4 is less than the 5 tokens"):
+        pack_examples(examples(3, 5), 4)
+
+
+def test_padding_of_packed_rows_is_an_example_of_its_own():
+    batch = Collator(0)(list(pack_examples(examples(3, 5, 2), 8)))
+    assert batch["position_ids"][1].tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert batch["labels"][1].tolist() == [-100, 31] + [-100] * 6

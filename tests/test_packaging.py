@@ -30,7 +30,8 @@ def pins(name):
 
 
 def all_requirements():
-    return [*BASE, *(one for extra in EXTRAS.values() for one in extra)]
+    extras = [one for extra in EXTRAS.values() for one in extra]
+    return [*BASE, *(one for one in extras if one.name != PROJECT["name"])]
 
 
 @pytest.mark.parametrize("requirement", all_requirements(), ids=str)
@@ -39,7 +40,7 @@ def test_the_constraints_satisfy_every_requirement(requirement):
     assert requirement.specifier.contains(version)
 
 
-@pytest.mark.parametrize("requirement", BASE, ids=str)
+@pytest.mark.parametrize("requirement", [*BASE, *EXTRAS["labels"]], ids=str)
 def test_colab_needs_no_upgrade(requirement):
     colab = pins("constraints-colab.txt")
     name = canonicalize_name(requirement.name)
@@ -81,7 +82,7 @@ def test_environment_yml_says_what_pyproject_says():
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
     assert via_pip["pip"] == ["-c constraints.txt", "-e .[course,dev]"]
-    assert set(EXTRAS) == {"course", "dev"}
+    assert set(EXTRAS) == {"labels", "course", "dev"}
 
 
 def test_the_python_versions_agree():

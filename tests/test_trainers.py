@@ -18,8 +18,9 @@ from training_runs import SGD, bf16_profile, trainer, weights
 from transformers import TrainerCallback
 
 from distill_helpers import profiles, three_sums
-from distill_helpers.data import collator_for
+from distill_helpers.data import collator_for, pack_examples
 from distill_helpers.losses import hard_label_loss, soft_label_loss
+from distill_helpers.models import RememberingTeacher
 from distill_helpers.trainers import (
     DistillationTrainer,
     HardLabels,
@@ -102,6 +103,40 @@ def test_one_step_is_the_gradient_of_the_contract(bpe, kind):
     torch.testing.assert_close(
         weights(made.model), weights(student), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_packed_examples_do_not_see_each_other(bpe, kind, fused):
+    """One step on packed rows equals one step on the same examples alone."""
+    rows = ragged_rows(12, len(bpe))
+    packed = pack_examples(rows, 2 * max(map(len, rows["input_ids"])))
+    assert len(packed) < len(rows)
+    one, two = (
+        trained(
+            kind=kind,
+            rows=chosen,
+            steps=1,
+            batch_size=len(chosen),
+            objective={"fused": fused},
+            **SGD,
+        )
+        for chosen in (rows, packed)
+    )
+    assert (weights(one.model) - start()).abs().max() > 0.002
+    torch.testing.assert_close(
+        weights(two.model), weights(one.model), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_stored_soft_labels_refuse_packed_rows(bpe):
+    with pytest.raises(ValueError, match="whole rows"):
+        trained(
+            rows=pack_examples(ragged_rows(4, len(bpe)), 200),
+            steps=1,
+            batch_size=2,
+            teacher=RememberingTeacher(tiny(bpe, seed=2)),
+        )
 
 
 def free_port():

@@ -64,6 +64,12 @@ SHOWN = {
         "NLL on the held-out novel (nats per token, lower is better), 800 sequences",
         costs=(("bytes a token at V = 49,152", "bytes_per_token_real"),),
     ),
+    "reused_draws": Shown(
+        "Stored draws, read again and again",
+        "nll",
+        "NLL on the held-out novel (nats per token, lower is better), 4,800 sequences "
+        "read once or 400 read twelve times",
+    ),
     "teacher_domain": Shown(
         "A teacher away from home: dictionary glosses",
         "nll",
@@ -80,6 +86,12 @@ SHOWN = {
             ("teacher TFLOPs", "teacher_tflops"),
         ),
     ),
+    "hard_labels": Shown(
+        "A large teacher's writing, a small student",
+        "accuracy",
+        "Right kinds on the 2,000 test glosses (share, higher is better), by training "
+        "labels and number of the pool's",
+    ),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
 }
 
@@ -89,6 +101,7 @@ UNITS = {
     "nll_calibrated": "nats, calibrated",
     "kl_to_teacher": "nats",
     "agreement": "points",
+    "accuracy": "of 1",
     "exact_match": "points",
 }
 

@@ -24,7 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 # What running the unit tests and the learner's notebooks needs beside Colab's list.
-COLAB_TOOLS = ("hatchling", "nbval", "pytest-timeout", "pytest-xdist")
+COLAB_TOOLS = (
+    "datasketch",
+    "hatchling",
+    "nbval",
+    "pytest-timeout",
+    "pytest-xdist",
+    "xllamacpp",
+)
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 
 

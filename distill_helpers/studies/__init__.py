@@ -47,6 +47,7 @@ STUDIES = (
     "soft_labels",
     "longer_training",
     "stored_labels",
+    "reused_draws",
     "teacher_domain",
     "shared_task",
     "real_pair",
@@ -161,11 +162,14 @@ class Verdict:
     status: str
 
     def __str__(self) -> str:
-        gain = self.gain
+        gain, claim = self.gain, self.claim
+        what = "gain"
+        if claim.reference is not None:
+            what = f"beyond {claim.share:.0%} of the gain of {claim.reference}"
         return (
-            f"{self.claim.text}: {self.status.upper()} (gain {gain.mean:+.3f}, "
+            f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f}, "
             f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; "
-            f"claimed: more than {self.claim.margin:g})"
+            f"claimed: more than {claim.margin:g})"
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""Letting a causal model write: batches, padding on the left, seeds per answer.
+
+Used by :mod:`distill_helpers.evaluation` and
+:class:`~distill_helpers.hard_labels.LocalTeacher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote after one prompt.
+
+    Attributes:
+        ids: Token ids, with the one that ended it.
+        ended: Whether it ended by itself, rather than being cut off.
+    """
+
+    ids: list[int]
+    ended: bool
+
+
+def write_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+) -> list[Written]:
+    """Continue one batch of prompts.
+
+    Args:
+        model: Read in eval mode, without gradients.
+        tokenizer: Pads, and knows the end-of-text token.
+        prompts: Token ids, each at least one.
+        max_new_tokens: Where each is cut off.
+        temperature: 0 takes the likeliest token; else tokens are drawn from the
+            softmax at this temperature, nothing cut off.
+        seeds: One per prompt for drawing. A prompt's text follows from its own seed,
+            whatever else is in the batch, up to rounding.
+    """
+    ends = end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0]
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), length), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    processors = LogitsProcessorList()
+    if temperature:
+        if seeds is None or len(seeds) != len(prompts):
+            raise ValueError("drawing needs seeds, one per prompt")
+        processors.append(_Drawing(temperature, seeds, model.device))
+    generator: Any = model
+    with eval_mode(model), torch.inference_mode():
+        output = generator.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            logits_processor=processors,
+            # A fresh one: a model's own may cut the distribution or punish repeats.
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=list(ends),
+            ),
+        )
+    return [_until_end(row, ends) for row in output[:, length:].tolist()]
+
+
+def end_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """Tokens that end a text: the tokenizer's, and those of the model's settings."""
+    settings = getattr(model, "generation_config", None)
+    known = getattr(settings, "eos_token_id", None)
+    known = [known] if isinstance(known, int) else list(known or ())
+    found = [tokenizer.eos_token_id, *known]
+    return tuple(dict.fromkeys(end for end in found if end is not None))
+
+
+@contextmanager
+def eval_mode(*models: nn.Module | None) -> Iterator[None]:
+    """Dropout off, and afterwards every model as it was."""
+    was_training = [(model, model.training) for model in models if model is not None]
+    try:
+        for model, _ in was_training:
+            model.eval()
+        yield
+    finally:
+        for model, training in was_training:
+            model.train(training)
+
+
+def _until_end(ids: list[int], ends: tuple[int, ...]) -> Written:
+    for place, token in enumerate(ids):
+        if token in ends:
+            return Written(ids[: place + 1], ended=True)
+    return Written(ids, ended=False)
+
+
+class _Drawing(LogitsProcessor):
+    """Gumbel noise on the logits: the largest is then a draw from their softmax.
+
+    So each row can have a random generator of its own, which one call that draws for
+    the whole batch cannot offer.
+    """
+
+    def __init__(
+        self, temperature: float, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor
+    ) -> torch.FloatTensor:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        noisy: Any = scores.float() / self.temperature - noise.log_()
+        return noisy

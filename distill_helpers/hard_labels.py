@@ -1,0 +1,827 @@
+"""Labels that a teacher writes: asked for, paid for, and never lost.
+
+A *teacher* answers prompts: :class:`LocalTeacher` is a model in this process,
+:class:`~distill_helpers.api_teacher.ApiTeacher` any OpenAI-compatible server.
+:func:`write_labels` asks it for what is missing, appends every answer to a file as it
+arrives, and stops before a budget is exceeded. A second call, also after a kill, goes
+on where the first was cut off. What to keep of the answers is decided by
+:mod:`distill_helpers.label_filters`; :func:`learn_answers` turns them into rows for
+:class:`~distill_helpers.trainers.HardLabelTrainer`.
+
+Taught in notebook 04. Paper: Kim and Rush 2016 (sequence-level distillation,
+arXiv:1606.07947).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from tqdm import tqdm
+
+from distill_helpers.data import DataError
+from distill_helpers.generation import write_batch
+from distill_helpers.losses import IGNORE_INDEX
+from distill_helpers.models import public_name, weights_hash
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LOGGER = logging.getLogger(__name__)
+
+Message: TypeAlias = dict[str, str]
+Prompt: TypeAlias = str | Sequence[Message]
+
+
+class LabelError(RuntimeError):
+    """The teacher cannot be asked; the message says why. Answers so far are stored."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer that is wanted.
+
+    Attributes:
+        key: Hash of everything below and of the teacher's identity.
+        messages: The conversation so far; the last turn is the user's.
+        sample: Number of the answer among those to one prompt.
+        max_new_tokens: Where an answer is cut off.
+        temperature: 0 is greedy.
+        seed: Of this answer alone.
+    """
+
+    key: str
+    messages: tuple[Message, ...]
+    sample: int
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        text: Without special tokens.
+        finish_reason: ``"stop"`` if the teacher ended by itself; ``"length"`` if it
+            was cut off.
+        prompt_tokens: As the teacher counts.
+        completion_tokens: As the teacher counts.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request has no answer.
+
+    Attributes:
+        reason: A sentence.
+        fatal: Whether every other request would fail alike.
+        paid: Whether the teacher may have worked for it all the same.
+    """
+
+    reason: str
+    fatal: bool = False
+    paid: bool = False
+
+
+class Teacher(Protocol):
+    """Something that answers; see :class:`LocalTeacher`."""
+
+    name: str
+    licence: str
+    price: tuple[float, float] | None
+    concurrency: int
+
+    def identity(self) -> dict[str, Any]:
+        """What makes its answers other than another teacher's."""
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt, at the most."""
+
+    def order(self, requests: list[Request]) -> list[Request]:
+        """The requests in the order that suits the teacher."""
+
+    def answers(
+        self, take: Callable[[], Request | None], concurrency: int
+    ) -> Iterator[tuple[Request, Answer | Failure]]:
+        """Take requests and answer them, in any order.
+
+        Args:
+            take: Gives the next request, or ``None`` if there is none that may be
+                asked now; to be called again after each answer.
+            concurrency: Requests under way at a time.
+        """
+
+
+@dataclass(frozen=True)
+class LabelPlan:
+    """What a call of :func:`write_labels` would do, or has left to do.
+
+    Attributes:
+        wanted: Answers asked for.
+        stored: Of these, already in the file.
+        missing: Of these, still to be asked for.
+        in_doubt: Asked for once and never stored, because a run was killed; they may
+            have been paid for, and will be asked again.
+        tokens_spent: Of all answers in the file, prompts included.
+        tokens_ahead: Most tokens that the missing answers can take.
+        tokens_expected: The likely number, if the answers are as long as those that
+            are stored; without any, the most.
+        cost_spent: In the currency of the teacher's price; ``None`` without one.
+        cost_ahead: Most that the missing answers can cost.
+        cost_expected: The likely cost.
+    """
+
+    wanted: int
+    stored: int
+    missing: int
+    in_doubt: int
+    tokens_spent: int
+    tokens_ahead: int
+    tokens_expected: int
+    cost_spent: float | None
+    cost_ahead: float | None
+    cost_expected: float | None
+
+
+class LocalTeacher:
+    """A causal language model in this process.
+
+    Args:
+        model: Where it is; answers are read in eval mode.
+        tokenizer: Of the model. With a chat template, prompts are put into it;
+            without one, a prompt is a string that the model goes on from.
+        licence: Of the answers, in your words; stored with each.
+        concurrency: Prompts per batch.
+    """
+
+    price = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        licence: str = "",
+        concurrency: int = 32,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = public_name(model) or type(model).__name__
+        self.licence = licence
+        self.concurrency = concurrency
+
+    def identity(self) -> dict[str, Any]:
+        """Its weights and chat template."""
+        return {
+            "name": self.name,
+            "weights": weights_hash(self.model),
+            "chat_template": str(self.tokenizer.chat_template or ""),
+        }
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a prompt, exactly."""
+        return len(prompt_ids(messages, self.tokenizer))
+
+    def order(self, requests: list[Request]) -> list[Request]:
+        """Longest first: batches need little padding, and memory fails early."""
+        return sorted(requests, key=lambda r: -self.prompt_tokens(r.messages))
+
+    def answers(
+        self, take: Callable[[], Request | None], concurrency: int
+    ) -> Iterator[tuple[Request, Answer | Failure]]:
+        """Answer in batches; see :class:`Teacher`."""
+        while True:
+            batch: list[Request] = []
+            while len(batch) < concurrency and (request := take()) is not None:
+                batch.append(request)
+            if not batch:
+                return
+            prompts = [prompt_ids(r.messages, self.tokenizer) for r in batch]
+            written = write_batch(
+                self.model,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=batch[0].max_new_tokens,
+                temperature=batch[0].temperature,
+                seeds=[request.seed for request in batch],
+            )
+            for request, prompt, found in zip(batch, prompts, written, strict=True):
+                text = str(self.tokenizer.decode(found.ids, skip_special_tokens=True))
+                reason = "stop" if found.ended else "length"
+                yield request, Answer(text, reason, len(prompt), len(found.ids))
+
+
+def prompt_ids(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """A prompt's token ids, up to where the answer begins.
+
+    In the tokenizer's chat template; without one, one user's turn as it is.
+    """
+    text = prompt_text(messages, tokenizer)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def prompt_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt as the model reads it, up to where the answer begins."""
+    if tokenizer.chat_template:
+        text: Any = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        return str(text)
+    if len(messages) == 1:
+        return messages[0]["content"]
+    raise ValueError(
+        f"the tokenizer has no chat template, and a prompt has {len(messages)} "
+        "messages; use a chat model, or prompts that are strings"
+    )
+
+
+# --- writing ------------------------------------------------------------------------
+
+
+def write_labels(
+    teacher: Teacher,
+    prompts: Sequence[Prompt],
+    path: str | Path,
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    max_total_tokens: int | None = None,
+    max_cost: float | None = None,
+    concurrency: int | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> Dataset:
+    """Ask a teacher for answers, and store each one as it arrives.
+
+    Args:
+        teacher: Whom to ask.
+        prompts: Strings (a user's turn each), or conversations as lists of
+            ``{"role": …, "content": …}``.
+        path: A ``.jsonl`` file. It may hold answers to other prompts too, which are
+            left alone. What was asked for stands beside it in ``….asked``.
+        samples: Answers per prompt; more than one needs a ``temperature``.
+        max_new_tokens: Where an answer is cut off.
+        temperature: 0 is greedy.
+        seed: Of sampling. Every answer has a seed of its own that follows from it.
+        max_total_tokens: Ask for nothing that could bring the file's answers, prompts
+            included, above this. Answers under way, and those that a killed run may
+            have paid for, are counted at their worst.
+        max_cost: The same for money; needs a teacher with a price.
+        concurrency: Requests under way at a time; a local teacher's batch. ``None``
+            is the teacher's own default.
+        resume: ``False`` deletes the file first.
+        progress: Show a bar with tokens, cost and time left.
+
+    Returns:
+        The stored answers to these prompts, in their order: ``key``, ``messages``,
+        ``sample``, ``answer``, ``finish_reason``, ``prompt_tokens``,
+        ``completion_tokens``, ``teacher``, ``temperature``, ``max_new_tokens``,
+        ``seed``, ``licence``. Fewer than asked for if the budget ended or requests
+        failed; the log says so, and another call asks for the rest.
+
+    Raises:
+        LabelError: If the teacher refuses everything (a wrong key or model name), or
+            nothing has come through for a while. What was answered is stored.
+        ValueError: For arguments out of range.
+
+    Taught in notebook 04.
+    """
+    requests = _requests(teacher, prompts, samples, max_new_tokens, temperature, seed)
+    at_once = teacher.concurrency if concurrency is None else concurrency
+    _check_budget(teacher, max_total_tokens, max_cost, at_once)
+    with _LabelFile.open(Path(path), resume=resume) as file:
+        missing = [r for r in requests.values() if r.key not in file.answers]
+        budget = _Budget(teacher, file, requests, max_total_tokens, max_cost)
+        again = sum(request.key in file.in_doubt for request in missing)
+        if again:
+            _LOGGER.warning(
+                "%s: %d answers were under way when an earlier run ended; they may "
+                "have been paid for, and are asked for again",
+                path,
+                again,
+            )
+        bar = tqdm(
+            total=len(requests),
+            initial=len(requests) - len(missing),
+            unit="answer",
+            desc=teacher.name,
+            disable=not progress,
+        )
+        with bar:
+            failures = _ask(teacher, missing, file, budget, at_once, bar)
+        found = [file.answers[key] for key in requests if key in file.answers]
+    _report(path, len(requests) - len(found), failures, budget)
+    return _as_dataset(found)
+
+
+def plan_labels(
+    teacher: Teacher,
+    prompts: Sequence[Prompt],
+    path: str | Path,
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> LabelPlan:
+    """Estimate what :func:`write_labels` would ask for, without asking.
+
+    Args:
+        teacher: As there, and so are the others.
+        prompts: See there.
+        path: See there; need not exist.
+        samples: See there.
+        max_new_tokens: See there.
+        temperature: See there.
+        seed: See there.
+    """
+    requests = _requests(teacher, prompts, samples, max_new_tokens, temperature, seed)
+    answers, in_doubt = _read(Path(path))
+    missing = [r for r in requests.values() if r.key not in answers]
+    most = [(teacher.prompt_tokens(r.messages), r.max_new_tokens) for r in missing]
+    worst = (sum(a for a, _ in most), sum(b for _, b in most))
+    seen = [answers[key] for key in requests if key in answers]
+    likely = worst
+    if seen:
+        share = len(missing) / len(seen)
+        likely = (
+            round(sum(row["prompt_tokens"] for row in seen) * share),
+            round(sum(row["completion_tokens"] for row in seen) * share),
+        )
+    spent = _spent(answers.values())
+    return LabelPlan(
+        wanted=len(requests),
+        stored=len(seen),
+        missing=len(missing),
+        in_doubt=sum(request.key in in_doubt for request in missing),
+        tokens_spent=sum(spent),
+        tokens_ahead=sum(worst),
+        tokens_expected=sum(likely),
+        cost_spent=_cost(teacher, spent),
+        cost_ahead=_cost(teacher, worst),
+        cost_expected=_cost(teacher, likely),
+    )
+
+
+def read_labels(path: str | Path) -> Dataset:
+    """Every answer of a file that :func:`write_labels` wrote, in its order.
+
+    Raises:
+        DataError: If there is no such file, or nothing in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; write_labels makes it")
+    answers, _ = _read(path)
+    if not answers:
+        raise DataError(f"{path} holds no answer yet; call write_labels")
+    return _as_dataset(list(answers.values()))
+
+
+def _requests(
+    teacher: Teacher,
+    prompts: Sequence[Prompt],
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> dict[str, Request]:
+    """Requests by key; a prompt that comes twice is asked once."""
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string; pass a list of prompts")
+    if samples < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f"samples={samples} and max_new_tokens={max_new_tokens} must be at least 1"
+        )
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} must not be negative; 0 is greedy")
+    if samples > 1 and temperature == 0:
+        raise ValueError(
+            f"samples={samples} with temperature=0 would be the same answer "
+            f"{samples} times; choose a temperature, such as 0.7"
+        )
+    identity = teacher.identity()
+    found = {}
+    for prompt in prompts:
+        messages = _messages(prompt)
+        for sample in range(samples):
+            facts = {
+                "teacher": identity,
+                "messages": messages,
+                "sample": sample,
+                "max_new_tokens": max_new_tokens,
+                "temperature": float(temperature),
+                # Greedy answers do not depend on it.
+                "seed": seed if temperature else 0,
+            }
+            text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+            key = hashlib.sha256(text.encode()).hexdigest()[:32]
+            found[key] = Request(
+                key=key,
+                messages=messages,
+                sample=sample,
+                max_new_tokens=max_new_tokens,
+                temperature=float(temperature),
+                seed=int(key[:8], 16) >> 1,  # servers take 31 bits
+            )
+    return found
+
+
+def _messages(prompt: Prompt) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return ({"role": "user", "content": prompt},)
+    messages = tuple(
+        {"role": message["role"], "content": message["content"]} for message in prompt
+    )
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError(
+            f"a prompt has the messages {messages!r}; the last one must be the user's"
+        )
+    return messages
+
+
+def _check_budget(
+    teacher: Teacher,
+    max_total_tokens: int | None,
+    max_cost: float | None,
+    concurrency: int,
+) -> None:
+    if concurrency < 1:
+        raise ValueError(f"concurrency={concurrency} must be at least 1")
+    for name, value in (("max_total_tokens", max_total_tokens), ("max_cost", max_cost)):
+        if value is not None and value <= 0:
+            raise ValueError(f"{name}={value} must be positive, or None for no limit")
+    if max_cost is not None and teacher.price is None:
+        raise ValueError(
+            f"max_cost={max_cost} needs a price: pass price=(per million prompt "
+            "tokens, per million answer tokens) to the teacher, or use "
+            "max_total_tokens"
+        )
+
+
+def _ask(
+    teacher: Teacher,
+    missing: list[Request],
+    file: _LabelFile,
+    budget: _Budget,
+    concurrency: int,
+    bar: tqdm[Any],
+) -> list[Failure]:
+    """Ask for all that is missing and affordable; what failed."""
+    waiting = teacher.order(missing)[::-1]
+    failures: list[Failure] = []
+    silent = 0  # failures since the last answer
+    stop: Failure | None = None
+
+    def take() -> Request | None:
+        if not waiting or stop is not None or not budget.admits(waiting[-1]):
+            return None
+        request = waiting.pop()
+        file.mark(request)
+        budget.reserve(request)
+        return request
+
+    for request, result in teacher.answers(take, concurrency):
+        budget.settle(request, result)
+        if isinstance(result, Answer):
+            silent = 0
+            file.append(_row(teacher, request, result))
+            bar.update()
+            bar.set_postfix_str(budget.words())
+        else:
+            failures.append(result)
+            if not result.paid:
+                file.unmark(request)
+            silent += 1
+            if result.fatal or silent >= max(8, 2 * concurrency):
+                stop = stop or result
+    if stop is not None:
+        raise LabelError(
+            f"{teacher.name}: {stop.reason}. {len(file.answers)} answers are stored in "
+            f"{file.path}; call again to go on"
+        )
+    return failures
+
+
+def _row(teacher: Teacher, request: Request, answer: Answer) -> dict[str, Any]:
+    facts = asdict(request) | asdict(answer)
+    facts["answer"] = facts.pop("text")
+    facts["messages"] = list(facts["messages"])
+    return facts | {"teacher": teacher.name, "licence": teacher.licence}
+
+
+def _report(
+    path: str | Path, unanswered: int, failures: list[Failure], budget: _Budget
+) -> None:
+    if unanswered:
+        why = "the budget ends there" if budget.ended else "requests failed"
+        if failures:
+            why = f"{why}; the last failure: {failures[-1].reason}"
+        _LOGGER.warning(
+            "%s: %d of the answers asked for are missing (%s); call again for the rest",
+            path,
+            unanswered,
+            why,
+        )
+
+
+def _as_dataset(rows: list[dict[str, Any]]) -> Dataset:
+    from datasets import Dataset  # heavy: not at import
+
+    return Dataset.from_list(rows)
+
+
+# --- learning -----------------------------------------------------------------------
+
+
+def learn_answers(
+    labels: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+) -> Dataset:
+    """Rows in which a student learns the answers, and nothing else.
+
+    The prompt stands in the *student's* chat template and is labelled ``-100``. The
+    answer and the token that ends the turn are learned, or the student would never
+    stop. What a template puts behind that token is left out.
+
+    Args:
+        labels: With ``messages`` and ``answer``, such as :func:`write_labels` returns.
+        tokenizer: Of the student.
+        max_length: Rows with more tokens are left out, and the log says how many: a
+            cut-off answer would teach to stop anywhere. ``None`` keeps all.
+
+    Returns:
+        ``input_ids`` and ``labels`` (unshifted), for
+        :class:`~distill_helpers.trainers.HardLabelTrainer`, in the given order.
+
+    Raises:
+        DataError: If nothing is left.
+    """
+    from datasets import Dataset
+
+    rows = []
+    for row in labels:
+        prompt = prompt_ids(row["messages"], tokenizer)
+        learned = _answer_ids(row["messages"], row["answer"], tokenizer)
+        if max_length is None or len(prompt) + len(learned) <= max_length:
+            rows.append(
+                {
+                    "input_ids": prompt + learned,
+                    "labels": [IGNORE_INDEX] * len(prompt) + learned,
+                }
+            )
+    left_out = len(labels) - len(rows)
+    if left_out:
+        _LOGGER.warning(
+            "%d of %d answers are longer than max_length=%s with their prompts, and "
+            "are left out",
+            left_out,
+            len(labels),
+            max_length,
+        )
+    if not rows:
+        raise DataError(
+            f"labels holds {len(labels)} answers and none is left to learn; "
+            f"max_length={max_length} may be too small"
+        )
+    return Dataset.from_list(rows)
+
+
+def _answer_ids(
+    messages: Sequence[Message], answer: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token: the student could not learn to "
+            "stop; set tokenizer.eos_token"
+        )
+    closing = [end]
+    if tokenizer.chat_template:
+        turn = {"role": "assistant", "content": answer}
+        whole = str(tokenizer.apply_chat_template([*messages, turn], tokenize=False))
+        prompt = prompt_text(messages, tokenizer)
+        if not whole.startswith(prompt + answer):
+            answer = answer.strip()  # as many templates do
+        if not whole.startswith(prompt + answer):
+            raise ValueError(
+                "the chat template writes a prompt or an answer differently once both "
+                "are there, so where the answer begins cannot be told; use a template "
+                "that only appends"
+            )
+        rest = whole[len(prompt + answer) :]
+        closing = tokenizer(rest, add_special_tokens=False)["input_ids"]
+        closing = closing[: closing.index(end) + 1] if end in closing else [end]
+    # A teacher's text is data: what looks like a special token in it is none.
+    learned: list[int] = tokenizer(
+        answer, add_special_tokens=False, split_special_tokens=True
+    )["input_ids"]
+    return learned + closing
+
+
+# --- the file and the budget --------------------------------------------------------
+
+
+class _LabelFile:
+    """An append-only file of answers, with a journal of what was asked for.
+
+    One line of JSON per answer, flushed to the disk before anything else happens. The
+    journal has a line for every request before it goes out, so that after a kill it is
+    known which answers were under way.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers, self.in_doubt = _read(path)
+        self._file = path.open("ab")
+        self._journal = _journal(path).open("ab")
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, *, resume: bool) -> Iterator[_LabelFile]:
+        from filelock import FileLock, Timeout
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(path.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise LabelError(
+                f"another process is writing to {path}; wait for it, or choose "
+                "another path"
+            ) from None
+        with lock:
+            for part in (path, _journal(path)):
+                if not resume:
+                    part.unlink(missing_ok=True)
+                _drop_torn_line(part)
+            file = cls(path)
+            try:
+                yield file
+            finally:
+                file._file.close()
+                file._journal.close()
+
+    def mark(self, request: Request) -> None:
+        """Note that a request is about to go out."""
+        self._write(self._journal, "+" + request.key)
+
+    def unmark(self, request: Request) -> None:
+        """Note that it came to nothing, and cost nothing."""
+        self._write(self._journal, "-" + request.key)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Store an answer."""
+        self._write(self._file, json.dumps(row, ensure_ascii=False))
+        self.answers[row["key"]] = row
+
+    def _write(self, file: Any, line: str) -> None:
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(path.name + ".asked")
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a kill left of a line; the answer in it was never whole."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Stored answers by key, and the keys that were asked for and not stored."""
+    answers = {}
+    if path.is_file():
+        for number, line in enumerate(_lines(path), 1):
+            try:
+                row = json.loads(line)
+                answers[row["key"]] = row
+            except (json.JSONDecodeError, TypeError, KeyError):
+                raise DataError(
+                    f"{path}, line {number} is no stored answer: {line[:60]!r}; mend "
+                    "or delete that line, nothing else in the file is lost"
+                ) from None
+    asked: set[str] = set()
+    if _journal(path).is_file():
+        for line in _lines(_journal(path)):
+            (asked.add if line[0] == "+" else asked.discard)(line[1:])
+    return answers, asked - answers.keys()
+
+
+def _lines(path: Path) -> list[str]:
+    data = path.read_bytes()
+    # JSON escapes line feeds, and only those end a line here.
+    return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
+
+
+def _spent(rows: Any) -> tuple[int, int]:
+    prompt = answer = 0
+    for row in rows:
+        prompt += row["prompt_tokens"]
+        answer += row["completion_tokens"]
+    return prompt, answer
+
+
+def _cost(teacher: Teacher, tokens: tuple[int, int]) -> float | None:
+    if teacher.price is None:
+        return None
+    return sum(n * price for n, price in zip(tokens, teacher.price, strict=True)) / 1e6
+
+
+class _Budget:
+    """Counts what is spent, and reserves the worst of what is under way."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        file: _LabelFile,
+        requests: Mapping[str, Request],
+        max_total_tokens: int | None,
+        max_cost: float | None,
+    ) -> None:
+        self.teacher = teacher
+        self.max_tokens = max_total_tokens
+        self.max_cost = max_cost
+        self.ended = False
+        self._spent = _spent(file.answers.values())
+        # What a killed run had under way may have been paid for, and is asked for
+        # again: it counts twice.
+        doubtful = [requests[key] for key in file.in_doubt if key in requests]
+        for request in doubtful:
+            self._spent = _sum(self._spent, self._worst(request))
+        self._reserved = (0, 0)
+
+    def admits(self, request: Request) -> bool:
+        """Whether the budget holds even if this and all under way are at their worst.
+
+        It may hold later, when those under way turn out cheaper.
+        """
+        total = _sum(_sum(self._spent, self._reserved), self._worst(request))
+        over = self.max_tokens is not None and sum(total) > self.max_tokens
+        cost = _cost(self.teacher, total)
+        if self.max_cost is not None and cost is not None:
+            over = over or cost > self.max_cost
+        self.ended = over
+        return not over
+
+    def reserve(self, request: Request) -> None:
+        """Set the worst case aside."""
+        self._reserved = _sum(self._reserved, self._worst(request))
+
+    def settle(self, request: Request, result: Answer | Failure) -> None:
+        """Replace the worst case by what it was."""
+        worst = self._worst(request)
+        self._reserved = (
+            self._reserved[0] - worst[0],
+            self._reserved[1] - worst[1],
+        )
+        if isinstance(result, Answer):
+            worst = (result.prompt_tokens, result.completion_tokens)
+        elif not result.paid:
+            return
+        self._spent = _sum(self._spent, worst)
+
+    def words(self) -> str:
+        """For the progress bar."""
+        cost = _cost(self.teacher, self._spent)
+        tokens = f"{sum(self._spent):,} tokens"
+        return tokens if cost is None else f"{tokens}, cost {cost:.4f}"
+
+    def _worst(self, request: Request) -> tuple[int, int]:
+        prompt = self.teacher.prompt_tokens(request.messages)
+        return prompt, request.max_new_tokens
+
+
+def _sum(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + two[0], one[1] + two[1]

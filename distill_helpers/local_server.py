@@ -1,0 +1,63 @@
+"""The packaged teacher behind an HTTP API on this machine.
+
+``xllamacpp`` (llama.cpp with Python bindings) serves the teacher's own GGUF file on a
+free port of the loopback, and speaks the protocol of commercial APIs. Used in notebook
+04, where it plays the black box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distill_helpers.models import packaged_teacher_file
+
+MODEL = "smollm2-135m-instruct"
+
+
+@contextmanager
+def serve_packaged_teacher(
+    *, threads: int = 2, parallel: int = 4, context: int = 1024
+) -> Iterator[str]:
+    """Serve the packaged teacher; yields the ``base_url`` for an ``ApiTeacher``.
+
+    Args:
+        threads: Of the server.
+        parallel: Requests that it works on at a time.
+        context: Tokens of a request, prompt and answer together.
+
+    Raises:
+        ImportError: If ``xllamacpp`` is missing.
+    """
+    with serve_gguf(
+        packaged_teacher_file(), threads=threads, parallel=parallel, context=context
+    ) as base_url:
+        yield base_url
+
+
+@contextmanager
+def serve_gguf(
+    file: Path, *, threads: int = 2, parallel: int = 4, context: int = 1024
+) -> Iterator[str]:
+    """Serve any GGUF file; see :func:`serve_packaged_teacher`."""
+    try:
+        from xllamacpp import CommonParams, Server
+    except ImportError:
+        raise ImportError(
+            "serving a model on this machine needs the xllamacpp package; run: pip "
+            "install xllamacpp"
+        ) from None
+    parameters = CommonParams()
+    parameters.model.path = str(file)
+    parameters.n_ctx = context * parallel
+    parameters.n_parallel = parallel
+    parameters.cpuparams.n_threads = threads
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0
+    parameters.verbosity = 0
+    server = Server(parameters)
+    try:
+        yield f"{server.listening_address}/v1"
+    finally:
+        del server

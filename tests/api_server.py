@@ -1,0 +1,157 @@
+"""A real HTTP server on loopback that speaks the OpenAI protocol, and misbehaves.
+
+Tests start one in their own process and read from it what reached it.
+"""
+
+import json
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+KEY = "sk-test-0123456789"
+MODEL = "parrot"
+
+
+def completion(text, finish_reason="stop", prompt_tokens=7):
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": MODEL,
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": finish_reason,
+                "message": {"role": "assistant", "content": text},
+            }
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": len(text.split()),
+            "total_tokens": prompt_tokens + len(text.split()),
+        },
+    }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append(body)
+        if self.headers["Authorization"] != f"Bearer {KEY}":
+            wrong = self.headers["Authorization"]
+            return self.reply(401, {"error": {"message": f"wrong key: {wrong}"}})
+        if body["model"] != MODEL:
+            return self.reply(404, {"error": {"message": "no such model"}})
+        with self.server.lock:
+            fault = self.server.next_fault()
+        if fault is not None:
+            return getattr(self, fault)(body)
+        return self.answer(body)
+
+    def answer(self, body, finish_reason="stop"):
+        prompt = body["messages"][-1]["content"]
+        if self.server.pause:
+            time.sleep(self.server.pause)
+        self.reply(200, completion(f"echo {prompt}", finish_reason))
+        with self.server.lock:
+            self.server.answered[prompt] += 1
+
+    def reply(self, status, content, **headers):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    # Faults. "retry-after-ms" keeps the client's pauses short where they are not the
+    # point.
+
+    def busy(self, _):
+        self.reply(429, {"error": {"message": "slow down"}}, Retry_After="1")
+
+    def busy_briefly(self, _):
+        self.reply(429, {"error": {"message": "slow"}}, retry_after_ms="5")
+
+    def broken(self, _):
+        self.reply(500, {"error": {"message": "oops"}}, retry_after_ms="5")
+
+    def away(self, _):
+        self.reply(503, {"error": {"message": "later"}}, retry_after_ms="5")
+
+    def hang(self, _):
+        self.server.release.wait(20)
+        self.close_connection = True
+
+    def cut(self, body):
+        data = json.dumps(completion("never whole")).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2])
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+    def malformed(self, _):
+        self.reply(200, b'{"choices": [{"mess')
+
+    def no_choice(self, _):
+        self.reply(200, completion("x") | {"choices": []})
+
+    def too_long(self, body):
+        self.answer(body, finish_reason="length")
+
+    def refuse(self, _):
+        self.reply(400, {"error": {"message": "too many tokens"}})
+
+    def log_message(self, *_):
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *_):
+        pass  # clients that hang up are part of the tests
+
+
+@contextmanager
+def serving(faults=(), *, failing=0.0, kinds=(), pause=0.0, seed=0):
+    """A server with ``base_url``, ``seen`` (bodies) and ``answered`` (by prompt).
+
+    ``faults`` are given to the first requests in turn; after that a share ``failing``
+    of requests gets one of ``kinds``.
+    """
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.seen, server.answered = [], Counter()
+    server.lock, server.release = threading.Lock(), threading.Event()
+    server.pause = pause
+    planned, chance = list(faults), random.Random(seed)
+
+    def next_fault():
+        if planned:
+            return planned.pop(0)
+        return chance.choice(kinds) if chance.random() < failing else None
+
+    server.next_fault = next_fault
+    server.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.release.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,22 @@
+"""Ask a server for labels, in a process that gets killed: ``labelling.py URL PATH``."""
+
+import sys
+
+from api_server import KEY, MODEL
+
+from distill_helpers.api_teacher import ApiTeacher
+from distill_helpers.hard_labels import write_labels
+
+PROMPTS = [f"question {number}" for number in range(120)]
+CONCURRENCY = 4
+
+
+def ask(url, path, **options):
+    teacher = ApiTeacher(MODEL, url, api_key=KEY)
+    return write_labels(
+        teacher, PROMPTS, path, concurrency=CONCURRENCY, progress=False, **options
+    )
+
+
+if __name__ == "__main__":
+    ask(*sys.argv[1:])

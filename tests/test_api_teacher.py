@@ -1,0 +1,231 @@
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from api_server import KEY, MODEL, serving
+from labelling import CONCURRENCY, PROMPTS, ask
+
+from distill_helpers.api_teacher import ApiTeacher, find_api_key
+from distill_helpers.hard_labels import LabelError, plan_labels, write_labels
+
+TESTS = Path(__file__).parent
+
+
+def teacher(server, **options):
+    return ApiTeacher(MODEL, server.base_url, **{"api_key": KEY} | options)
+
+
+def write(server, prompts, path, *, concurrency=2, **options):
+    return write_labels(
+        teacher(server, **options),
+        prompts,
+        path,
+        concurrency=concurrency,
+        progress=False,
+    )
+
+
+def test_answers_carry_their_provenance(tmp_path):
+    with serving() as server:
+        made = teacher(server, licence="free for all", options={"top_p": 0.9})
+        rows = write_labels(
+            made,
+            ["one", [{"role": "system", "content": "be brief"}, user("two")]],
+            tmp_path / "labels.jsonl",
+            samples=2,
+            temperature=0.7,
+            max_new_tokens=9,
+            progress=False,
+        )
+    assert rows["answer"] == ["echo one", "echo one", "echo two", "echo two"]
+    assert rows["sample"] == [0, 1, 0, 1]
+    first = rows[0]
+    assert first["messages"] == [user("one")]
+    assert first["teacher"] == MODEL
+    assert first["licence"] == "free for all"
+    assert first["finish_reason"] == "stop"
+    assert (first["prompt_tokens"], first["completion_tokens"]) == (7, 2)
+    assert (first["temperature"], first["max_new_tokens"]) == (0.7, 9)
+    sent = server.seen[0]
+    assert sent["top_p"] == 0.9
+    assert sent["temperature"] == 0.7
+    assert sent["max_tokens"] == 9
+    assert len({body["seed"] for body in server.seen}) == 4
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def test_an_option_of_none_is_not_sent(tmp_path):
+    with serving() as server:
+        write(server, ["one"], tmp_path / "l.jsonl", options={"seed": None})
+    assert "seed" not in server.seen[0]
+
+
+@pytest.mark.parametrize(
+    "fault", ["busy_briefly", "broken", "away", "cut", "malformed", "no_choice"]
+)
+def test_a_passing_fault_is_passed_over(fault, tmp_path):
+    with serving([fault, fault]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert rows["answer"] == ["echo one"]
+    assert len(server.seen) == 3
+
+
+def test_retry_after_is_obeyed(tmp_path):
+    with serving(["busy"]) as server:
+        began = time.monotonic()
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert rows["answer"] == ["echo one"]
+    assert time.monotonic() - began >= 1
+
+
+def test_a_server_that_hangs_is_left(tmp_path):
+    with serving(["hang"]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl", timeout=0.5)
+    assert rows["answer"] == ["echo one"]
+
+
+def test_a_cut_off_answer_is_stored_as_one(tmp_path):
+    with serving(["too_long"]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert rows["finish_reason"] == ["length"]
+
+
+def test_a_refused_request_spares_the_others(tmp_path, caplog):
+    with serving(["refuse"]) as server:
+        rows = write(server, ["one", "two", "three"], tmp_path / "l.jsonl")
+        assert len(rows) == 2
+        assert "1 of the answers asked for are missing" in caplog.text
+        assert "too many tokens" in caplog.text
+        # It cost nothing, so it leaves no doubt behind, and is asked for again.
+        rows = write(server, ["one", "two", "three"], tmp_path / "l.jsonl")
+    assert len(rows) == 3
+    assert len(server.seen) == 4
+
+
+@pytest.mark.parametrize("wrong", ["key", "model"])
+def test_what_is_wrong_for_all_stops_at_once(wrong, tmp_path, caplog):
+    with serving() as server:
+        key, model = ("sk-secret-wrong", MODEL) if wrong == "key" else (KEY, "owl")
+        made = ApiTeacher(model, server.base_url, api_key=key)
+        words = "refused the key" if wrong == "key" else "no model 'owl'"
+        with pytest.raises(LabelError, match=words) as error:
+            write_labels(
+                made,
+                PROMPTS,
+                tmp_path / "l.jsonl",
+                concurrency=2,
+                progress=False,
+            )
+    assert len(server.seen) <= 4
+    written = "".join(p.read_text() for p in tmp_path.iterdir())
+    for text in (str(error.value), repr(made), caplog.text, written):
+        assert key not in text
+
+
+def test_nobody_there_ends_after_a_while(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = ApiTeacher(MODEL, f"http://127.0.0.1:{port}/v1", max_retries=0)
+    with pytest.raises(LabelError, match="no connection"):
+        write_labels(made, PROMPTS, tmp_path / "l.jsonl", progress=False)
+    plan = plan_labels(made, PROMPTS, tmp_path / "l.jsonl")
+    assert (plan.missing, plan.in_doubt) == (len(PROMPTS), 0)
+
+
+def test_a_third_of_requests_fail_and_every_prompt_is_answered_once(tmp_path):
+    prompts = [f"prompt {number}" for number in range(200)]
+    kinds = ("busy_briefly", "broken", "away", "cut", "malformed", "no_choice")
+    with serving(failing=0.3, kinds=kinds) as server:
+        rows = write(server, prompts, tmp_path / "l.jsonl", concurrency=16)
+    assert rows["answer"] == [f"echo {prompt}" for prompt in prompts]
+    assert server.answered == dict.fromkeys(prompts, 1)
+    assert len(server.seen) > 240
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing_and_repeats_little(tmp_path, caplog):
+    path = tmp_path / "labels.jsonl"
+    chance = random.Random(0)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+        )
+    }
+    with serving(pause=0.1) as server:
+        command = [sys.executable, str(TESTS / "labelling.py"), server.base_url]
+        stored: set[str] = set()
+        for _ in range(5):
+            running = subprocess.Popen([*command, str(path)], env=environment)
+            before = len(server.seen)
+            while len(server.seen) < before + 2:
+                assert running.poll() is None
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.6))
+            running.send_signal(signal.SIGKILL)
+            running.wait()
+            keys = {
+                json.loads(line)["key"]
+                for line in path.read_text().splitlines(keepends=True)
+                if line.endswith("\n")
+            }
+            assert stored <= keys
+            stored = keys
+            plan = plan_labels(teacher(server), PROMPTS, path)
+            assert plan.in_doubt <= CONCURRENCY
+        rows = ask(server.base_url, path)
+    assert rows["answer"] == [f"echo {prompt}" for prompt in PROMPTS]
+    assert "were under way when an earlier run ended" in caplog.text
+    # Nothing that was stored was asked for again; of each kill at most what was
+    # under way.
+    assert len(server.seen) <= len(PROMPTS) + 5 * CONCURRENCY
+    assert len(path.read_text().splitlines()) == len(PROMPTS)
+
+
+def test_an_interruption_stores_what_is_under_way(tmp_path):
+    """Ctrl-C: nothing new is asked for, and what was asked for arrives."""
+    path = tmp_path / "labels.jsonl"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+        )
+    }
+    with serving(pause=0.5) as server:
+        command = [sys.executable, str(TESTS / "labelling.py"), server.base_url]
+        running = subprocess.Popen(
+            [*command, str(path)], env=environment, stderr=subprocess.DEVNULL
+        )
+        while len(server.seen) < CONCURRENCY:
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) != 0
+        plan = plan_labels(teacher(server), PROMPTS, path)
+        assert plan.in_doubt == 0
+        assert plan.stored == len(server.seen) == CONCURRENCY
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-there")
+    assert find_api_key() == "sk-there"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert find_api_key("http://127.0.0.1:8080/v1") == "none needed"
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ValueError, match="OPENAI_API_KEY"):
+        find_api_key("https://api.example.com/v1")
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"max_retries": -1}])
+def test_options_out_of_range_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ApiTeacher(MODEL, "http://127.0.0.1:1/v1", **options)

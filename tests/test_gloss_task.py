@@ -1,0 +1,68 @@
+import pytest
+from tiny_models import byte_level_bpe, tiny
+
+from distill_helpers.gloss_task import (
+    Gloss,
+    judge,
+    judge_answers,
+    kinds,
+    read_answer,
+    splits,
+)
+
+
+def test_there_are_twelve_kinds():
+    assert len(kinds()) == 12
+    assert "animal" in kinds()
+
+
+def test_the_splits_share_no_gloss():
+    made = splits()
+    parts = (made.labelled, made.pool, made.validation, made.test)
+    assert [len(part) for part in parts[:1] + parts[2:]] == [600, 400, 2000]
+    assert len(made.pool) > 8000
+    texts = [gloss.gloss for part in parts for gloss in part]
+    assert len(set(texts)) == len(texts)
+
+
+def test_every_split_has_every_kind():
+    for part in (splits().labelled, splits().validation, splits().test):
+        assert {gloss.kind for gloss in part} == set(kinds())
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"kind": "animal"}', "animal"),
+        (' {"kind":"animal"}\n', "animal"),
+        ('{"kind": "beast"}', None),
+        ('{"kind": ["animal"]}', None),
+        ('{"kind": "animal", "sure": true}', None),
+        ('["animal"]', None),
+        ("animal", None),
+        ('{"kind": "animal"} I hope this helps!', None),
+        ("", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_an_answer_is_json_of_one_form(text, kind):
+    assert read_answer(text) == kind
+
+
+def test_answers_are_judged_by_form_and_by_truth():
+    right = [Gloss("dog", "barks", "animal"), Gloss("oak", "grows", "plant")]
+    judged = judge_answers([right[0].answer, '{"kind": "food"}'], right)
+    assert (judged.accuracy, judged.valid, judged.count) == (0.5, 1.0, 2)
+    with pytest.raises(ValueError, match="1 texts and 2 glosses"):
+        judge_answers(["x"], right)
+
+
+def test_a_model_that_knows_nothing_is_judged_so():
+    bpe = byte_level_bpe()
+    judged = judge(tiny(bpe), bpe, splits().test[:4])
+    assert (judged.accuracy, judged.valid, judged.count) == (0.0, 0.0, 4)
+
+
+def test_an_instruction_names_every_kind():
+    text = splits().test[0].instruction
+    assert all(kind in text for kind in kinds())

@@ -1,0 +1,74 @@
+"""The real black box: the packaged teacher behind an HTTP API, asked by our client."""
+
+import pytest
+
+from distill_helpers.api_teacher import ApiTeacher
+from distill_helpers.hard_labels import LabelError, write_labels
+from distill_helpers.local_server import MODEL, serve_packaged_teacher
+
+pytest.importorskip("xllamacpp")
+
+
+@pytest.fixture(scope="module")
+def base_url():
+    with serve_packaged_teacher(threads=1, parallel=2) as url:
+        yield url
+
+
+def test_it_answers_and_counts(base_url, tmp_path):
+    teacher = ApiTeacher(MODEL, base_url)
+    prompts = ["What is the capital of France?", "Name a fruit."]
+    rows = write_labels(
+        teacher, prompts, tmp_path / "l.jsonl", max_new_tokens=32, progress=False
+    )
+    assert "Paris" in rows["answer"][0]
+    assert rows["finish_reason"][0] == "stop"
+    for row in rows:
+        assert 0 < row["completion_tokens"] <= 32
+        # What the budget sets aside is never too little.
+        assert row["prompt_tokens"] <= teacher.prompt_tokens(row["messages"])
+
+
+def test_a_short_answer_is_cut_off_and_says_so(base_url, tmp_path):
+    rows = write_labels(
+        ApiTeacher(MODEL, base_url),
+        ["Tell me a long story."],
+        tmp_path / "l.jsonl",
+        max_new_tokens=4,
+        progress=False,
+    )
+    assert rows["finish_reason"] == ["length"]
+    assert rows["completion_tokens"] == [4]
+
+
+def test_seeds_repeat_and_samples_differ(base_url, tmp_path):
+    def ask(name, seed):
+        return write_labels(
+            ApiTeacher(MODEL, base_url),
+            ["Tell me something."],
+            tmp_path / name,
+            samples=2,
+            temperature=1.0,
+            max_new_tokens=16,
+            seed=seed,
+            concurrency=1,
+            progress=False,
+        )["answer"]
+
+    one, again, other = ask("1", 0), ask("2", 0), ask("3", 1)
+    assert one == again
+    assert one[0] != one[1]
+    assert one != other
+
+
+def test_a_server_that_is_gone_is_reported(tmp_path):
+    with serve_packaged_teacher(threads=1, parallel=1) as url:
+        teacher = ApiTeacher(MODEL, url, max_retries=0, timeout=5)
+    with pytest.raises(LabelError, match="no connection"):
+        write_labels(
+            teacher,
+            [f"question {number}" for number in range(40)],
+            tmp_path / "l.jsonl",
+            concurrency=2,
+            progress=False,
+        )
