@@ -54,7 +54,7 @@ readme: setup
 
 bench:
 	@$(PYTHON) tools/setup_env.py --bench
-	@.venv-bench/bin/python benchmarks/run.py
+	@.venv-bench/bin/python benchmarks/run.py $(ONLY)
 
 test-colab: setup
 	@$(PYTHON) tools/setup_env.py --colab

@@ -7,6 +7,8 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import bench_cache
 import bench_losses
 import bench_trainers
+import bench_writing
 import torch
 from peers import BETA, LOSSES, make_inputs
 
@@ -67,15 +70,26 @@ def _fingerprint(gradient: torch.Tensor | None) -> list[float]:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The measurements as Markdown."""
-    about = found["machine"]
+    """The measurements as Markdown, section by section."""
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`; every number comes from one run of it. Ratios are "
-        "what to compare, seconds belong to this machine: "
-        + ", ".join(f"{name} {value}" for name, value in about.items())
-        + ".",
+        "Written by `make bench`. Ratios are what to compare; seconds belong to the "
+        "machine. What is compared in a table took turns in one run.",
+    ]
+    for name, show in SHOWN.items():
+        if name in found:
+            lines += show(found[name]["found"])
+            about = found[name]["machine"].items()
+            lines += [
+                "",
+                f"*On {', '.join(f'{key} {value}' for key, value in about)}.*",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _losses(found: dict[str, Any]) -> list[str]:
+    lines = [
         "",
         "## Soft-label losses, forward and backward, fp32, 25 % of labels ignored",
         "",
@@ -100,7 +114,7 @@ def tables(found: dict[str, Any]) -> str:
             )
     lines += [
         "",
-        "## Ours with more and more tokens (H = 256, V = 32,000, forward KL)",
+        "### Ours with more and more tokens (H = 256, V = 32,000, forward KL)",
         "",
         "| tokens | s | s per 1,000 tokens | MiB |",
         "|--:|--:|--:|--:|",
@@ -111,46 +125,69 @@ def tables(found: dict[str, Any]) -> str:
             f"| {row['tokens']:,} | {row['seconds']:.3f} | {per:.3f} | "
             f"{row['mib']:.0f} |"
         )
-    lines += [
+    return lines
+
+
+def _trainers(found: list[dict[str, Any]]) -> list[str]:
+    lines = [
         "",
         "## Training steps: SmolLM2 teaches its 20-layer self, 4 × 512 tokens",
         "",
         "| trainer | precision | tokens/s | MiB above the weights | losses |",
         "|---|---|--:|--:|---|",
     ]
-    for row in found["trainers"]:
+    for row in found:
         losses = ", ".join(f"{loss:.4f}" for loss in row["losses"])
         lines.append(
             f"| {row['trainer']} | {row['precision']} | "
             f"{row['tokens_per_second']:.0f} | {row['mib']:.0f} | {losses} |"
         )
-    lines += [
-        "",
-        "## A cache of the real teacher's soft labels",
-        "",
-        "| what | value |",
-        "|---|--:|",
-    ]
-    lines += [f"| {name} | {value:.3g} |" for name, value in found["cache"].items()]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def main() -> int:
-    """Measure everything and write it down."""
-    found: dict[str, Any] = {"machine": machine()}
-    found |= bench_losses.run()
-    found["cache"] = bench_cache.run()
-    found["trainers"] = bench_trainers.run()
-    (HERE / "results.md").write_text(tables(found), encoding="utf-8")
-    reference = {"machine": found["machine"], "values": reference_values()}
-    (HERE / "reference.json").write_text(
-        json.dumps(reference, indent=1) + "\n", encoding="utf-8"
-    )
-    (HERE / "results.json").write_text(
-        json.dumps(found, indent=1) + "\n", encoding="utf-8"
-    )
+def _values(title: str, found: dict[str, float]) -> list[str]:
+    lines = ["", f"## {title}", "", "| what | value |", "|---|--:|"]
+    return lines + [f"| {name} | {value:.3g} |" for name, value in found.items()]
+
+
+SHOWN: dict[str, Callable[[Any], list[str]]] = {
+    "losses": _losses,
+    "trainers": _trainers,
+    "cache": partial(_values, "A cache of the real teacher's soft labels"),
+    "writing": partial(_values, "The real teacher writes: batches"),
+}
+
+
+SECTIONS: dict[str, Callable[[], Any]] = {
+    "losses": bench_losses.run,
+    "cache": bench_cache.run,
+    "trainers": bench_trainers.run,
+    "writing": bench_writing.run,
+}
+
+
+def main(asked: Sequence[str]) -> int:
+    """Measure all sections, or those asked for, and write each down as it is done."""
+    unknown = set(asked) - SECTIONS.keys()
+    if unknown:
+        print(f"unknown: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+        return 2
+    stored = HERE / "results.json"
+    found: dict[str, Any] = {}
+    if stored.is_file():
+        found = json.loads(stored.read_text(encoding="utf-8"))
+    for name in asked or SECTIONS:
+        found[name] = {"machine": machine(), "found": SECTIONS[name]()}
+        _write("results.json", json.dumps(found, indent=1))
+        _write("results.md", tables(found).rstrip())
+    reference = {"machine": machine(), "values": reference_values()}
+    _write("reference.json", json.dumps(reference, indent=1))
     return 0
 
 
+def _write(name: str, text: str) -> None:
+    (HERE / name).write_text(text + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

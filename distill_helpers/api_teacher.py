@@ -11,9 +11,10 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import random
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,15 +24,21 @@ from distill_helpers.runtime import in_colab
 
 _KEY = "OPENAI_API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# What write_labels decides and writes down; an option would go round it.
+_DECIDED = ("model", "messages", "n", "stream", "max_tokens", "max_completion_tokens")
+# Nothing was done for these, so they may be tried again at once.
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout")
+_LONGEST_PAUSE = 60.0
 
 
 class ApiTeacher:
     """A chat model behind an OpenAI-compatible API.
 
-    A request that fails for a passing reason (429 with or without ``Retry-After``, a
-    server error, no connection, a time-out, a connection cut mid-answer, an answer
-    that is none) is tried again with growing pauses. A wrong key or model name ends
-    the run at once.
+    A request that came to nothing for a passing reason (429 with or without
+    ``Retry-After``, a server error, no connection) is tried again with growing pauses.
+    One that may have been paid for (a time-out, a connection cut mid-answer, an answer
+    that is none) goes back to ``write_labels``, whose budget counts every try. A wrong
+    key or model name ends the run at once.
 
     Args:
         model: Its name on the server.
@@ -39,16 +46,21 @@ class ApiTeacher:
             including ``/v1``.
         api_key: ``None`` takes the environment's ``OPENAI_API_KEY``, then Colab's
             store of that name, then asks if somebody is there. A server on this
-            machine needs none. It is kept in the client alone, and never shown.
+            machine needs none, and is sent none. It is kept in the client alone, and
+            never shown.
         price: Per million prompt tokens and per million answer tokens.
         licence: What the provider's terms allow for the answers, in your words;
             stored with each.
-        timeout: Seconds for one try.
-        max_retries: Further tries of a request.
+        timeout: Seconds without a byte from the server.
+        max_retries: Further tries of a request that cost nothing.
         concurrency: Requests under way at a time.
+        token_limit: What the server calls the most tokens of an answer; reasoning
+            models of some providers want ``"max_completion_tokens"``.
         options: Further parameters of every request, such as ``top_p``; ``None``
             leaves one out that a server does not take, such as ``seed``.
     """
+
+    charges = True
 
     def __init__(
         self,
@@ -61,6 +73,7 @@ class ApiTeacher:
         timeout: float = 120.0,
         max_retries: int = 6,
         concurrency: int = 8,
+        token_limit: str = "max_tokens",
         options: dict[str, Any] | None = None,
     ) -> None:
         try:
@@ -74,18 +87,34 @@ class ApiTeacher:
                 f"timeout={timeout} must be positive and max_retries={max_retries} "
                 "not negative"
             )
+        if price is not None and len(price) != 2:
+            raise ValueError(
+                f"price={price} must be two numbers: per million prompt tokens, and "
+                "per million answer tokens"
+            )
         self.name = model
         self.base_url = base_url
         self.price = price
         self.licence = licence
         self.concurrency = concurrency
         self.max_retries = max_retries
+        self.token_limit = token_limit
         self.options = dict(options or {})
+        for name in (*_DECIDED, token_limit):
+            if name in self.options:
+                raise ValueError(
+                    f"options holds {name!r}, which write_labels decides and stores; "
+                    "leave it out (see max_new_tokens, samples and token_limit)"
+                )
+        if self.options.get("temperature") is not None:
+            raise ValueError(
+                "options holds a temperature; pass it to write_labels, which stores it"
+            )
         self._client = openai.OpenAI(
-            api_key=api_key or find_api_key(base_url),
+            api_key=_usable_key(api_key or find_api_key(base_url)),
             base_url=base_url,
-            timeout=timeout,
-            max_retries=max_retries,
+            timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
+            max_retries=0,  # every try is counted
         )
 
     def __repr__(self) -> str:
@@ -97,9 +126,10 @@ class ApiTeacher:
         return {"name": self.name, "options": self.options}
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """At the most: no tokenizer makes more tokens than there are bytes."""
+        """At the most: hardly a tokenizer makes more tokens than there are bytes."""
         size = sum(len(m["content"].encode()) + len(m["role"]) + 8 for m in messages)
-        return size + 32  # what a template adds
+        # What a template adds, and tools or a response format in the options.
+        return size + 256 + len(json.dumps(self.options, default=str).encode())
 
     def order(self, requests: list[Request]) -> list[Request]:
         """As they are."""
@@ -107,116 +137,165 @@ class ApiTeacher:
 
     def answers(
         self, take: Callable[[], Request | None], concurrency: int
-    ) -> Iterator[tuple[Request, Answer | Failure]]:
+    ) -> Generator[tuple[Request, Answer | Failure], None, None]:
         """Ask, several at a time; see ``hard_labels.Teacher``.
 
-        An interruption asks for nothing new and waits for what is under way; a second
-        one leaves at once.
+        If the caller leaves early, what is under way ends within one time-out.
         """
-        interrupted: KeyboardInterrupt | None = None
+        leaving = threading.Event()
         running: dict[Future[Answer | Failure], Request] = {}
         pool = ThreadPoolExecutor(concurrency)
         try:
             while True:
-                while interrupted is None and len(running) < concurrency:
-                    request = take()
-                    if request is None:
-                        break
-                    running[pool.submit(self._ask, request)] = request
+                while len(running) < concurrency and (request := take()) is not None:
+                    running[pool.submit(self._ask, request, leaving)] = request
                 if not running:
-                    break
-                try:
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                except KeyboardInterrupt as stop:
-                    if interrupted is not None:
-                        raise
-                    interrupted = stop
-                    continue
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield running.pop(future), future.result()
         finally:
+            leaving.set()
             pool.shutdown(wait=False, cancel_futures=True)
-        if interrupted is not None:
-            raise interrupted
 
-    def _ask(self, request: Request) -> Answer | Failure:
-        import openai
-
-        result: Answer | Failure = Failure("nothing was tried")
+    def _ask(self, request: Request, leaving: threading.Event) -> Answer | Failure:
+        """One answer, with as many tries as come to nothing and cost nothing."""
         parameters: dict[str, Any] = {
             "model": self.name,
             "messages": list(request.messages),
-            "max_tokens": request.max_new_tokens,
+            self.token_limit: request.max_new_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
         } | self.options
         parameters = {k: v for k, v in parameters.items() if v is not None}
         for attempt in range(self.max_retries + 1):
-            if attempt:
-                time.sleep(min(8.0, 0.25 * 2**attempt))
-            try:
-                # The client itself tries again after 429, 5xx and broken connections.
-                completion = self._client.chat.completions.create(**parameters)
-            except openai.APITimeoutError:
-                return Failure(f"no answer within {self._client.timeout} s", paid=True)
-            except openai.APIConnectionError as error:
-                cause = error.__cause__ or error
-                refused = type(cause).__name__ == "ConnectError"
-                return Failure(f"no connection ({cause})", paid=not refused)
-            except openai.APIStatusError as error:
-                return _refused(error, self.name)
-            except (json.JSONDecodeError, openai.APIError) as error:
-                result = Failure(f"not an answer ({error})", paid=True)
-                continue
-            result = _answer(completion)
-            if isinstance(result, Answer):
-                return result
+            result, pause = self._try(parameters, request)
+            if pause is None or attempt == self.max_retries:
+                break
+            if leaving.wait(pause or _backoff(attempt)):
+                break
         return result
 
+    def _try(
+        self, parameters: dict[str, Any], request: Request
+    ) -> tuple[Answer | Failure, float | None]:
+        """What came of one try; and, if it may be repeated, after how many seconds.
 
-def _refused(error: Any, model: str) -> Failure:
-    code = error.status_code
-    if code in (401, 403):
-        # The server's own words may quote the key.
-        return Failure(f"the server refused the key ({code}); check {_KEY}", fatal=True)
-    if code == 404:
-        return Failure(
-            f"the server knows no model {model!r}, or base_url lacks its /v1 ({code})",
-            fatal=True,
+        0 seconds leave the pause to the caller.
+        """
+        import openai
+
+        try:
+            completion = self._client.chat.completions.create(**parameters)
+        except openai.APIConnectionError as error:  # time-outs too
+            # Only the kind: a cause may quote what was sent, and so the key.
+            kind = type(error.__cause__ or error).__name__
+            unsent = kind in _NO_CONNECTION
+            words = "no connection" if unsent else "no whole answer"
+            return Failure(
+                f"{words} ({kind})", paid=not unsent
+            ), 0.0 if unsent else None
+        except openai.APIStatusError as error:
+            failure = self._refused(error)
+            passing = error.status_code in (408, 409, 429) or error.status_code >= 500
+            again = passing and not failure.fatal
+            return failure, _wanted_pause(error.response.headers) if again else None
+        except TypeError as error:
+            return Failure(f"options: {error}", fatal=True), None
+        except Exception as error:
+            # What a server sends is untrusted, and may break any parser.
+            kind = type(error).__name__
+            return Failure(f"not an answer ({kind})", paid=True), None
+        try:
+            return self._answer(completion, request), None
+        except Exception as error:
+            kind = type(error).__name__
+            return Failure(f"not an answer ({kind})", paid=True), None
+
+    def _refused(self, error: Any) -> Failure:
+        code = error.status_code
+        # A server's own words may quote the key.
+        words = str(error.message).replace(self._client.api_key, "…")[:200]
+        if code == 401:
+            return Failure(
+                f"the server refused the key (401); check {_KEY}", fatal=True
+            )
+        if code == 404:
+            return Failure(
+                f"the server knows no model {self.name!r}, or base_url lacks its /v1 "
+                "(404)",
+                fatal=True,
+            )
+        if code == 402 or error.code == "insufficient_quota":
+            return Failure(f"the account is used up ({code}): {words}", fatal=True)
+        if code in (400, 403, 413, 422):
+            return Failure(
+                f"the server refused a request ({code}): {words}", alone=True
+            )
+        return Failure(f"the server answered {code}: {words}")
+
+    def _answer(self, completion: Any, request: Request) -> Answer | Failure:
+        choices = getattr(completion, "choices", None)
+        if not choices:
+            return Failure("the server's answer held no choice", paid=True)
+        message, usage = choices[0].message, getattr(completion, "usage", None)
+        text = message.content
+        if not isinstance(text, str):
+            # Filtered, or cut off while still thinking: an answer, if an empty one.
+            refusal = getattr(message, "refusal", None)
+            text = refusal if isinstance(refusal, str) else ""
+
+        def counted(name: str, most: int) -> int:
+            found = getattr(usage, name, None)
+            return int(found) if isinstance(found, int) else most
+
+        return Answer(
+            text=text,
+            finish_reason=str(choices[0].finish_reason),
+            prompt_tokens=counted(
+                "prompt_tokens", self.prompt_tokens(request.messages)
+            ),
+            completion_tokens=counted("completion_tokens", request.max_new_tokens),
         )
-    if code in (400, 422):
-        return Failure(f"the server refused the request ({code}): {error.message}")
-    return Failure(f"the server answered {code}")
 
 
-def _answer(completion: Any) -> Answer | Failure:
-    choices = getattr(completion, "choices", None) or [None]
-    message = getattr(choices[0], "message", None)
-    usage = getattr(completion, "usage", None)
-    if message is None:
-        return Failure("the server's answer held no choice", paid=True)
-    text = getattr(message, "content", None)
-    if not isinstance(text, str) or usage is None:
-        return Failure("the server's answer held no text, or no usage", paid=True)
-    return Answer(
-        text=text,
-        finish_reason=str(choices[0].finish_reason),
-        prompt_tokens=int(usage.prompt_tokens),
-        completion_tokens=int(usage.completion_tokens),
-    )
+def _backoff(attempt: int) -> float:
+    return min(8.0, 0.5 * 2**attempt) * random.uniform(0.75, 1.25)
+
+
+def _wanted_pause(headers: Any) -> float:
+    """Seconds that a server asks to wait, up to a minute; 0 if it does not say."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(headers.get(name)) / unit
+        except (TypeError, ValueError):
+            continue
+        if seconds > 0:
+            return min(seconds, _LONGEST_PAUSE)
+    return 0.0
+
+
+def _usable_key(key: str) -> str:
+    """Without the spaces and line feeds that come along when a key is pasted."""
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("the API key holds characters that no key has; copy it again")
+    return key
 
 
 def find_api_key(base_url: str | None = None) -> str:
     """The key for a server: environment, then Colab's store, then a question.
 
+    A server on this machine needs none.
+
     Raises:
         ValueError: If there is none, and nobody to ask.
     """
+    if base_url is not None and urlsplit(base_url).hostname in _LOOPBACK:
+        return "none-needed"
     found = os.environ.get(_KEY) or _from_colab()
     if found:
         return found
-    if base_url is not None and urlsplit(base_url).hostname in _LOOPBACK:
-        return "none needed"
     if _somebody_is_there():
         return getpass.getpass(f"{_KEY} (not shown): ")
     raise ValueError(

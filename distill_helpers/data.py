@@ -309,9 +309,10 @@ def pack_examples(rows: Dataset, length: int) -> Dataset:
     """Put several examples into each row, side by side and out of each other's sight.
 
     Unlike :func:`pack`, which cuts a text where a row ends, this keeps every example
-    whole. Positions begin anew with each, from which ``transformers`` knows (eager and
-    sdpa attention; flash attention too) that none may attend to another. What it
-    saves is padding: the examples of a batch need not be of one length.
+    whole. Positions begin anew with each, from which ``transformers`` knows, with
+    eager and sdpa attention, that none may attend to another. (Flash attention knows
+    it for batches of one row only; the trainers refuse more.) What it saves is
+    padding: the examples of a batch need not be of one length.
 
     Args:
         rows: With ``input_ids`` and ``labels``, such as from :func:`mask_prompts`.

@@ -267,6 +267,10 @@ def _batches(
     batch_size: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
     """Yield counted fp32 logits, the teacher's at the same places, and targets."""
+    if "position_ids" in rows.column_names:
+        raise ValueError(
+            "rows come from pack_examples; judge the examples themselves, one to a row"
+        )
     collate = collator_for(tokenizer)
     device = next(model.parameters()).device
     width = len(tokenizer)

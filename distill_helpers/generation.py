@@ -57,6 +57,11 @@ def write_batch(
             whatever else is in the batch, up to rounding.
     """
     ends = end_tokens(model, tokenizer)
+    if not ends:
+        raise ValueError(
+            "neither the tokenizer nor the model knows a token that ends a text; set "
+            "tokenizer.eos_token"
+        )
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0]
@@ -72,12 +77,16 @@ def write_batch(
             raise ValueError("drawing needs seeds, one per prompt")
         processors.append(_Drawing(temperature, seeds, model.device))
     generator: Any = model
-    with eval_mode(model), torch.inference_mode():
+    with (
+        eval_mode(model),
+        _plain_settings(model),
+        _whole_head_input(model),
+        torch.inference_mode(),
+    ):
         output = generator.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             logits_processor=processors,
-            # A fresh one: a model's own may cut the distribution or punish repeats.
             generation_config=GenerationConfig(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
@@ -97,6 +106,38 @@ def end_tokens(
     known = [known] if isinstance(known, int) else list(known or ())
     found = [tokenizer.eos_token_id, *known]
     return tuple(dict.fromkeys(end for end in found if end is not None))
+
+
+@contextmanager
+def _plain_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own settings, which may cut tokens off or punish repeats.
+
+    ``generate`` fills whatever is not given from them.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def _whole_head_input(model: PreTrainedModel) -> Iterator[None]:
+    """Hand the head a tensor without gaps.
+
+    ``generate`` cuts the last position out of each prompt. Multiplying such a slice on
+    a CPU copies the head's weights once per row, which takes longer than the prompt.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

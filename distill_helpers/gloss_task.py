@@ -121,7 +121,7 @@ def read_answer(text: str) -> str | None:
     """The kind in an answer, or ``None`` if it is not JSON of the right form."""
     try:
         found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a number of too many digits
         return None
     if not isinstance(found, dict) or found.keys() != {"kind"}:
         return None

@@ -18,8 +18,18 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import signal
+import threading
+from collections import Counter, defaultdict
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -36,6 +46,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LOGGER = logging.getLogger(__name__)
+# Of a request whose failures may have been paid for; others are the teacher's affair.
+_TRIES = 6
 
 Message: TypeAlias = dict[str, str]
 Prompt: TypeAlias = str | Sequence[Message]
@@ -91,12 +103,15 @@ class Failure:
     Attributes:
         reason: A sentence.
         fatal: Whether every other request would fail alike.
-        paid: Whether the teacher may have worked for it all the same.
+        paid: Whether the teacher may have worked for it all the same. Such a request
+            is asked again a few times, if the budget admits it once more.
+        alone: Whether the fault lies with this request, and others may well succeed.
     """
 
     reason: str
     fatal: bool = False
     paid: bool = False
+    alone: bool = False
 
 
 class Teacher(Protocol):
@@ -105,6 +120,7 @@ class Teacher(Protocol):
     name: str
     licence: str
     price: tuple[float, float] | None
+    charges: bool
     concurrency: int
 
     def identity(self) -> dict[str, Any]:
@@ -118,7 +134,7 @@ class Teacher(Protocol):
 
     def answers(
         self, take: Callable[[], Request | None], concurrency: int
-    ) -> Iterator[tuple[Request, Answer | Failure]]:
+    ) -> Generator[tuple[Request, Answer | Failure], None, None]:
         """Take requests and answer them, in any order.
 
         Args:
@@ -138,7 +154,8 @@ class LabelPlan:
         missing: Of these, still to be asked for.
         in_doubt: Asked for once and never stored, because a run was killed; they may
             have been paid for, and will be asked again.
-        tokens_spent: Of all answers in the file, prompts included.
+        tokens_spent: Of all answers in the file, prompts included, and the most that
+            those in doubt can have taken.
         tokens_ahead: Most tokens that the missing answers can take.
         tokens_expected: The likely number, if the answers are as long as those that
             are stored; without any, the most.
@@ -168,9 +185,12 @@ class LocalTeacher:
             without one, a prompt is a string that the model goes on from.
         licence: Of the answers, in your words; stored with each.
         concurrency: Prompts per batch.
+        template_options: Further variables of the chat template, such as
+            ``{"enable_thinking": False}``.
     """
 
-    price = None
+    price: tuple[float, float] | None = None
+    charges = False
 
     def __init__(
         self,
@@ -179,12 +199,14 @@ class LocalTeacher:
         *,
         licence: str = "",
         concurrency: int = 32,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = public_name(model) or type(model).__name__
         self.licence = licence
         self.concurrency = concurrency
+        self.template_options = dict(template_options or {})
 
     def identity(self) -> dict[str, Any]:
         """Its weights and chat template."""
@@ -192,11 +214,15 @@ class LocalTeacher:
             "name": self.name,
             "weights": weights_hash(self.model),
             "chat_template": str(self.tokenizer.chat_template or ""),
+            "template_options": self.template_options,
         }
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt, exactly."""
-        return len(prompt_ids(messages, self.tokenizer))
+        return len(self._ids(messages))
+
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        return prompt_ids(messages, self.tokenizer, self.template_options)
 
     def order(self, requests: list[Request]) -> list[Request]:
         """Longest first: batches need little padding, and memory fails early."""
@@ -204,7 +230,7 @@ class LocalTeacher:
 
     def answers(
         self, take: Callable[[], Request | None], concurrency: int
-    ) -> Iterator[tuple[Request, Answer | Failure]]:
+    ) -> Generator[tuple[Request, Answer | Failure], None, None]:
         """Answer in batches; see :class:`Teacher`."""
         while True:
             batch: list[Request] = []
@@ -212,7 +238,7 @@ class LocalTeacher:
                 batch.append(request)
             if not batch:
                 return
-            prompts = [prompt_ids(r.messages, self.tokenizer) for r in batch]
+            prompts = [self._ids(request.messages) for request in batch]
             written = write_batch(
                 self.model,
                 self.tokenizer,
@@ -228,22 +254,33 @@ class LocalTeacher:
 
 
 def prompt_ids(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """A prompt's token ids, up to where the answer begins.
 
     In the tokenizer's chat template; without one, one user's turn as it is.
     """
-    text = prompt_text(messages, tokenizer)
+    text = prompt_text(messages, tokenizer, template_options)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError("a prompt is empty; a model cannot go on from nothing")
     return ids
 
 
-def prompt_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+def prompt_text(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
     """A prompt as the model reads it, up to where the answer begins."""
     if tokenizer.chat_template:
         text: Any = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=True,
+            **(template_options or {}),
         )
         return str(text)
     if len(messages) == 1:
@@ -294,7 +331,8 @@ def write_labels(
         progress: Show a bar with tokens, cost and time left.
 
     Returns:
-        The stored answers to these prompts, in their order: ``key``, ``messages``,
+        The stored answers to these prompts, in their order, one row for prompts that
+        are the same: ``key``, ``messages``,
         ``sample``, ``answer``, ``finish_reason``, ``prompt_tokens``,
         ``completion_tokens``, ``teacher``, ``temperature``, ``max_new_tokens``,
         ``seed``, ``licence``. Fewer than asked for if the budget ended or requests
@@ -303,6 +341,8 @@ def write_labels(
     Raises:
         LabelError: If the teacher refuses everything (a wrong key or model name), or
             nothing has come through for a while. What was answered is stored.
+        KeyboardInterrupt: After an interruption, once what is under way has arrived
+            and is stored. A second interruption leaves at once.
         ValueError: For arguments out of range.
 
     Taught in notebook 04.
@@ -312,8 +352,8 @@ def write_labels(
     _check_budget(teacher, max_total_tokens, max_cost, at_once)
     with _LabelFile.open(Path(path), resume=resume) as file:
         missing = [r for r in requests.values() if r.key not in file.answers]
-        budget = _Budget(teacher, file, requests, max_total_tokens, max_cost)
-        again = sum(request.key in file.in_doubt for request in missing)
+        budget = _Budget(teacher, file, max_total_tokens, max_cost)
+        again = sum(bool(file.doubts.get(request.key)) for request in missing)
         if again:
             _LOGGER.warning(
                 "%s: %d answers were under way when an earlier run ended; they may "
@@ -357,7 +397,7 @@ def plan_labels(
         seed: See there.
     """
     requests = _requests(teacher, prompts, samples, max_new_tokens, temperature, seed)
-    answers, in_doubt = _read(Path(path))
+    answers, doubts = _read(Path(path))
     missing = [r for r in requests.values() if r.key not in answers]
     most = [(teacher.prompt_tokens(r.messages), r.max_new_tokens) for r in missing]
     worst = (sum(a for a, _ in most), sum(b for _, b in most))
@@ -369,12 +409,12 @@ def plan_labels(
             round(sum(row["prompt_tokens"] for row in seen) * share),
             round(sum(row["completion_tokens"] for row in seen) * share),
         )
-    spent = _spent(answers.values())
+    spent = _spent(answers.values(), doubts)
     return LabelPlan(
         wanted=len(requests),
         stored=len(seen),
         missing=len(missing),
-        in_doubt=sum(request.key in in_doubt for request in missing),
+        in_doubt=sum(bool(doubts.get(request.key)) for request in missing),
         tokens_spent=sum(spent),
         tokens_ahead=sum(worst),
         tokens_expected=sum(likely),
@@ -488,34 +528,49 @@ def _ask(
     concurrency: int,
     bar: tqdm[Any],
 ) -> list[Failure]:
-    """Ask for all that is missing and affordable; what failed."""
+    """Ask for all that is missing and affordable; what failed for good."""
     waiting = teacher.order(missing)[::-1]
+    tries: Counter[str] = Counter()
     failures: list[Failure] = []
-    silent = 0  # failures since the last answer
+    silent = alone = 0
     stop: Failure | None = None
 
     def take() -> Request | None:
-        if not waiting or stop is not None or not budget.admits(waiting[-1]):
+        if not waiting or stop is not None or interrupted.is_set():
+            return None
+        if not budget.admits(waiting[-1]):
             return None
         request = waiting.pop()
-        file.mark(request)
+        if teacher.charges:
+            file.mark(request, budget.worst(request))
         budget.reserve(request)
         return request
 
-    for request, result in teacher.answers(take, concurrency):
-        budget.settle(request, result)
-        if isinstance(result, Answer):
-            silent = 0
-            file.append(_row(teacher, request, result))
-            bar.update()
-            bar.set_postfix_str(budget.words())
-        else:
-            failures.append(result)
-            if not result.paid:
+    with (
+        _until_second_interrupt() as interrupted,
+        closing(teacher.answers(take, concurrency)) as results,
+    ):
+        for request, result in results:
+            budget.settle(request, result)
+            if isinstance(result, Answer):
+                silent = 0
+                file.append(_row(teacher, request, result))
+                bar.update()
+                bar.set_postfix_str(budget.words())
+                continue
+            if teacher.charges and not result.paid:
                 file.unmark(request)
-            silent += 1
-            if result.fatal or silent >= max(8, 2 * concurrency):
+            tries[request.key] += 1
+            if result.paid and tries[request.key] < _TRIES:
+                waiting.append(request)
+            else:
+                failures.append(result)
+            silent += not result.alone
+            alone += result.alone
+            if result.fatal or silent >= max(8, 2 * concurrency) or alone >= 100:
                 stop = stop or result
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     if stop is not None:
         raise LabelError(
             f"{teacher.name}: {stop.reason}. {len(file.answers)} answers are stored in "
@@ -524,9 +579,35 @@ def _ask(
     return failures
 
 
+@contextmanager
+def _until_second_interrupt() -> Iterator[threading.Event]:
+    """Turn a first Ctrl-C into a flag, so that nothing under way is lost."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # signals go elsewhere
+        return
+
+    def note(*_: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        _LOGGER.warning(
+            "interrupted: waiting for the answers under way; interrupt again to leave "
+            "them behind"
+        )
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _row(teacher: Teacher, request: Request, answer: Answer) -> dict[str, Any]:
     facts = asdict(request) | asdict(answer)
-    facts["answer"] = facts.pop("text")
+    # A cut-off answer may end in half a character, which no file can hold.
+    text = facts.pop("text").encode("utf-16", "surrogatepass")
+    facts["answer"] = text.decode("utf-16", "replace")
     facts["messages"] = list(facts["messages"])
     return facts | {"teacher": teacher.name, "licence": teacher.licence}
 
@@ -535,14 +616,13 @@ def _report(
     path: str | Path, unanswered: int, failures: list[Failure], budget: _Budget
 ) -> None:
     if unanswered:
-        why = "the budget ends there" if budget.ended else "requests failed"
+        why = "requests failed; call again for the rest"
+        if budget.ended:
+            why = "the budget ends there; raise max_total_tokens or max_cost"
         if failures:
             why = f"{why}; the last failure: {failures[-1].reason}"
         _LOGGER.warning(
-            "%s: %d of the answers asked for are missing (%s); call again for the rest",
-            path,
-            unanswered,
-            why,
+            "%s: %d of the answers asked for are missing: %s", path, unanswered, why
         )
 
 
@@ -560,6 +640,7 @@ def learn_answers(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Rows in which a student learns the answers, and nothing else.
 
@@ -572,6 +653,7 @@ def learn_answers(
         tokenizer: Of the student.
         max_length: Rows with more tokens are left out, and the log says how many: a
             cut-off answer would teach to stop anywhere. ``None`` keeps all.
+        template_options: Further variables of the chat template.
 
     Returns:
         ``input_ids`` and ``labels`` (unshifted), for
@@ -583,9 +665,14 @@ def learn_answers(
     from datasets import Dataset
 
     rows = []
-    for row in labels:
-        prompt = prompt_ids(row["messages"], tokenizer)
-        learned = _answer_ids(row["messages"], row["answer"], tokenizer)
+    for number, row in enumerate(labels):
+        prompt = prompt_ids(row["messages"], tokenizer, template_options)
+        try:
+            learned = _answer_ids(
+                row["messages"], row["answer"], tokenizer, template_options
+            )
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
         if max_length is None or len(prompt) + len(learned) <= max_length:
             rows.append(
                 {
@@ -611,7 +698,10 @@ def learn_answers(
 
 
 def _answer_ids(
-    messages: Sequence[Message], answer: str, tokenizer: PreTrainedTokenizerBase
+    messages: Sequence[Message],
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template_options: Mapping[str, Any] | None,
 ) -> list[int]:
     end = tokenizer.eos_token_id
     if end is None:
@@ -619,27 +709,39 @@ def _answer_ids(
             "the tokenizer has no end-of-text token: the student could not learn to "
             "stop; set tokenizer.eos_token"
         )
-    closing = [end]
+    before, closing_ids = "", [end]
     if tokenizer.chat_template:
         turn = {"role": "assistant", "content": answer}
-        whole = str(tokenizer.apply_chat_template([*messages, turn], tokenize=False))
-        prompt = prompt_text(messages, tokenizer)
-        if not whole.startswith(prompt + answer):
-            answer = answer.strip()  # as many templates do
-        if not whole.startswith(prompt + answer):
+        options = template_options or {}
+        whole = str(
+            tokenizer.apply_chat_template([*messages, turn], tokenize=False, **options)
+        )
+        prompt = prompt_text(messages, tokenizer, options)
+        rest = whole.removeprefix(prompt)
+        answer = answer if answer in rest else answer.strip()  # as many templates do
+        before, found, after = rest.partition(answer)
+        if not whole.startswith(prompt) or answer != found or before.strip():
             raise ValueError(
                 "the chat template writes a prompt or an answer differently once both "
                 "are there, so where the answer begins cannot be told; use a template "
-                "that only appends"
+                "that only appends (template_options may help)"
             )
-        rest = whole[len(prompt + answer) :]
-        closing = tokenizer(rest, add_special_tokens=False)["input_ids"]
-        closing = closing[: closing.index(end) + 1] if end in closing else [end]
+        closing_ids = _closing(after, tokenizer)
     # A teacher's text is data: what looks like a special token in it is none.
     learned: list[int] = tokenizer(
-        answer, add_special_tokens=False, split_special_tokens=True
+        before + answer, add_special_tokens=False, split_special_tokens=True
     )["input_ids"]
-    return learned + closing
+    return learned + closing_ids
+
+
+def _closing(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a template puts behind an answer, up to the token that ends the turn."""
+    added = tokenizer.added_tokens_decoder
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for place, token in enumerate(ids):
+        if token == tokenizer.eos_token_id or (token in added and added[token].special):
+            return ids[: place + 1]
+    return [int(tokenizer.eos_token_id)]
 
 
 # --- the file and the budget --------------------------------------------------------
@@ -655,7 +757,7 @@ class _LabelFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers, self.in_doubt = _read(path)
+        self.answers, self.doubts = _read(path)
         self._file = path.open("ab")
         self._journal = _journal(path).open("ab")
 
@@ -667,31 +769,29 @@ class _LabelFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(path.name + ".lock"))
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
             raise LabelError(
                 f"another process is writing to {path}; wait for it, or choose "
                 "another path"
             ) from None
-        with lock:
+        with held:
+            _check_ours(path)
             for part in (path, _journal(path)):
                 if not resume:
                     part.unlink(missing_ok=True)
-                _drop_torn_line(part)
+                _mend_last_line(part)
             file = cls(path)
-            try:
+            with file._file, file._journal:
                 yield file
-            finally:
-                file._file.close()
-                file._journal.close()
 
-    def mark(self, request: Request) -> None:
-        """Note that a request is about to go out."""
-        self._write(self._journal, "+" + request.key)
+    def mark(self, request: Request, worst: tuple[int, int]) -> None:
+        """Note that a request is about to go out, and what it can cost."""
+        self._write(self._journal, f"+{request.key} {worst[0]} {worst[1]}")
 
     def unmark(self, request: Request) -> None:
         """Note that it came to nothing, and cost nothing."""
-        self._write(self._journal, "-" + request.key)
+        self._write(self._journal, f"-{request.key}")
 
     def append(self, row: dict[str, Any]) -> None:
         """Store an answer."""
@@ -708,35 +808,64 @@ def _journal(path: Path) -> Path:
     return path.with_name(path.name + ".asked")
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut off what a kill left of a line; the answer in it was never whole."""
+def _check_ours(path: Path) -> None:
+    if path.is_file() and path.stat().st_size and not _journal(path).is_file():
+        raise DataError(
+            f"{path} was not written by write_labels ({_journal(path).name} is not "
+            "beside it); choose another path"
+        )
+
+
+def _mend_last_line(path: Path) -> None:
+    """End the last line if it is whole, and drop what a kill left of one."""
     if not path.is_file():
         return
     data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    end = data.rfind(b"\n") + 1
+    if end == len(data):
+        return
+    with path.open("r+b") as file:
+        if _is_row(data[end:]):
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(end)
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """Stored answers by key, and the keys that were asked for and not stored."""
+def _is_row(line: bytes | str) -> bool:
+    try:
+        return "key" in json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+Doubts: TypeAlias = dict[str, list[tuple[int, int]]]
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], Doubts]:
+    """Stored answers by key; and per key the worst of what was asked for in vain."""
     answers = {}
     if path.is_file():
         for number, line in enumerate(_lines(path), 1):
-            try:
-                row = json.loads(line)
-                answers[row["key"]] = row
-            except (json.JSONDecodeError, TypeError, KeyError):
+            if not _is_row(line):
                 raise DataError(
                     f"{path}, line {number} is no stored answer: {line[:60]!r}; mend "
                     "or delete that line, nothing else in the file is lost"
-                ) from None
-    asked: set[str] = set()
+                )
+            row = json.loads(line)
+            answers[row["key"]] = row
+    doubts: Doubts = defaultdict(list)
     if _journal(path).is_file():
         for line in _lines(_journal(path)):
-            (asked.add if line[0] == "+" else asked.discard)(line[1:])
-    return answers, asked - answers.keys()
+            key, *worst = line[1:].split()
+            if line[0] == "+":
+                doubts[key].append((int(worst[0]), int(worst[1])))
+            elif doubts[key]:
+                doubts[key].pop()
+    for key in answers:  # the try that was answered is no doubt
+        if doubts[key]:
+            doubts[key].pop()
+    return answers, doubts
 
 
 def _lines(path: Path) -> list[str]:
@@ -745,12 +874,11 @@ def _lines(path: Path) -> list[str]:
     return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
 
 
-def _spent(rows: Any) -> tuple[int, int]:
-    prompt = answer = 0
-    for row in rows:
-        prompt += row["prompt_tokens"]
-        answer += row["completion_tokens"]
-    return prompt, answer
+def _spent(rows: Iterable[Mapping[str, Any]], doubts: Doubts) -> tuple[int, int]:
+    """Prompt and answer tokens of stored answers, and at the most of those in doubt."""
+    spent = [(row["prompt_tokens"], row["completion_tokens"]) for row in rows]
+    spent += [worst for tries in doubts.values() for worst in tries]
+    return sum(one for one, _ in spent), sum(two for _, two in spent)
 
 
 def _cost(teacher: Teacher, tokens: tuple[int, int]) -> float | None:
@@ -766,7 +894,6 @@ class _Budget:
         self,
         teacher: Teacher,
         file: _LabelFile,
-        requests: Mapping[str, Request],
         max_total_tokens: int | None,
         max_cost: float | None,
     ) -> None:
@@ -774,20 +901,18 @@ class _Budget:
         self.max_tokens = max_total_tokens
         self.max_cost = max_cost
         self.ended = False
-        self._spent = _spent(file.answers.values())
         # What a killed run had under way may have been paid for, and is asked for
         # again: it counts twice.
-        doubtful = [requests[key] for key in file.in_doubt if key in requests]
-        for request in doubtful:
-            self._spent = _sum(self._spent, self._worst(request))
+        self._spent = _spent(file.answers.values(), file.doubts)
         self._reserved = (0, 0)
+        self._known: dict[str, tuple[int, int]] = {}
 
     def admits(self, request: Request) -> bool:
         """Whether the budget holds even if this and all under way are at their worst.
 
         It may hold later, when those under way turn out cheaper.
         """
-        total = _sum(_sum(self._spent, self._reserved), self._worst(request))
+        total = _sum(_sum(self._spent, self._reserved), self.worst(request))
         over = self.max_tokens is not None and sum(total) > self.max_tokens
         cost = _cost(self.teacher, total)
         if self.max_cost is not None and cost is not None:
@@ -797,11 +922,11 @@ class _Budget:
 
     def reserve(self, request: Request) -> None:
         """Set the worst case aside."""
-        self._reserved = _sum(self._reserved, self._worst(request))
+        self._reserved = _sum(self._reserved, self.worst(request))
 
     def settle(self, request: Request, result: Answer | Failure) -> None:
         """Replace the worst case by what it was."""
-        worst = self._worst(request)
+        worst = self.worst(request)
         self._reserved = (
             self._reserved[0] - worst[0],
             self._reserved[1] - worst[1],
@@ -818,9 +943,12 @@ class _Budget:
         tokens = f"{sum(self._spent):,} tokens"
         return tokens if cost is None else f"{tokens}, cost {cost:.4f}"
 
-    def _worst(self, request: Request) -> tuple[int, int]:
-        prompt = self.teacher.prompt_tokens(request.messages)
-        return prompt, request.max_new_tokens
+    def worst(self, request: Request) -> tuple[int, int]:
+        """The most tokens that a request can take, of its prompt and its answer."""
+        if request.key not in self._known:
+            prompt = self.teacher.prompt_tokens(request.messages)
+            self._known[request.key] = (prompt, request.max_new_tokens)
+        return self._known[request.key]
 
 
 def _sum(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:

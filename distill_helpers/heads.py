@@ -178,6 +178,12 @@ def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) 
     if "position_ids" in inputs:
         # Rows that hold several examples: only without a mask does transformers read
         # from the positions where one begins.
+        attention = str(getattr(model.config, "_attn_implementation", ""))
+        if "flash" in attention and len(inputs["input_ids"]) > 1:
+            raise ValueError(
+                f"rows of pack_examples with attn_implementation={attention!r}: "
+                "examples would see each other; use 'sdpa', or batches of one row"
+            )
         options["position_ids"] = inputs["position_ids"]
     else:
         options["attention_mask"] = inputs["attention_mask"]

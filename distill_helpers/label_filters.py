@@ -93,7 +93,8 @@ def empty(labels: Dataset) -> list[bool]:
 def refused(labels: Dataset) -> list[bool]:
     """Answers that begin by declining, in English."""
     return [
-        bool(_REFUSAL.search(answer[:_REFUSAL_WITHIN])) for answer in labels["answer"]
+        bool(_REFUSAL.search(answer[:_REFUSAL_WITHIN].replace("’", "'")))
+        for answer in labels["answer"]
     ]
 
 
@@ -105,14 +106,18 @@ def duplicate(labels: Dataset) -> list[bool]:
     seen: set[tuple[str, ...]] = set()
     found = []
     for row in labels:
-        words = tuple(_words(_text(row)))
-        found.append(words in seen)
-        seen.add(words)
+        parts = [*(message["content"] for message in row["messages"]), row["answer"]]
+        same = tuple(" ".join(part.lower().split()) for part in parts)
+        found.append(same in seen)
+        seen.add(same)
     return found
 
 
 def near_duplicate(threshold: float = 0.8, *, words: int = 3) -> Filter:
     """Prompts and answers that share most of their runs of words; the first stays.
+
+    Words are what is written between spaces and signs, so languages without spaces
+    need another filter. The system's message does not count.
 
     Args:
         threshold: Jaccard similarity of the sets of runs, about.
@@ -185,7 +190,7 @@ def wrong(is_right: Callable[[Row], bool]) -> Filter:
 
 
 def _text(row: Row) -> str:
-    parts = [message["content"] for message in row["messages"]]
+    parts = [m["content"] for m in row["messages"] if m["role"] != "system"]
     return "\n".join([*parts, row["answer"]])
 
 

@@ -135,12 +135,12 @@ def write_cache(
     plan["rows_per_shard"] = _rows_per_shard(plan, rows, shard_bytes)
     lock = FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         raise CacheError(
             f"another process is writing to {path}; wait for it, or choose another path"
         ) from None
-    with lock:
+    with held:
         header = _begin(path, plan, resume=resume)
         was_there = header["complete"]
         if not was_there:

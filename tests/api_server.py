@@ -58,9 +58,10 @@ class _Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][-1]["content"]
         if self.server.pause:
             time.sleep(self.server.pause)
-        self.reply(200, completion(f"echo {prompt}", finish_reason))
         with self.server.lock:
             self.server.answered[prompt] += 1
+            self.server.billed += 7 + 2
+        self.reply(200, completion(f"echo {prompt}", finish_reason))
 
     def reply(self, status, content, **headers):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -88,10 +89,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(503, {"error": {"message": "later"}}, retry_after_ms="5")
 
     def hang(self, _):
+        self.bill()
         self.server.release.wait(20)
         self.close_connection = True
 
+    def bill(self):
+        """As for an answer as long as was allowed."""
+        with self.server.lock:
+            self.server.billed += 7 + self.server.seen[-1]["max_tokens"]
+
     def cut(self, body):
+        self.bill()
         data = json.dumps(completion("never whole")).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -103,16 +111,42 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def malformed(self, _):
+        self.bill()
         self.reply(200, b'{"choices": [{"mess')
 
+    def odd_numbers(self, _):
+        self.bill()
+        self.reply(200, completion("x") | {"choices": {"0": 1}, "created": "9" * 5000})
+
+    def half_a_letter(self, _):
+        self.bill()
+        self.reply(200, b'{"choices": "\xc3')
+
     def no_choice(self, _):
+        self.bill()
         self.reply(200, completion("x") | {"choices": []})
 
     def too_long(self, body):
         self.answer(body, finish_reason="length")
 
     def refuse(self, _):
-        self.reply(400, {"error": {"message": "too many tokens"}})
+        words = f"too many tokens for {self.headers['Authorization']}"
+        self.reply(400, {"error": {"message": words}})
+
+    def used_up(self, _):
+        error = {"message": "quota gone", "code": "insufficient_quota"}
+        self.reply(429, {"error": error})
+
+    def no_usage(self, _):
+        self.reply(200, completion("quiet") | {"usage": None})
+
+    def no_content(self, _):
+        reply = completion("x", "content_filter")
+        reply["choices"][0]["message"]["content"] = None
+        self.reply(200, reply)
+
+    def half_an_emoji(self, _):
+        self.reply(200, completion("cut \ud83d", "length"))
 
     def log_message(self, *_):
         pass
@@ -134,7 +168,7 @@ def serving(faults=(), *, failing=0.0, kinds=(), pause=0.0, seed=0):
     of requests gets one of ``kinds``.
     """
     server = _Server(("127.0.0.1", 0), _Handler)
-    server.seen, server.answered = [], Counter()
+    server.seen, server.answered, server.billed = [], Counter(), 0
     server.lock, server.release = threading.Lock(), threading.Event()
     server.pause = pause
     planned, chance = list(faults), random.Random(seed)

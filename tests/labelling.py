@@ -1,5 +1,6 @@
 """Ask a server for labels, in a process that gets killed: ``labelling.py URL PATH``."""
 
+import signal
 import sys
 
 from api_server import KEY, MODEL
@@ -19,4 +20,6 @@ def ask(url, path, **options):
 
 
 if __name__ == "__main__":
+    # A parent in the background may have told its children to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ask(*sys.argv[1:])

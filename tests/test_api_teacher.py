@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import random
 import signal
@@ -71,7 +72,17 @@ def test_an_option_of_none_is_not_sent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fault", ["busy_briefly", "broken", "away", "cut", "malformed", "no_choice"]
+    "fault",
+    [
+        "busy_briefly",
+        "broken",
+        "away",
+        "cut",
+        "malformed",
+        "no_choice",
+        "odd_numbers",
+        "half_a_letter",
+    ],
 )
 def test_a_passing_fault_is_passed_over(fault, tmp_path):
     with serving([fault, fault]) as server:
@@ -100,6 +111,64 @@ def test_a_cut_off_answer_is_stored_as_one(tmp_path):
     assert rows["finish_reason"] == ["length"]
 
 
+def test_an_answer_without_counts_is_counted_at_its_worst(tmp_path):
+    with serving(["no_usage"]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+        assert rows["answer"] == ["quiet"]
+        assert rows["completion_tokens"] == [256]
+        assert rows["prompt_tokens"] == [teacher(server).prompt_tokens([user("one")])]
+
+
+def test_a_filtered_answer_is_an_empty_one(tmp_path):
+    with serving(["no_content"]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert (rows["answer"], rows["finish_reason"]) == ([""], ["content_filter"])
+    assert len(server.seen) == 1
+
+
+def test_half_an_emoji_can_be_stored(tmp_path):
+    with serving(["half_an_emoji"]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+        assert rows["answer"] == ["cut \ufffd"]
+        assert write(server, ["one"], tmp_path / "l.jsonl")["answer"] == rows["answer"]
+    assert len(server.seen) == 1
+
+
+def test_a_used_up_account_stops_at_once(tmp_path):
+    with (
+        serving(["used_up"] * 9) as server,
+        pytest.raises(LabelError, match=r"used up \(429\): .*quota gone"),
+    ):
+        write(server, PROMPTS, tmp_path / "l.jsonl")
+    assert len(server.seen) <= 4
+
+
+def test_requests_that_are_refused_one_by_one_do_not_stop_the_run(tmp_path, caplog):
+    with serving(["refuse"] * 30) as server:
+        rows = write(server, PROMPTS[:60], tmp_path / "l.jsonl")
+    assert len(rows) == 30
+    assert KEY not in caplog.text
+
+
+def test_the_budget_counts_every_try_that_may_be_paid(tmp_path):
+    """Whatever goes wrong, the server never bills more than the budget."""
+    prompts = [f"prompt {number}" for number in range(60)]
+    kinds = ("cut", "malformed", "no_choice", "broken", "half_a_letter")
+    with serving(failing=0.5, kinds=kinds) as server:
+        for _ in range(2):  # and a second run knows what the first left in doubt
+            rows = write_labels(
+                teacher(server),
+                prompts,
+                tmp_path / "l.jsonl",
+                max_new_tokens=20,
+                max_total_tokens=4000,
+                concurrency=4,
+                progress=False,
+            )
+    assert 3 < len(rows) < 60
+    assert server.billed <= 4000
+
+
 def test_a_refused_request_spares_the_others(tmp_path, caplog):
     with serving(["refuse"]) as server:
         rows = write(server, ["one", "two", "three"], tmp_path / "l.jsonl")
@@ -114,6 +183,7 @@ def test_a_refused_request_spares_the_others(tmp_path, caplog):
 
 @pytest.mark.parametrize("wrong", ["key", "model"])
 def test_what_is_wrong_for_all_stops_at_once(wrong, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     with serving() as server:
         key, model = ("sk-secret-wrong", MODEL) if wrong == "key" else (KEY, "owl")
         made = ApiTeacher(model, server.base_url, api_key=key)
@@ -154,7 +224,7 @@ def test_a_third_of_requests_fail_and_every_prompt_is_answered_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_loses_nothing_and_repeats_little(tmp_path, caplog):
+def test_a_killed_run_loses_nothing_and_repeats_little(tmp_path, caplog, request):
     path = tmp_path / "labels.jsonl"
     chance = random.Random(0)
     environment = os.environ | {
@@ -167,6 +237,7 @@ def test_a_killed_run_loses_nothing_and_repeats_little(tmp_path, caplog):
         stored: set[str] = set()
         for _ in range(5):
             running = subprocess.Popen([*command, str(path)], env=environment)
+            request.addfinalizer(running.kill)
             before = len(server.seen)
             while len(server.seen) < before + 2:
                 assert running.poll() is None
@@ -192,7 +263,7 @@ def test_a_killed_run_loses_nothing_and_repeats_little(tmp_path, caplog):
     assert len(path.read_text().splitlines()) == len(PROMPTS)
 
 
-def test_an_interruption_stores_what_is_under_way(tmp_path):
+def test_an_interruption_stores_what_is_under_way(tmp_path, request):
     """Ctrl-C: nothing new is asked for, and what was asked for arrives."""
     path = tmp_path / "labels.jsonl"
     environment = os.environ | {
@@ -203,13 +274,15 @@ def test_an_interruption_stores_what_is_under_way(tmp_path):
     with serving(pause=0.5) as server:
         command = [sys.executable, str(TESTS / "labelling.py"), server.base_url]
         running = subprocess.Popen(
-            [*command, str(path)], env=environment, stderr=subprocess.DEVNULL
+            [*command, str(path)], env=environment, stderr=subprocess.PIPE, text=True
         )
+        request.addfinalizer(running.kill)
         while len(server.seen) < CONCURRENCY:
             assert running.poll() is None
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
-        assert running.wait(30) != 0
+        assert "interrupt again" in running.communicate(timeout=30)[1]
+        assert running.returncode != 0
         plan = plan_labels(teacher(server), PROMPTS, path)
         assert plan.in_doubt == 0
         assert plan.stored == len(server.seen) == CONCURRENCY
@@ -218,8 +291,9 @@ def test_an_interruption_stores_what_is_under_way(tmp_path):
 def test_the_key_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-there")
     assert find_api_key() == "sk-there"
+    assert find_api_key("http://localhost:8080/v1") == "none-needed"
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert find_api_key("http://127.0.0.1:8080/v1") == "none needed"
+    assert find_api_key("http://127.0.0.1:8080/v1") == "none-needed"
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ValueError, match="OPENAI_API_KEY"):
         find_api_key("https://api.example.com/v1")
@@ -229,3 +303,42 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 def test_options_out_of_range_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ApiTeacher(MODEL, "http://127.0.0.1:1/v1", **options)
+
+
+def test_a_pasted_key_loses_its_line_feed_and_an_odd_one_is_refused(tmp_path):
+    with serving() as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl", api_key=KEY + "\r\n")
+    assert len(rows) == 1
+    for key in ("sk-“curly”", "sk\n-broken"):
+        with pytest.raises(ValueError, match="no key has") as error:
+            ApiTeacher(MODEL, "http://127.0.0.1:1/v1", api_key=key)
+        assert key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"n": 4}, {"stream": True}, {"max_tokens": None}, {"temperature": 0.9}],
+)
+def test_options_do_not_go_round_the_budget_or_the_record(options):
+    with pytest.raises(ValueError, match=f"options holds .*{next(iter(options))}"):
+        ApiTeacher(MODEL, "http://127.0.0.1:1/v1", options=options)
+
+
+def test_an_option_that_nobody_knows_stops_at_once(tmp_path):
+    with serving() as server, pytest.raises(LabelError, match=r"options: .*typo"):
+        write(server, PROMPTS, tmp_path / "l.jsonl", options={"typo": 1})
+    assert not server.seen
+
+
+def test_a_price_is_two_numbers():
+    with pytest.raises(ValueError, match=r"price=\(1, 2, 3\)"):
+        ApiTeacher(MODEL, "http://127.0.0.1:1/v1", price=(1, 2, 3))
+
+
+def test_the_token_limit_can_have_another_name(tmp_path):
+    with serving() as server:
+        write(
+            server, ["one"], tmp_path / "l.jsonl", token_limit="max_completion_tokens"
+        )
+    assert server.seen[0]["max_completion_tokens"] == 256
+    assert "max_tokens" not in server.seen[0]

@@ -77,3 +77,35 @@ def test_memory_does_not_grow_with_the_tokens():
         loss = fused_soft_label_loss(*tensors, chunk_tokens=64).loss
     loss.backward()
     assert max(sizes) <= max(64 * 20_000, 20_000 * 8, 4096 * 8)
+
+
+# --- what the last `make bench` found -----------------------------------------------
+
+RESULTS = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    RESULTS["losses"]["found"]["losses"],
+    ids=lambda row: f"{row['shape'][2]} {row['divergence']}",
+)
+def test_published_memory_and_time(row):
+    memory, seconds = row["mib"], row["seconds"]
+    assert memory["ours"] <= 128
+    if row["shape"][2] > 32_000:
+        assert memory["ours"] <= 0.5 * min(v for k, v in memory.items() if k != "ours")
+    most = 2.3 if row["shape"][2] > 100_000 else 2.0
+    assert seconds["ours"] <= most * seconds[bench_losses.FLOOR]
+
+
+def test_published_growth_is_linear_in_time_and_flat_in_memory():
+    rows = RESULTS["losses"]["found"]["growth"]
+    per_token = [row["seconds"] / row["tokens"] for row in rows]
+    assert max(per_token) <= 1.25 * min(per_token)
+    assert max(row["mib"] for row in rows) <= 128
+
+
+def test_the_published_tables_are_of_these_results():
+    import run
+
+    assert (FOLDER / "results.md").read_text(encoding="utf-8") == run.tables(RESULTS)

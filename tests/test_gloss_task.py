@@ -43,6 +43,7 @@ def test_every_split_has_every_kind():
         ('{"kind": "animal"} I hope this helps!', None),
         ("", None),
         ("[" * 100_000, None),
+        ('{"kind": ' + "9" * 5000 + "}", None),
     ],
 )
 def test_an_answer_is_json_of_one_form(text, kind):

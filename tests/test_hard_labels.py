@@ -30,6 +30,7 @@ class Parrot:
     name = "parrot"
     licence = ""
     price = (1.0, 2.0)
+    charges = True
     concurrency = 2
 
     def __init__(self, length=3, fail=()):
@@ -47,13 +48,20 @@ class Parrot:
         return requests
 
     def answers(self, take, concurrency):
-        while (request := take()) is not None:
-            text = request.messages[-1]["content"]
-            self.asked.append(text)
-            if text in self.fail:
-                yield request, self.fail[text]
-            else:
-                yield request, Answer(f"re {text}", "stop", len(text), self.length)
+        for request in iter(lambda: self._batch(take, concurrency), []):
+            yield from map(self._answer, request)
+
+    def _batch(self, take, concurrency):
+        batch = []
+        while len(batch) < concurrency and (request := take()) is not None:
+            batch.append(request)
+        return batch
+
+    def _answer(self, request):
+        text = request.messages[-1]["content"]
+        self.asked.append(text)
+        failure = self.fail.get(text)
+        return request, failure or Answer(f"re {text}", "stop", len(text), self.length)
 
 
 @pytest.fixture
@@ -131,7 +139,12 @@ def test_line_separators_in_an_answer_do_not_end_its_line(path):
 def test_a_budget_of_tokens_is_never_exceeded(path, caplog):
     # Each answer takes 1 + 3 tokens, and 1 + 10 at the worst.
     rows = write(
-        Parrot(), list("abcdefgh"), path, max_new_tokens=10, max_total_tokens=20
+        Parrot(),
+        list("abcdefgh"),
+        path,
+        max_new_tokens=10,
+        max_total_tokens=20,
+        concurrency=1,
     )
     # Three answers take 12, and a fourth could bring them to 23.
     assert len(rows) == 3
@@ -154,7 +167,7 @@ def test_answers_in_doubt_are_counted_at_their_worst(path, caplog):
     doubtful = write(parrot, ["b"], path, max_new_tokens=10)[0]["key"]
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     journal = path.with_name(path.name + ".asked")
-    assert f"+{doubtful}\n" in journal.read_text()
+    assert f"+{doubtful} 1 10\n" in journal.read_text()
     plan = plan_labels(parrot, ["a", "b"], path, max_new_tokens=10)
     assert (plan.stored, plan.missing, plan.in_doubt) == (1, 1, 1)
     # 4 spent, 11 in doubt, and 11 for asking again.
@@ -163,6 +176,26 @@ def test_answers_in_doubt_are_counted_at_their_worst(path, caplog):
     assert "1 answers were under way" in caplog.text
     write(parrot, list("ab"), path, max_new_tokens=10, max_total_tokens=26)
     assert parrot.asked == ["a", "b", "b"]
+    # It stays on the bill: 4 + 4 spent, and 11 that may have been.
+    plan = plan_labels(parrot, ["a", "b"], path, max_new_tokens=10)
+    assert (plan.in_doubt, plan.tokens_spent) == (0, 19)
+    assert not len(write(parrot, ["c"], path, max_new_tokens=10, max_total_tokens=29))
+
+
+def test_a_failure_that_may_be_paid_is_tried_again_and_stays_on_the_bill(path):
+    parrot = Parrot(fail={"b": Failure("cut", paid=True)})
+    rows = write(parrot, list("abc"), path, max_new_tokens=10)
+    assert rows["answer"] == ["re a", "re c"]
+    assert parrot.asked.count("b") == 6
+    plan = plan_labels(parrot, list("abc"), path, max_new_tokens=10)
+    assert (plan.missing, plan.in_doubt, plan.tokens_spent) == (1, 1, 8 + 6 * 11)
+
+
+def test_a_teacher_that_charges_nothing_leaves_no_doubt(path):
+    parrot = Parrot()
+    parrot.charges = False
+    write(parrot, ["a"], path)
+    assert path.with_name(path.name + ".asked").read_text() == ""
 
 
 def test_the_plan_tells_what_is_ahead(path):
@@ -190,7 +223,7 @@ def test_failures_leave_the_rest_alone_and_are_asked_again(path, caplog):
 def test_a_fatal_failure_stops_and_keeps_what_is_there(path):
     parrot = Parrot(fail={"b": Failure("no entry", fatal=True)})
     with pytest.raises(LabelError, match=r"parrot: no entry. 1 answers are stored"):
-        write(parrot, list("abc"), path)
+        write(parrot, list("abc"), path, concurrency=1)
     assert parrot.asked == ["a", "b"]
 
 
@@ -231,6 +264,37 @@ def test_prompts_that_are_none_are_refused(path):
         write(Parrot(), "abc", path)
     with pytest.raises(ValueError, match="last one must be the user's"):
         write(Parrot(), [[{"role": "assistant", "content": "a"}]], path)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_file_of_somebody_else_is_left_alone(tmp_path, resume):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"text": "mine"}')
+    with pytest.raises(DataError, match="was not written by write_labels"):
+        write(Parrot(), ["a"], path, resume=resume)
+    assert path.read_text() == '{"text": "mine"}'
+
+
+def test_a_whole_last_line_without_its_end_is_kept(path):
+    parrot = Parrot()
+    write(parrot, ["a", "b"], path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    write(parrot, ["a", "b"], path)
+    assert parrot.asked == ["a", "b"]
+    assert path.read_bytes() == data
+
+
+def test_a_mended_file_can_be_written_again(path):
+    """The lock is free after an error, even while its traceback is kept."""
+    write(Parrot(), ["a"], path)
+    good = path.read_text()
+    path.write_text("{oops\n" + good)
+    with pytest.raises(DataError) as kept:
+        write(Parrot(), ["b"], path)
+    path.write_text(good)
+    assert len(write(Parrot(), ["b"], path)) == 1
+    assert kept.tb is not None
 
 
 def test_only_one_process_writes(path):
@@ -316,6 +380,19 @@ def test_draws_follow_the_model(bpe, tmp_path):
         assert abs(rows["answer"].count(text) / len(rows) - share) < 4 * error
 
 
+def test_the_models_own_settings_do_not_change_answers(bpe, tmp_path):
+    plain = tiny(bpe)
+    strict = tiny(bpe)
+    strict.generation_config.repetition_penalty = 5.0
+    strict.generation_config.suppress_tokens = list(range(40, 90))
+    answers = [
+        write(LocalTeacher(model, bpe), PROMPTS, tmp_path / name, max_new_tokens=12)
+        for name, model in (("plain", plain), ("strict", strict))
+    ]
+    assert answers[0]["answer"] == answers[1]["answer"]
+    assert strict.generation_config.repetition_penalty == 5.0
+
+
 def test_the_end_token_says_that_an_answer_is_whole(bpe, tmp_path):
     """A model that always ends at once, and one that never does."""
     import torch
@@ -392,6 +469,40 @@ def test_a_special_token_in_an_answer_is_only_text(template):
     learned = [token for token in row["labels"] if token != -100]
     assert learned.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(learned) == evil + "<end>"
+
+
+def test_a_turn_may_end_with_a_token_that_is_not_the_end_of_text():
+    """As Gemma's does: the student learns the token that its template writes there."""
+    tokenizer = byte_level_bpe()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = CHATML.replace("<end>", "<turn>")
+    row = learn_answers(labels(("It is", "rich")), tokenizer)[0]
+    learned = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(learned) == "rich<turn>"
+
+
+def test_what_a_template_puts_before_an_answer_is_learned_with_it():
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = CHATML.replace(
+        "{{ m['content'] | trim }}",
+        "{% if m['role'] == 'assistant' %} {% endif %}{{ m['content'] | trim }}",
+    )
+    row = learn_answers(labels(("It is", "rich")), tokenizer)[0]
+    learned = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(learned) == " rich<end>"
+
+
+def test_options_reach_the_template():
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = "{{ mood }}" + CHATML
+    rows = labels(("It is", "rich"))
+    row = learn_answers(rows, tokenizer, template_options={"mood": "gay "})[0]
+    assert tokenizer.decode(row["input_ids"]).startswith("gay <|user|>")
+
+
+def test_an_empty_prompt_is_refused(bpe):
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        prompt_ids([{"role": "user", "content": ""}], bpe)
 
 
 def test_a_template_that_rewrites_is_refused():

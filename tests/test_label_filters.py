@@ -42,6 +42,7 @@ def test_empty_has_no_letter():
     ("answer", "found"),
     [
         ("I'm sorry, but I can't help with that.", True),
+        ("I’m sorry, but I can’t help with that.", True),
         ("As an AI language model, I have no opinions.", True),
         ("I cannot provide medical advice.", True),
         ("It is a kind of fish.", False),
@@ -56,6 +57,11 @@ def test_refused(answer, found):
 def test_duplicate_needs_the_same_prompt():
     rows = labels("animal", "Animal ", "animal", prompts=["cat", "Cat", "dog"])
     assert duplicate(rows) == [False, True, False]
+
+
+def test_signs_tell_duplicates_apart():
+    rows = labels("5", "5", prompts=["abs(-5)", "abs(5)"])
+    assert duplicate(rows) == [False, False]
 
 
 def test_near_duplicate_finds_small_changes_and_spares_others():

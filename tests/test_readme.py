@@ -7,6 +7,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import api_server
 import pytest
 import readme_tables
 import yaml
@@ -328,18 +329,27 @@ def code_blocks():
     return re.findall(r"^```python\n(.*?)^```", read("README.md"), re.M | re.S)
 
 
-def test_the_code_in_the_readme_runs(learners_folder, capsys):
+def test_the_code_in_the_readme_runs(learners_folder, capsys, monkeypatch):
     blocks = code_blocks()
-    assert len(blocks) == 3
+    assert len(blocks) == 4
+    monkeypatch.setenv("OPENAI_API_KEY", api_server.KEY)
     spaces = []
-    for block in blocks:
-        space = {}
-        exec(compile(block, "README.md", "exec"), space)
-        spaces.append(space)
+    with api_server.serving() as server:
+        for block in blocks:
+            here = block.replace("https://api.example.com/v1", server.base_url)
+            space = {}
+            exec(
+                compile(
+                    here.replace("their-model", api_server.MODEL), "README.md", "exec"
+                ),
+                space,
+            )
+            spaces.append(space)
     assert "Evaluation(nll=" in capsys.readouterr().out
     assert (learners_folder / "my-distilled-student" / "model.safetensors").is_file()
     assert spaces[0]["trainer"].state.global_step == 100
     assert spaces[1]["student_logits"].grad.abs().sum() > 0
+    assert len(spaces[3]["rows"]) == 2
 
 
 @pytest.mark.parametrize("block", code_blocks())
