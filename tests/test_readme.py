@@ -329,21 +329,17 @@ def code_blocks():
     return re.findall(r"^```python\n(.*?)^```", read("README.md"), re.M | re.S)
 
 
-def test_the_code_in_the_readme_runs(learners_folder, capsys, monkeypatch):
+def test_the_code_in_the_readme_runs(learners_folder, capsys):
     blocks = code_blocks()
     assert len(blocks) == 4
-    monkeypatch.setenv("OPENAI_API_KEY", api_server.KEY)
     spaces = []
     with api_server.serving() as server:
+        there = f'"{server.base_url}", api_key="{api_server.KEY}"'
         for block in blocks:
-            here = block.replace("https://api.example.com/v1", server.base_url)
+            here = block.replace('"https://api.example.com/v1"', there)
+            here = here.replace("their-model", api_server.MODEL)
             space = {}
-            exec(
-                compile(
-                    here.replace("their-model", api_server.MODEL), "README.md", "exec"
-                ),
-                space,
-            )
+            exec(compile(here, "README.md", "exec"), space)
             spaces.append(space)
     assert "Evaluation(nll=" in capsys.readouterr().out
     assert (learners_folder / "my-distilled-student" / "model.safetensors").is_file()
