@@ -147,7 +147,10 @@ def _trainers(found: list[dict[str, Any]]) -> list[str]:
 
 def _values(title: str, found: dict[str, float]) -> list[str]:
     lines = ["", f"## {title}", "", "| what | value |", "|---|--:|"]
-    return lines + [f"| {name} | {value:.3g} |" for name, value in found.items()]
+    for name, value in found.items():
+        shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        lines.append(f"| {name} | {shown} |")
+    return lines
 
 
 SHOWN: dict[str, Callable[[Any], list[str]]] = {
