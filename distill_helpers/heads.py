@@ -178,7 +178,8 @@ def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) 
     if "position_ids" in inputs:
         # Rows that hold several examples: only without a mask does transformers read
         # from the positions where one begins.
-        attention = str(getattr(model.config, "_attn_implementation", ""))
+        config = getattr(extract_model_from_parallel(model), "config", None)
+        attention = str(getattr(config, "_attn_implementation", ""))
         if "flash" in attention and len(inputs["input_ids"]) > 1:
             raise ValueError(
                 f"rows of pack_examples with attn_implementation={attention!r}: "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from distill_helpers.models import packaged_teacher_file
 
@@ -30,17 +29,6 @@ def serve_packaged_teacher(
     Raises:
         ImportError: If ``xllamacpp`` is missing.
     """
-    with serve_gguf(
-        packaged_teacher_file(), threads=threads, parallel=parallel, context=context
-    ) as base_url:
-        yield base_url
-
-
-@contextmanager
-def serve_gguf(
-    file: Path, *, threads: int = 2, parallel: int = 4, context: int = 1024
-) -> Iterator[str]:
-    """Serve any GGUF file; see :func:`serve_packaged_teacher`."""
     try:
         from xllamacpp import CommonParams, Server
     except ImportError:
@@ -49,7 +37,7 @@ def serve_gguf(
             "install xllamacpp"
         ) from None
     parameters = CommonParams()
-    parameters.model.path = str(file)
+    parameters.model.path = str(packaged_teacher_file())
     parameters.n_ctx = context * parallel
     parameters.n_parallel = parallel
     parameters.cpuparams.n_threads = threads

@@ -129,14 +129,39 @@ def test_packed_examples_do_not_see_each_other(bpe, kind, fused):
     )
 
 
-def test_stored_soft_labels_refuse_packed_rows(bpe):
+class Stored:
+    """Soft labels by whole rows."""
+
+    temperature = 2.0
+    vocabulary = 300
+
+    def lookup(self, input_ids, attention_mask=None):
+        raise AssertionError("packed rows must not get here")
+
+
+@pytest.mark.parametrize("kind", ["remembering", "stored"])
+def test_soft_labels_of_whole_rows_refuse_packed_ones(bpe, kind):
+    teacher = Stored()
+    if kind == "remembering":
+        teacher = RememberingTeacher(tiny(bpe, seed=2))
     with pytest.raises(ValueError, match="whole rows"):
         trained(
             rows=pack_examples(ragged_rows(4, len(bpe)), 200),
             steps=1,
             batch_size=2,
-            teacher=RememberingTeacher(tiny(bpe, seed=2)),
+            teacher=teacher,
         )
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_packed_rows_refuse_flash_attention(bpe, wrapped):
+    """It would let the examples of a batch see each other, also behind a wrapper."""
+    student = tiny(bpe)
+    student.config._attn_implementation_internal = "flash_attention_2"
+    batch = collator_for(bpe)(list(pack_examples(ragged_rows(12, len(bpe)), 24)))
+    model = torch.nn.DataParallel(student) if wrapped else student
+    with pytest.raises(ValueError, match="examples would see each other"):
+        HardLabels()(model, batch, None)
 
 
 def free_port():

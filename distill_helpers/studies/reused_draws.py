@@ -17,7 +17,7 @@ import torch
 
 from distill_helpers.fused_losses import SparseTargets
 from distill_helpers.soft_label_cache import SoftLabelCache, write_cache
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies import Claim, Run, Study, stored_labels
 from distill_helpers.studies.soft_labels import (
     BATCH_SIZE,
     STEPS,
@@ -30,9 +30,10 @@ EPOCHS = 12
 ONCE = "1 epoch"
 REUSED = "12 epochs"
 FRESH = "12 epochs, fresh draws"
+DEFAULT = stored_labels.DEFAULT
 STORED: dict[str, dict[str, Any]] = {
     "12 draws": {"scheme": "sampled", "samples": 12},
-    "hybrid 8 + 24": {"scheme": "hybrid", "top_k": 8, "samples": 24},
+    DEFAULT: stored_labels.STORED[DEFAULT],
 }
 
 
@@ -118,20 +119,10 @@ STUDY = Study(
     question="Do stored draws that are read again and again become a bias?",
     arms=("full", *STORED),
     settings=(ONCE, REUSED, FRESH),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (8e-3, 1.6e-2)
-    ),
+    grid=stored_labels.STUDY.grid,
     run=_run,
     select="validation_nll",
-    code=(
-        "losses",
-        "fused_losses",
-        "soft_label_cache",
-        "soft_label_schemes",
-        "trainers",
-        "evaluation",
-        "studies/soft_labels",
-    ),
+    code=stored_labels.STUDY.code,
     claims=(
         Claim(
             name="fresh_draws_help",
@@ -147,9 +138,9 @@ STUDY = Study(
             text="8 exact tokens and 24 draws: reading one set 12 times costs less "
             "than 0.02 nats",
             metric="nll",
-            arm="hybrid 8 + 24",
+            arm=DEFAULT,
             setting=REUSED,
-            baseline="hybrid 8 + 24",
+            baseline=DEFAULT,
             baseline_setting=FRESH,
             margin=-0.02,
         ),
