@@ -435,8 +435,8 @@ for claim in again.study.claims:
     display(again.verdict(claim.name, judged=judged))
 
 # %% [markdown]
-# With new draws in every epoch nothing is lost, not even with 12 of them: the
-# noise averages out. With the stored ones, read twelve times, 12 draws fall
+# With new draws in every epoch no loss can be seen, not even with 12 of them:
+# the noise averages out. With the stored ones, read twelve times, 12 draws fall
 # behind: what was noise has become a bias. The default, 8 exact tokens and 24
 # draws, pays little; whether it is less than two hundredths of a nat, as we
 # claimed, stays undecided. The remedy is cheap: write several caches with
@@ -603,8 +603,8 @@ print(f"faster by a factor of {timed['live'][0] / timed['cached'][0]:.1f}")
 #
 # Some APIs return log-probabilities for the 20 likeliest tokens. Do not
 # renormalise them: they are true probabilities, so the missing mass is known,
-# and a tail bucket can be made of them (Exercise 2). You have seen its price:
-# with 16 tokens it kept about half of the gain. Other APIs, and reasoning
+# and a tail bucket can be made of them (Exercise 2). You have seen what a
+# bucket of 16 keeps. Other APIs, and reasoning
 # models above all, return none. Then the teacher's text is all there is
 # (lesson 04).
 
