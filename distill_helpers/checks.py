@@ -18,6 +18,7 @@ import contextlib
 import html
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -1659,6 +1660,255 @@ def may_ask(fn: Any) -> CheckResult:
             ),
             taught_in="notebook 04",
             adapt=_yes_or_no,
+        ),
+        fn,
+    )
+
+
+def exact_checker(fn: Any) -> CheckResult:
+    """Check a checker of written-out sums.
+
+    Args:
+        fn: ``fn(answer, result)`` for a text such as ``"27+58=85,85+46=131;131"`` and
+            the right result, an ``int`` → whether what stands behind the last
+            semicolon is that number and nothing else, spaces apart.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 05.
+    """
+
+    def is_right(answer: str, result: int) -> bool:
+        _, semicolon, last = answer.rpartition(";")
+        return bool(semicolon) and last.strip() == str(result)
+
+    worked = "27+58=85,85+46=131"
+    return _judge(
+        _Exercise(
+            name="exact_checker",
+            probes=(
+                _Probe("for a right answer", (f"{worked};131", 131)),
+                _Probe("for a wrong result", (f"{worked};121", 131)),
+                _Probe("for a result that stops early", (f"{worked};13", 131)),
+                _Probe("for a digit too many", (f"{worked};1131", 131)),
+                _Probe("for spaces around it", (f"{worked}; 131 ", 131)),
+                _Probe("for words after it", (f"{worked};131 or so", 131)),
+                _Probe("for an answer without its end", (worked, 131)),
+                _Probe("for second thoughts", (f"{worked};131;121", 131)),
+                _Probe("for no number at all", (f"{worked};", 131)),
+            ),
+            reference=is_right,
+            suspects=(
+                _Suspect(
+                    "found_anywhere",
+                    "it finds the number anywhere in the answer",
+                    "The steps may hold the right number and the result another.",
+                    lambda answer, result: str(result) in answer,
+                ),
+                _Suspect(
+                    "ends_with",
+                    "it looks only at how the answer ends",
+                    "1131 ends in 131 too, and what was cut off may end well.",
+                    lambda answer, result: answer.strip().endswith(str(result)),
+                ),
+                _Suspect(
+                    "begins_with",
+                    "it accepts what only begins with the number",
+                    "Nothing but spaces may follow the result.",
+                    lambda answer, result: (
+                        ";" in answer
+                        and answer.rpartition(";")[2].strip().startswith(str(result))
+                    ),
+                ),
+                _Suspect(
+                    "first_semicolon",
+                    "it takes what follows the first semicolon",
+                    "A model may think again; its last word counts.",
+                    lambda answer, result: (
+                        (answer.split(";")[1:2] or [""])[0].strip() == str(result)
+                    ),
+                ),
+                _Suspect(
+                    "end_not_needed",
+                    "it accepts an answer that never came to its result",
+                    "Without the semicolon there is no result, only a step.",
+                    lambda answer, result: (
+                        re.split("[;=]", answer)[-1].strip() == str(result)
+                    ),
+                ),
+            ),
+            taught_in="notebook 05",
+            adapt=_yes_or_no,
+        ),
+        fn,
+    )
+
+
+def keep_right(fn: Any) -> CheckResult:
+    """Check the choice that rejection sampling makes.
+
+    Args:
+        fn: ``fn(samples, right)`` for a list of ``(question, answer)`` and a list of
+            bools → the places, in order, of the samples that are right, each answer
+            to a question once.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 05.
+    """
+
+    def keep(
+        samples: list[tuple[str, str]],
+        right: list[bool],
+        same: Callable[[tuple[str, str]], Any] = lambda sample: sample,
+    ) -> list[int]:
+        seen: set[Any] = set()
+        kept = []
+        for place, (sample, is_right) in enumerate(zip(samples, right, strict=True)):
+            if is_right and same(sample) not in seen:
+                seen.add(same(sample))
+                kept.append(place)
+        return kept
+
+    samples = [("1+2", "3"), ("1+2", "4"), ("2+1", "3"), ("1+2", "3"), ("1+2", "2+1;3")]
+    right = [True, False, True, True, True]
+    return _judge(
+        _Exercise(
+            name="keep_right",
+            probes=(
+                _Probe("for two samples, one of them wrong", (samples[:2], right[:2])),
+                _Probe("for one answer to two questions", (samples[:3], right[:3])),
+                _Probe("for a sample that comes again", (samples[:4], right[:4])),
+                _Probe("for two ways to one result", (samples, right)),
+                _Probe("for nothing right", (samples[1:2], right[1:2])),
+            ),
+            reference=keep,
+            suspects=(
+                _Suspect(
+                    "repeats_kept",
+                    "a sample that was drawn twice is kept twice",
+                    "Easy questions give the same answer again and again, and crowd "
+                    "out the rest.",
+                    lambda samples, right: [
+                        place for place, good in enumerate(right) if good
+                    ],
+                ),
+                _Suspect(
+                    "wrong_kept",
+                    "wrong answers are kept",
+                    "The student learns the teacher's mistakes.",
+                    lambda samples, right: keep(samples, [True] * len(samples)),
+                ),
+                _Suspect(
+                    "answers_alone_compared",
+                    "an answer is dropped because another question had the same",
+                    "Compare question and answer together.",
+                    lambda samples, right: keep(samples, right, lambda s: s[1]),
+                ),
+                _Suspect(
+                    "one_per_question",
+                    "a question's second way to its result is dropped",
+                    "Another way is not a repetition: it is what makes several draws "
+                    "worth their price.",
+                    lambda samples, right: keep(samples, right, lambda s: s[0]),
+                ),
+                _Suspect(
+                    "wrong_ones_block",
+                    "a question that was answered wrongly first is lost",
+                    "Forget wrong samples; the next may be right.",
+                    lambda samples, right: [
+                        place
+                        for place in keep(
+                            samples, [True] * len(samples), lambda s: s[0]
+                        )
+                        if right[place]
+                    ],
+                ),
+            ),
+            taught_in="notebook 05",
+            adapt=_places,
+            show=lambda kept: f"the places {kept.nonzero().flatten().tolist()}",
+        ),
+        fn,
+    )
+
+
+def _places(result: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """Which of the samples were chosen, as zeros and ones."""
+    chosen = _as_tensor(result, differentiate=False).flatten()
+    count = len(inputs[0])
+    if any(place not in range(count) for place in chosen.tolist()):
+        raise _UnusableError(
+            f"expected places from 0 to {count - 1}, came {_show(chosen)}."
+        )
+    return torch.zeros(count).index_add_(0, chosen.long(), torch.ones(len(chosen)))
+
+
+def pass_at_k(fn: Any) -> CheckResult:
+    """Check an unbiased estimate: is at least one of ``k`` draws right?
+
+    Args:
+        fn: ``fn(drawn, right, k)`` for the number of answers drawn to a question, how
+            many of these were right, and ``k`` ≤ ``drawn`` → the share of all sets of
+            ``k`` among the drawn ones that hold a right one.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 05. Paper: Chen et al. 2021 (arXiv:2107.03374).
+    """
+
+    def estimate(drawn: int, right: int, k: int) -> float:
+        return 1 - math.comb(drawn - right, k) / math.comb(drawn, k)
+
+    return _judge(
+        _Exercise(
+            name="pass_at_k",
+            probes=(
+                _Probe("for one draw of four", (4, 1, 1)),
+                _Probe("for two draws of four", (4, 1, 2)),
+                _Probe("for five of ten, three right", (10, 3, 5)),
+                _Probe("for nothing right", (4, 0, 2)),
+                _Probe("for more draws than wrong answers", (4, 3, 2)),
+                _Probe("for all of them", (8, 1, 8)),
+            ),
+            reference=estimate,
+            suspects=(
+                _Suspect(
+                    "plugged_in",
+                    "it draws from the sample with replacement",
+                    "1 - (1 - right / drawn)^k is too low: the same wrong answer may "
+                    "be taken twice.",
+                    lambda drawn, right, k: 1 - (1 - right / drawn) ** k,
+                ),
+                _Suspect(
+                    "share_right",
+                    "it is the share of right answers, whatever k",
+                    "More draws have more chances.",
+                    lambda drawn, right, k: right / drawn,
+                ),
+                _Suspect(
+                    "chances_added",
+                    "the chances of the k draws are added up",
+                    "Draws can be right together, so the sum comes out too high.",
+                    lambda drawn, right, k: min(1.0, k * right / drawn),
+                ),
+                _Suspect(
+                    "none_right",
+                    "it is the share of sets in which none is right",
+                    "One minus that.",
+                    lambda drawn, right, k: 1 - estimate(drawn, right, k),
+                ),
+                _Suspect(
+                    "all_right",
+                    "it asks for all k to be right",
+                    "One right answer is enough; the checker finds it.",
+                    lambda drawn, right, k: math.comb(right, k) / math.comb(drawn, k),
+                ),
+            ),
+            taught_in="notebook 05",
         ),
         fn,
     )

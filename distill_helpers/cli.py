@@ -73,6 +73,20 @@ def _parser(
     )
     pretrain.set_defaults(run=_pretrain)
 
+    label = commands.add_parser(
+        "label-glosses",
+        help="make data/gloss_labels.jsonl again (a quarter of an hour)",
+    )
+    label.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/gloss_labels.jsonl"),
+        help="file to write to (default: %(default)s)",
+    )
+    label.add_argument("--steps", type=int, help="instead of the teacher's own number")
+    label.add_argument("--count", type=int, help="glosses of the pool, likewise")
+    label.set_defaults(run=_label_glosses)
+
     for name, run, text in (
         ("cache", _cache, "store a teacher's soft labels on disk"),
         ("train", _train, "train a student on soft or hard labels"),
@@ -155,6 +169,27 @@ def _apply_config(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -
 def _filled(chosen: argparse.Namespace) -> Any:
     kind = _dataclass(chosen.command)
     return kind(**{field.name: getattr(chosen, field.name) for field in fields(kind)})
+
+
+def _label_glosses(chosen: argparse.Namespace) -> int:
+    from distill_helpers import gloss_labels
+    from distill_helpers.gloss_task import judge, judge_answers, splits
+    from distill_helpers.profiles import get_profile
+
+    teacher = gloss_labels.train_teacher(
+        get_profile("cpu"), steps=chosen.steps or gloss_labels.STEPS
+    )
+    judged = judge(*teacher, splits().test)
+    labels = gloss_labels.label_pool(
+        teacher, chosen.output, count=chosen.count or gloss_labels.POOL
+    )
+    pool = judge_answers(labels["answer"], splits().pool[: len(labels)])
+    report = {"test": asdict(judged), "pool": asdict(pool)}
+    chosen.output.with_suffix(".report.json").write_text(
+        json.dumps(report, indent=1) + "\n", encoding="utf-8"
+    )
+    print(json.dumps(report, indent=1))
+    return 0
 
 
 def _cache(chosen: argparse.Namespace) -> int:

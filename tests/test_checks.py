@@ -718,6 +718,18 @@ def runs_of(text, n):
     return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
+def kept_places(samples, right):
+    good = {sample: place for place, sample in reversed([*enumerate(samples)])}
+    return [p for p, s in enumerate(samples) if right[p] and good[s] == p]
+
+
+def share_of_sets(drawn, right, k):
+    none = 1.0
+    for already in range(k):
+        none *= max(0, drawn - right - already) / (drawn - already)
+    return np.float64(1 - none)
+
+
 @pytest.mark.parametrize(
     ("check", "answer"),
     [
@@ -731,6 +743,11 @@ def runs_of(text, n):
         ("shares_run", lambda a, b, n: any(r in runs_of(b, n) for r in runs_of(a, n))),
         ("may_ask", lambda s, u, w, b: s + sum(u) + w <= b),
         ("may_ask", lambda s, u, w, b: np.bool_(b - s - sum(u) >= w)),
+        ("exact_checker", lambda a, r: ";" in a and a.split(";")[-1].strip() == f"{r}"),
+        ("keep_right", kept_places),
+        ("keep_right", lambda s, r: torch.tensor(kept_places(s, r)).long()),
+        ("pass_at_k", lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k)),
+        ("pass_at_k", share_of_sets),
     ],
 )
 def test_later_exercises_pass_the_right_answers(check, answer):
@@ -771,6 +788,12 @@ def test_later_exercises_pass_the_right_answers(check, answer):
         ("shares_run", lambda a, b, n: a.lower() in b.lower(), "substring"),
         ("may_ask", lambda s, u, w, b: s < b, "asked_too_late"),
         ("may_ask", lambda s, u, w, b: s + w <= b, "under_way_forgotten"),
+        ("exact_checker", lambda a, r: str(r) in a, "found_anywhere"),
+        ("exact_checker", lambda a, r: a.strip().endswith(f"{r}"), "ends_with"),
+        ("keep_right", lambda s, r: [i for i, x in enumerate(r) if x], "repeats_kept"),
+        ("keep_right", lambda s, r: kept_places(s, [True] * len(s)), "wrong_kept"),
+        ("pass_at_k", lambda n, c, k: 1 - (1 - c / n) ** k, "plugged_in"),
+        ("pass_at_k", lambda n, c, k: c / n, "share_right"),
     ],
 )
 def test_later_exercises_name_the_mistake(check, answer, bug):
@@ -788,6 +811,9 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "answer_labels",
         "shares_run",
         "may_ask",
+        "exact_checker",
+        "keep_right",
+        "pass_at_k",
     ],
 )
 def test_later_exercises_know_when_nothing_was_tried(check):

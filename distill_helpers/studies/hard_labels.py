@@ -1,0 +1,163 @@
+"""What is a large teacher's writing worth to a small student?
+
+The student is the tiny prose teacher (2,048 tokens of its own; soft labels would need
+one vocabulary). It learns the gloss task from 600 labelled glosses, and from these
+with thousands more that SmolLM2 labelled, after it had learned from the same 600.
+Taught in notebook 04.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets
+
+from distill_helpers.data import data_path
+from distill_helpers.evaluation import held_out_nll
+from distill_helpers.gloss_labels import learned_rows
+from distill_helpers.gloss_task import Judged, judge, read_answer, splits
+from distill_helpers.hard_labels import learn_answers, read_labels
+from distill_helpers.models import Loaded, load_tiny_teacher
+from distill_helpers.profiles import get_profile
+from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.trainers import HardLabelTrainer, KeepBest, training_arguments
+
+STEPS = 500
+BATCH_SIZE = 32
+ALONE = "600 labelled"
+TAUGHT = "and the teacher's"
+RIGHT = "and the true ones"
+ARMS = (ALONE, TAUGHT, RIGHT)
+
+
+@lru_cache
+def load_labels() -> Dataset:
+    """The shipped answers of the teacher that are of the right form."""
+    labels = read_labels(data_path("gloss_labels.jsonl"))
+    return labels.filter(lambda row: read_answer(row["answer"]) is not None)
+
+
+def choose_rows(arm: str, setting: str, tokenizer: Any) -> Dataset:
+    """Training rows: the 600, and as many of the pool as the setting says."""
+    parts = [learned_rows(splits().labelled, tokenizer)]
+    if arm == TAUGHT:
+        labels = load_labels().select(range(int(setting)))
+        parts.append(learn_answers(labels, tokenizer))
+    elif arm == RIGHT:
+        parts.append(learned_rows(splits().pool[: int(setting)], tokenizer))
+    return concatenate_datasets(parts)
+
+
+def train_student(
+    rows: Dataset,
+    *,
+    seed: int,
+    learning_rate: float,
+    weight_decay: float = 0.1,
+    steps: int = STEPS,
+    progress: bool = False,
+) -> tuple[Loaded, float]:
+    """The student at its best validation checkpoint, and its NLL there."""
+    model, tokenizer = load_tiny_teacher("prose")
+    model.requires_grad_(True)
+    validation = learned_rows(splits().validation, tokenizer)
+    keep = KeepBest(
+        lambda student: held_out_nll(student, validation, tokenizer),
+        every=max(1, steps // 10),
+    )
+    HardLabelTrainer(
+        model,
+        args=training_arguments(
+            get_profile("cpu"),
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=BATCH_SIZE,
+            weight_decay=weight_decay,
+            seed=seed,
+            mixed_precision=False,
+            disable_tqdm=not progress,
+        ),
+        train_dataset=rows,
+        tokenizer=tokenizer,
+        callbacks=[keep],
+    ).train()
+    keep.restore(model)
+    return Loaded(model, tokenizer), keep.best
+
+
+def judge_student(student: Loaded, count: int | None = None) -> Judged:
+    """On the test glosses, or the first of them."""
+    return judge(student.model, student.tokenizer, splits().test[:count])
+
+
+def _run(run: Run) -> dict[str, float]:
+    tokenizer = load_tiny_teacher("prose").tokenizer
+    student, validation_nll = train_student(
+        choose_rows(run.arm, run.setting, tokenizer),
+        seed=run.seed,
+        learning_rate=run.option("learning_rate"),
+        weight_decay=run.option("weight_decay"),
+    )
+    judged = judge_student(student)
+    return {
+        "validation_nll": validation_nll,
+        "accuracy": judged.accuracy,
+        "valid": judged.valid,
+        "test_glosses": judged.count,
+    }
+
+
+STUDY = Study(
+    name="hard_labels",
+    question="What is a large teacher's writing worth to a small student?",
+    arms=ARMS,
+    settings=("1000", "4000"),
+    grid=tuple(
+        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (1e-3, 3e-3)
+    ),
+    run=_run,
+    select="validation_nll",
+    code=(
+        "losses",
+        "fused_losses",
+        "trainers",
+        "evaluation",
+        "generation",
+        "hard_labels",
+        "gloss_task",
+        "gloss_labels",
+    ),
+    claims=(
+        Claim(
+            name="teacher_helps",
+            text="4,000 of the teacher's answers add 5 points to 600 labels",
+            metric="accuracy",
+            arm=TAUGHT,
+            baseline=ALONE,
+            setting="4000",
+            margin=0.05,
+            higher_is_better=True,
+        ),
+        Claim(
+            name="nearly_the_truth",
+            text="They keep 80 % of what 4,000 true labels would add",
+            metric="accuracy",
+            arm=TAUGHT,
+            baseline=ALONE,
+            reference=RIGHT,
+            share=0.8,
+            setting="4000",
+            higher_is_better=True,
+        ),
+        Claim(
+            name="few_help_too",
+            text="1,000 of the teacher's answers already add something",
+            metric="accuracy",
+            arm=TAUGHT,
+            baseline=ALONE,
+            setting="1000",
+            higher_is_better=True,
+        ),
+    ),
+)
