@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
-from distill_helpers.data import pack_examples
+from distill_helpers.data import data_path, pack_examples
 from distill_helpers.gloss_task import MAX_ANSWER_TOKENS, Gloss, splits
-from distill_helpers.hard_labels import LocalTeacher, learn_answers, write_labels
+from distill_helpers.hard_labels import (
+    LocalTeacher,
+    learn_answers,
+    read_labels,
+    write_labels,
+)
 from distill_helpers.models import Loaded, load_teacher
 from distill_helpers.profiles import Profile
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
@@ -82,3 +87,14 @@ def label_pool(teacher: Loaded, path: str | Path, *, count: int = POOL) -> Datas
     return write_labels(
         local, prompts, path, max_new_tokens=MAX_ANSWER_TOKENS, concurrency=64
     )
+
+
+def pool_labels() -> Dataset:
+    """The shipped answers, in the order of the pool's glosses.
+
+    The file has them in the order in which they came, the longest prompts first.
+    """
+    labels = read_labels(data_path("gloss_labels.jsonl"))
+    places = {gloss.prompt: place for place, gloss in enumerate(splits().pool)}
+    asked = [messages[0]["content"] for messages in labels["messages"]]
+    return labels.select(sorted(range(len(asked)), key=lambda row: places[asked[row]]))

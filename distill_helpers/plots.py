@@ -125,14 +125,14 @@ def over_settings(ax: Axes, results: Results, metric: str, arms: Sequence[str]) 
         metric: A column of the study.
         arms: Which to draw, at most seven.
     """
-    settings = results.study.settings
-    places = range(len(settings))
+    settings, pairs = results.study.settings, results.study.pairs()
     for arm, marker in zip(arms, "osD^vPX", strict=False):
-        means = [results.mean(metric, arm, setting) for setting in settings]
+        places = [i for i, setting in enumerate(settings) if (arm, setting) in pairs]
+        means = [results.mean(metric, arm, settings[place]) for place in places]
         ax.plot(places, [m.mean for m in means], marker=marker, label=arm)
         lows, highs = [m.low for m in means], [m.high for m in means]
         ax.fill_between(places, lows, highs, alpha=0.2)
-    ax.set_xticks(places, list(settings))
+    ax.set_xticks(range(len(settings)), list(settings))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(arms))
 
 

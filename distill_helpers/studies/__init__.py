@@ -51,6 +51,8 @@ STUDIES = (
     "teacher_domain",
     "shared_task",
     "real_pair",
+    "hard_labels",
+    "reasoning_traces",
 )
 
 Options = tuple[tuple[str, float], ...]
@@ -119,6 +121,8 @@ class Study:
         code: Modules whose code decides the numbers; their fingerprint is stored
             with every row.
         threads: Threads of one run; as many runs go on at once as fit the cores.
+        left_out: Pairs of arm and setting that are not run, say because an arm has
+            no use for what the setting varies.
     """
 
     name: str
@@ -132,6 +136,12 @@ class Study:
     code: tuple[str, ...]
     higher_is_better: bool = False
     threads: int = 1
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Arms with settings; setting first: neighbouring runs share their data."""
+        every = [(arm, setting) for setting in self.settings for arm in self.arms]
+        return [pair for pair in every if pair not in self.left_out]
 
 
 @dataclass(frozen=True)
@@ -269,9 +279,10 @@ class Results:
 
     def table(self, metrics: Sequence[str], setting: str, *, digits: int = 3) -> str:
         """Arms by metrics, mean ± half the 95 % interval, as text to print."""
-        width = max(len(arm) for arm in self.study.arms)
+        arms = [arm for arm, other in self.study.pairs() if other == setting]
+        width = max(map(len, arms))
         lines = [" " * width + "".join(f"{metric:>18}" for metric in metrics)]
-        for arm in self.study.arms:
+        for arm in arms:
             cells = [self.mean(metric, arm, setting) for metric in metrics]
             lines.append(
                 f"{arm:{width}}"
@@ -462,25 +473,22 @@ def run_study(
     def finish(runs: list[Run], phase: str) -> list[dict[str, Any]]:
         return _run_all(study, runs, phase, log, workers, progress)
 
-    def pairs() -> Iterable[tuple[str, str]]:
-        # Setting first: neighbouring runs share data and teacher.
-        return ((arm, setting) for setting in study.settings for arm in study.arms)
-
     rows = finish(
         [
             Run(arm, setting, EXPLORE_SEEDS[0], options)
-            for arm, setting in pairs()
+            for arm, setting in study.pairs()
             for options in study.grid
         ],
         "explore",
     )
-    best = {pair: _best(study, rows, *pair) for pair in pairs()}
+    best = {pair: _best(study, rows, *pair) for pair in study.pairs()}
     rows += finish(
         [
             Run(arm, setting, seed, best[arm, setting])
             for setting in study.settings
             for seed in CONFIRM_SEEDS
             for arm in study.arms
+            if (arm, setting) in best
         ],
         "confirm",
     )

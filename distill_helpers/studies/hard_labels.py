@@ -8,16 +8,15 @@ Taught in notebook 04.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from distill_helpers.data import data_path
 from distill_helpers.evaluation import held_out_nll
-from distill_helpers.gloss_labels import learned_rows
+from distill_helpers.gloss_labels import learned_rows, pool_labels
 from distill_helpers.gloss_task import Judged, judge, read_answer, splits
-from distill_helpers.hard_labels import learn_answers, read_labels
+from distill_helpers.hard_labels import learn_answers
 from distill_helpers.models import Loaded, load_tiny_teacher
 from distill_helpers.profiles import get_profile
 from distill_helpers.studies import Claim, Run, Study
@@ -31,19 +30,13 @@ RIGHT = "and the true ones"
 ARMS = (ALONE, TAUGHT, RIGHT)
 
 
-@lru_cache
-def load_labels() -> Dataset:
-    """The shipped answers of the teacher that are of the right form."""
-    labels = read_labels(data_path("gloss_labels.jsonl"))
-    return labels.filter(lambda row: read_answer(row["answer"]) is not None)
-
-
 def choose_rows(arm: str, setting: str, tokenizer: Any) -> Dataset:
     """Training rows: the 600, and as many of the pool as the setting says."""
     parts = [learned_rows(splits().labelled, tokenizer)]
     if arm == TAUGHT:
-        labels = load_labels().select(range(int(setting)))
-        parts.append(learn_answers(labels, tokenizer))
+        labels = pool_labels().select(range(int(setting)))
+        valid = [read_answer(answer) is not None for answer in labels["answer"]]
+        parts.append(learn_answers(labels.select(np.flatnonzero(valid)), tokenizer))
     elif arm == RIGHT:
         parts.append(learned_rows(splits().pool[: int(setting)], tokenizer))
     return concatenate_datasets(parts)
