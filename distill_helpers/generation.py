@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -100,12 +101,35 @@ def write_batch(
 def end_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
-    """Tokens that end a text: the tokenizer's, and those of the model's settings."""
+    """Tokens that end a text: the tokenizer's, the model's, and the chat template's.
+
+    A base model that learned a template's answers ends them as the template does,
+    which neither its tokenizer nor its settings need know.
+    """
     settings = getattr(model, "generation_config", None)
     known = getattr(settings, "eos_token_id", None)
     known = [known] if isinstance(known, int) else list(known or ())
-    found = [tokenizer.eos_token_id, *known]
+    found = [tokenizer.eos_token_id, *known, _turn_end(tokenizer)]
     return tuple(dict.fromkeys(end for end in found if end is not None))
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token behind an answer in the chat template, if there is one."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "The answer."
+    turns = [
+        {"role": "user", "content": "A question?"},
+        {"role": "assistant", "content": answer},
+    ]
+    try:
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, ValueError):
+        return None  # it wants more than two turns; the other ends have to do
+    added = tokenizer.added_tokens_decoder
+    after = tokenizer(whole.rpartition(answer)[2], add_special_tokens=False)
+    ids: list[int] = after["input_ids"]
+    return next((i for i in ids if i in added and added[i].special), None)
 
 
 @contextmanager

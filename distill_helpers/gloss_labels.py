@@ -20,6 +20,7 @@ from distill_helpers.gloss_task import MAX_ANSWER_TOKENS, Gloss, splits
 from distill_helpers.hard_labels import (
     LocalTeacher,
     learn_answers,
+    own_labels,
     read_labels,
     write_labels,
 )
@@ -39,15 +40,7 @@ LENGTH = 512
 
 def learned_rows(known: Sequence[Gloss], tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Glosses with their right answers, as rows for ``HardLabelTrainer``."""
-    labels = Dataset.from_list(
-        [
-            {
-                "messages": [{"role": "user", "content": gloss.prompt}],
-                "answer": gloss.answer,
-            }
-            for gloss in known
-        ]
-    )
+    labels = own_labels([g.prompt for g in known], [g.answer for g in known])
     return learn_answers(labels, tokenizer)
 
 

@@ -635,6 +635,26 @@ def _as_dataset(rows: list[dict[str, Any]]) -> Dataset:
 # --- learning -----------------------------------------------------------------------
 
 
+def own_labels(prompts: Sequence[Prompt], answers: Sequence[str]) -> Dataset:
+    """Answers that you have already, in the columns that :func:`learn_answers` reads.
+
+    Args:
+        prompts: As in :func:`write_labels`.
+        answers: One for each.
+    """
+    from datasets import Dataset
+
+    if len(prompts) != len(answers):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(answers)} answers: one answer per prompt"
+        )
+    rows = [
+        {"messages": list(_messages(prompt)), "answer": answer}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return Dataset.from_list(rows)
+
+
 def learn_answers(
     labels: Dataset,
     tokenizer: PreTrainedTokenizerBase,

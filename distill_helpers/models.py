@@ -70,6 +70,35 @@ def load_teacher(profile: Profile) -> Loaded:
     )
 
 
+def load_chat_pair(profile: Profile) -> tuple[Loaded, Loaded]:
+    """A teacher that follows instructions and a student that may read other tokens.
+
+    For lessons in which nothing but text passes from one to the other.
+
+    Args:
+        profile: ``gpu`` names two models of one family on the hub; elsewhere it is
+            the packaged teacher, and the same model without a third of its layers.
+
+    Returns:
+        The teacher, frozen; the student, trainable and in fp32.
+    """
+    if profile.second_teacher is not None:
+        teacher = load_model(
+            profile.second_teacher,
+            dtype=profile.teacher_dtype,
+            device=profile.device,
+            frozen=True,
+        )
+        student = load_model(profile.second_students[0], device=profile.device)
+        return teacher, student
+    teacher = load_teacher(profile)
+    layers = teacher.model.config.num_hidden_layers
+    # The middle goes; the ends stay.
+    kept = [i for i in range(layers) if not layers // 3 <= i < layers * 2 // 3]
+    student = prune_layers(teacher.model, kept)
+    return teacher, Loaded(student, teacher.tokenizer)
+
+
 def load_model(
     name_or_folder: str | Path,
     *,

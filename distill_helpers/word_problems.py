@@ -117,29 +117,38 @@ def make_frozen_test() -> str:
     return "".join(json.dumps(vars(p), ensure_ascii=False) + "\n" for p in drawn)
 
 
-def gsm8k(
-    split: str = "train", *, source: str | Path = "openai/gsm8k"
-) -> list[WordProblem]:
-    """GSM8K's problems in the same form (MIT licence).
+def load(source: str | Path, split: str, count: int) -> list[WordProblem]:
+    """Problems of our own, or those of GSM8K in the same form.
 
     Args:
-        split: ``"train"`` (7,473 problems) or ``"test"`` (1,319).
-        source: Its repository on the hub, or a folder that holds a copy.
+        source: ``"templates"``; or GSM8K's repository on the hub, ``"openai/gsm8k"``
+            (MIT licence), or a folder that holds a copy.
+        split: ``"train"`` or ``"test"``.
+        count: So many at most, the first ones.
 
     Raises:
-        DataError: If a row's answer does not end in a whole number.
+        DataError: If an answer of GSM8K does not end in a whole number.
     """
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r} must be 'train' or 'test'")
+    if source == "templates":
+        return (
+            list(test_problems()[:count])
+            if split == "test"
+            else problems(count, seed=0)
+        )
     from datasets import load_dataset
 
     name = None if Path(source).is_dir() else "main"
+    rows = load_dataset(str(source), name, split=split)
     found = []
-    for row in load_dataset(str(source), name, split=split):
+    for row in rows.select(range(min(count, len(rows)))):
         # Its calculator notes, <<2+3=5>>, are no part of the way.
         worked = re.sub(r"<<[^>]*>>", "", row["answer"])
-        steps, _, _ = worked.rpartition("\n####")
-        result = read_result(row["answer"])
+        result = read_result(worked)
         if result is None:
             raise DataError(f"a row of {source} has no result: {row['answer']!r}")
+        steps, _, _ = worked.rpartition("\n####")
         found.append(WordProblem(row["question"], steps, result, "gsm8k"))
     return found
 

@@ -2,7 +2,8 @@ import json
 from collections import Counter
 
 import pytest
-from datasets import Dataset
+import torch
+import torch.nn.functional as F
 from tiny_models import byte_level_bpe, tiny
 
 from distill_helpers.data import DataError
@@ -12,6 +13,7 @@ from distill_helpers.hard_labels import (
     LabelError,
     LocalTeacher,
     learn_answers,
+    own_labels,
     plan_labels,
     prompt_ids,
     read_labels,
@@ -393,20 +395,23 @@ def test_the_models_own_settings_do_not_change_answers(bpe, tmp_path):
     assert strict.generation_config.repetition_penalty == 5.0
 
 
+def always(tokenizer, favourite):
+    """A model that writes one token, whatever comes."""
+    model = tiny(tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.model.norm.weight.fill_(1)
+        model.lm_head.bias = torch.nn.Parameter(
+            F.one_hot(torch.tensor(favourite), len(tokenizer)).float()
+        )
+    return model
+
+
 def test_the_end_token_says_that_an_answer_is_whole(bpe, tmp_path):
     """A model that always ends at once, and one that never does."""
-    import torch
-
     for favourite, reason, count in ((bpe.eos_token_id, "stop", 1), (65, "length", 6)):
-        model = tiny(bpe)
-        with torch.no_grad():
-            model.lm_head.weight.zero_()
-            model.model.norm.weight.fill_(1)
-            model.lm_head.bias = torch.nn.Parameter(
-                torch.nn.functional.one_hot(torch.tensor(favourite), len(bpe)).float()
-            )
         rows = write(
-            LocalTeacher(model, bpe),
+            LocalTeacher(always(bpe, favourite), bpe),
             ["Emma"],
             tmp_path / reason,
             max_new_tokens=6,
@@ -416,16 +421,46 @@ def test_the_end_token_says_that_an_answer_is_whole(bpe, tmp_path):
         assert bpe.eos_token not in rows["answer"][0]
 
 
+TURNS = CHATML.replace("<end>", "<turn>")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (TURNS, "stop"),
+        # No special token ends a turn; or nothing is said of an answer at all.
+        (CHATML.replace("<end>", "."), "length"),
+        (
+            TURNS + "{% if messages[1:] %}{{ raise_exception('no') }}{% endif %}",
+            "length",
+        ),
+    ],
+)
+def test_an_answer_ends_where_the_chat_template_ends_a_turn(path, template, reason):
+    """A base model may have learned it; its own end of text is another token."""
+    tokenizer = byte_level_bpe()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = template
+    model = always(tokenizer, tokenizer.convert_tokens_to_ids("<turn>"))
+    row = write(LocalTeacher(model, tokenizer), ["Emma"], path, max_new_tokens=6)
+    assert row["finish_reason"] == [reason]
+    assert row["answer"] == [""]
+
+
 # --- learning -----------------------------------------------------------------------
 
 
 def labels(*pairs):
-    return Dataset.from_list(
-        [
-            {"messages": [{"role": "user", "content": prompt}], "answer": answer}
-            for prompt, answer in pairs
-        ]
-    )
+    return own_labels(*zip(*pairs, strict=True))
+
+
+def test_own_labels_have_the_columns_of_a_teachers(path):
+    mine = own_labels(["a", [{"role": "user", "content": "b"}]], ["x", "y"])
+    hers = write(Parrot(), ["a", "b"], path)
+    assert list(mine["messages"]) == list(hers["messages"])
+    assert set(mine.column_names) < set(hers.column_names)
+    with pytest.raises(ValueError, match="2 prompts and 1 answers"):
+        own_labels(["a", "b"], ["x"])
 
 
 def test_without_a_template_a_row_is_prompt_answer_end(bpe):

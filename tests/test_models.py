@@ -482,6 +482,37 @@ def test_a_profile_s_own_teacher_goes_the_same_way(bpe, tmp_path):
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
+def test_the_chat_pair_of_a_profile(bpe, tmp_path):
+    """As on a GPU, where teacher and student come by name, and may differ."""
+    import dataclasses
+
+    for name, seed in (("teacher", 1), ("student", 2)):
+        tiny(bpe, seed=seed, layers=seed).half().save_pretrained(tmp_path / name)
+        bpe.save_pretrained(tmp_path / name)
+    profile = dataclasses.replace(
+        profiles.get_profile("smoke"),
+        second_teacher=str(tmp_path / "teacher"),
+        second_students=(str(tmp_path / "student"),),
+        teacher_dtype=torch.bfloat16,
+    )
+    teacher, student = models.load_chat_pair(profile)
+    assert teacher.model.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert student.model.config.num_hidden_layers == 2
+    assert student.model.dtype == torch.float32
+    assert all(p.requires_grad for p in student.model.parameters())
+
+
+def test_the_chat_pair_without_a_gpu_is_the_teacher_and_itself_pruned(smollm):
+    teacher, student = models.load_chat_pair(profiles.get_profile("smoke"))
+    assert models.weights_hash(teacher.model) == models.weights_hash(smollm.model)
+    assert student.model.config.num_hidden_layers == 20
+    first, last = student.model.model.layers[0], student.model.model.layers[-1]
+    for mine, hers in ((first, 0), (last, 29)):
+        theirs = teacher.model.model.layers[hers].mlp.up_proj.weight
+        assert torch.equal(mine.mlp.up_proj.weight, theirs)
+
+
 def test_models_with_code_of_their_own_are_not_run(bpe, tmp_path):
     tiny(bpe).save_pretrained(tmp_path)
     bpe.save_pretrained(tmp_path)

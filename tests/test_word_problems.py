@@ -5,7 +5,13 @@ import re
 import pytest
 
 from distill_helpers import word_problems
-from distill_helpers.word_problems import WordProblem, is_right, problems, read_result
+from distill_helpers.word_problems import (
+    WordProblem,
+    is_right,
+    load,
+    problems,
+    read_result,
+)
 
 OPERATIONS = {
     "+": operator.add,
@@ -110,20 +116,33 @@ def test_a_worked_answer_is_right_and_another_number_is_not(drawn):
         assert problem.question in problem.prompt
 
 
+def gsm8k_copy(folder, *rows):
+    lines = [json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows]
+    (folder / "train.jsonl").write_text("".join(lines))
+    return folder
+
+
 def test_gsm8k_is_read_from_a_folder(tmp_path):
-    rows = [
-        {"question": "How many?", "answer": "2+3=<<2+3=5>>5\n#### 5"},
-        {"question": "And now?", "answer": "It is 1,000.\n#### 1,000"},
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = word_problems.gsm8k("train", source=tmp_path)
+    folder = gsm8k_copy(
+        tmp_path,
+        ("How many?", "2+3=<<2+3=5>>5\n#### 5"),
+        ("And now?", "It is 1,000.\n#### 1,000"),
+    )
+    found = load(folder, "train", 10)
     assert found[0] == WordProblem("How many?", "2+3=5", 5, "gsm8k")
     assert found[1].result == 1000
     assert is_right(found[1], found[1].answer)
+    assert load(folder, "train", 1) == found[:1]
 
 
 def test_a_row_of_gsm8k_without_a_result_is_refused(tmp_path):
-    row = {"question": "How many?", "answer": "Many."}
-    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    folder = gsm8k_copy(tmp_path, ("How many?", "Many."))
     with pytest.raises(ValueError, match="no result"):
-        word_problems.gsm8k("train", source=tmp_path)
+        load(folder, "train", 1)
+
+
+def test_our_own_are_loaded_by_name():
+    assert load("templates", "train", 3) == problems(3, seed=0)
+    assert load("templates", "test", 3) == list(word_problems.test_problems()[:3])
+    with pytest.raises(ValueError, match="split='dev'"):
+        load("templates", "dev", 3)

@@ -28,6 +28,7 @@ ALONE = "600 labelled"
 TAUGHT = "and the teacher's"
 RIGHT = "and the true ones"
 ARMS = (ALONE, TAUGHT, RIGHT)
+NONE, SOME, MOST = "0", "1000", "4000"
 
 
 def choose_rows(arm: str, setting: str, tokenizer: Any) -> Dataset:
@@ -105,7 +106,11 @@ STUDY = Study(
     name="hard_labels",
     question="What is a large teacher's writing worth to a small student?",
     arms=ARMS,
-    settings=("1000", "4000"),
+    settings=(NONE, SOME, MOST),
+    left_out=(
+        *((ALONE, setting) for setting in (SOME, MOST)),
+        *((arm, NONE) for arm in (TAUGHT, RIGHT)),
+    ),
     grid=tuple(
         (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (1e-3, 3e-3)
     ),
@@ -128,7 +133,8 @@ STUDY = Study(
             metric="accuracy",
             arm=TAUGHT,
             baseline=ALONE,
-            setting="4000",
+            setting=MOST,
+            baseline_setting=NONE,
             margin=0.05,
             higher_is_better=True,
         ),
@@ -140,7 +146,8 @@ STUDY = Study(
             baseline=ALONE,
             reference=RIGHT,
             share=0.8,
-            setting="4000",
+            setting=MOST,
+            baseline_setting=NONE,
             higher_is_better=True,
         ),
         Claim(
@@ -149,7 +156,8 @@ STUDY = Study(
             metric="accuracy",
             arm=TAUGHT,
             baseline=ALONE,
-            setting="1000",
+            setting=SOME,
+            baseline_setting=NONE,
             higher_is_better=True,
         ),
     ),

@@ -208,12 +208,11 @@ print(filtered)
 # with your own data you would label a few hundred by hand for that.
 
 # %%
-from distill_helpers.data import data_path
-from distill_helpers.hard_labels import read_labels
+from distill_helpers.gloss_labels import pool_labels
 
-pool_labels = read_labels(data_path("gloss_labels.jsonl"))
-truth = parts.pool[: len(pool_labels)]
-known = judge_answers(pool_labels["answer"], truth)
+pool = pool_labels()
+truth = parts.pool[: len(pool)]
+known = judge_answers(pool["answer"], truth)
 print(
     f"valid {known.valid:.1%}, right {known.accuracy:.1%} of {known.count:,}"
 )
@@ -224,7 +223,7 @@ pool_filters = {
     "near duplicate": near_duplicate(0.8),
     "in the test set": contaminated(gloss.gloss for gloss in parts.test),
 }
-kept = filter_labels(pool_labels, pool_filters)
+kept = filter_labels(pool, pool_filters)
 print(kept)
 
 # %%
@@ -266,22 +265,25 @@ results = load_results("hard_labels")
 fig, ax = plt.subplots(figsize=(6.5, 3.4))
 over_settings(ax, results, "accuracy", results.study.arms)
 ax.axhline(known.accuracy, color="0.4", linestyle="--")
-ax.text(0.02, known.accuracy + 0.005, "the teacher", color="0.4")
-ax.set_xlabel("answers from the pool")
+ax.text(0, known.accuracy - 0.06, "the teacher", color="0.4")
+ax.set_ylim(0, 1)
+ax.set_xlabel("further glosses from the pool")
 ax.set_ylabel("right on the test set")
 ax.set_title("A large teacher's writing, a small student")
 plt.show()
 
 # %%
-print(results.table(("accuracy", "valid"), "4000"), end="\n\n")
+for setting in results.study.settings:
+    print(f"{setting} glosses from the pool")
+    print(results.table(("accuracy", "valid"), setting), end="\n\n")
 for claim in results.study.claims:
     display(results.verdict(claim.name, judged=judged))
 
 # %% [markdown]
-# One more seed, live, with the teacher's 4,000 answers:
+# One more seed, live, with the teacher's 4,000 answers, before and after:
 
 # %%
-arm, setting = hard_labels.TAUGHT, "4000"
+arm, setting = hard_labels.TAUGHT, hard_labels.MOST
 rows = hard_labels.choose_rows(arm, setting, tiny.tokenizer)
 before = hard_labels.judge_student(
     tiny, profile.pick(smoke=8, cpu=200, gpu=200)
@@ -303,6 +305,70 @@ accuracy = after.accuracy
 display(results.check_live("accuracy", arm, setting, accuracy, judged=judged))
 
 # %% [markdown]
+# ## Two models of a real size
+#
+# The tiny student never saw a dictionary, nor much English. A student that has
+# is another matter. On a laptop: SmolLM2 without its ten middle layers, on the
+# same answers of the pool. With a GPU: Qwen2.5-0.5B, on answers that
+# Qwen2.5-1.5B-Instruct writes now.
+#
+# That teacher was never trained for the task. It is *told* what to do, in a
+# long prompt, and the student learns to answer the short one: what the
+# instruction said goes into its weights, and nobody has to send it again.
+
+# %%
+from distill_helpers.hard_labels import LocalTeacher, own_labels
+from distill_helpers.models import load_chat_pair
+
+tutor, pupil = load_chat_pair(profile)
+some = parts.pool[: profile.pick(smoke=2, cpu=20, gpu=4000)]
+told = write_labels(
+    LocalTeacher(*tutor, licence="Apache-2.0; no terms for its answers"),
+    [gloss.instruction for gloss in some],
+    work / "told.jsonl",
+    max_new_tokens=24,
+)
+print("told what to do:", judge_answers(told["answer"], some))
+
+# %%
+short = own_labels([gloss.prompt for gloss in some], told["answer"])
+check = "no valid JSON"
+mine = filter_labels(short, {check: filters[check]})
+source = profile.pick(smoke=kept.kept, cpu=kept.kept, gpu=mine.kept)
+print("of the told teacher's answers:", mine)
+print(f"{len(source):,} answers to learn from")
+
+# %%
+from distill_helpers.data import pack_examples
+from distill_helpers.gloss_task import judge
+from distill_helpers.trainers import HardLabelTrainer, training_arguments
+
+questions = parts.test[: profile.pick(smoke=4, cpu=200, gpu=2000)]
+before = judge(*pupil, questions)
+rows = pack_examples(learn_answers(source, pupil.tokenizer), 512)
+
+# %%
+del tutor  # it has done its part; a GPU needs the room
+HardLabelTrainer(
+    pupil.model,
+    args=training_arguments(
+        profile,
+        steps=profile.pick(smoke=2, cpu=20, gpu=150),
+        learning_rate=profile.pick(smoke=1e-4, cpu=3e-4, gpu=2e-5),
+        batch_size=profile.pick(smoke=1, cpu=4, gpu=4),
+        seed=0,
+    ),
+    train_dataset=rows,
+    tokenizer=pupil.tokenizer,
+).train()
+after = judge(*pupil, questions)
+print(f"before: valid {before.valid:.0%}, right {before.accuracy:.0%}")
+print(f"after:  valid {after.valid:.0%}, right {after.accuracy:.0%}")
+
+# %% [markdown]
+# One run, one seed, no baseline: it shows the path, and claims nothing. The
+# claims are the study's.
+#
 # ## May you?
 #
 # What a teacher writes comes with conditions. Three questions, in plain words:
