@@ -85,6 +85,7 @@ def _parser(
     )
     label.add_argument("--steps", type=int, help="instead of the teacher's own number")
     label.add_argument("--count", type=int, help="glosses of the pool, likewise")
+    label.add_argument("--judged", type=int, help="glosses of the test, likewise")
     label.set_defaults(run=_label_glosses)
 
     for name, run, text in (
@@ -179,7 +180,7 @@ def _label_glosses(chosen: argparse.Namespace) -> int:
     teacher = gloss_labels.train_teacher(
         get_profile("cpu"), steps=chosen.steps or gloss_labels.STEPS
     )
-    judged = judge(*teacher, splits().test)
+    judged = judge(*teacher, splits().test[: chosen.judged])
     labels = gloss_labels.label_pool(
         teacher, chosen.output, count=chosen.count or gloss_labels.POOL
     )

@@ -132,3 +132,18 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         )
     ]
     assert logs[0] == pytest.approx(logs[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_label_glosses_writes_a_file_that_goes_on(tmp_path, capsys):
+    output = tmp_path / "labels.jsonl"
+    options = ["--output", str(output), "--steps", "1", "--judged", "3"]
+    assert main(["label-glosses", *options, "--count", "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((tmp_path / "labels.report.json").read_text())
+    assert [report[name]["count"] for name in ("test", "pool")] == [3, 2]
+    first = output.read_text().splitlines()
+    assert len(first) == 2
+    assert main(["label-glosses", *options, "--count", "4"]) == 0
+    # The same seed gives the same teacher, whose answers are not asked for again.
+    assert output.read_text().splitlines()[:2] == first

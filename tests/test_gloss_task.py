@@ -1,6 +1,7 @@
 import pytest
 from tiny_models import byte_level_bpe, tiny
 
+from distill_helpers.gloss_labels import POOL, pool_labels
 from distill_helpers.gloss_task import (
     Gloss,
     judge,
@@ -67,3 +68,17 @@ def test_a_model_that_knows_nothing_is_judged_so():
 def test_an_instruction_names_every_kind():
     text = splits().test[0].instruction
     assert all(kind in text for kind in kinds())
+
+
+def test_the_shipped_labels_answer_the_first_glosses_of_the_pool():
+    labels = pool_labels()
+    asked = splits().pool[: len(labels)]
+    assert len(labels) == POOL
+    contents = [messages[0]["content"] for messages in labels["messages"]]
+    assert contents == [gloss.prompt for gloss in asked]
+    judged = judge_answers(labels["answer"], asked)
+    # A floor under the data that ship, well above guessing among twelve.
+    assert judged.valid > 0.99
+    assert 0.8 < judged.accuracy < 0.95
+    assert set(labels["finish_reason"]) == {"stop"}
+    assert all(labels["licence"])

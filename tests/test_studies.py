@@ -181,6 +181,21 @@ def test_changed_code_runs_again(tmp_path, in_process, monkeypatch):
     assert len(in_process) == 2 * ran
 
 
+def test_a_pair_that_is_left_out_is_not_run(tmp_path, in_process, monkeypatch):
+    study = make_study(settings=("s", "t"), left_out=(("bad", "t"),))
+    results = studies.run_study(study, tmp_path / "work")
+    assert {(run.arm, run.setting) for run in in_process} == {*study.pairs()}
+    assert study.pairs() == [("good", "s"), ("bad", "s"), ("good", "t")]
+    assert "bad" not in results.table(("score",), "t")
+    assert "bad" in results.table(("score",), "s")
+    with pytest.raises(ValueError, match="no rows for arm='bad', setting='t'"):
+        results.mean("score", "bad", "t")
+    studies.publish(results, tmp_path / "studies")
+    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(studies, "load_study", lambda _: study)
+    assert len(studies.load_results("soft_labels").rows) == 3 * (2 + 5)
+
+
 def test_what_is_published_reads_back(tmp_path, in_process, monkeypatch):
     results = studies.run_study(make_study(), tmp_path / "work")
     studies.publish(results, tmp_path / "studies")
@@ -214,9 +229,11 @@ def test_declared_studies_are_sound(name):
     assert study.name == name
     assert len({claim.name for claim in study.claims}) == len(study.claims)
     for claim in study.claims:
-        assert claim.arm in study.arms
-        assert claim.baseline in study.arms
-        assert claim.setting in study.settings
+        assert (claim.arm, claim.setting) in study.pairs()
+        other = claim.baseline_setting or claim.setting
+        assert (claim.baseline, other) in study.pairs()
+    every = {(arm, setting) for arm in study.arms for setting in study.settings}
+    assert set(study.left_out) < every
     assert not set(studies.EXPLORE_SEEDS) & set(studies.CONFIRM_SEEDS)
     assert len(studies.CONFIRM_SEEDS) >= 5
 
@@ -225,21 +242,16 @@ def test_declared_studies_are_sound(name):
 def test_published_rows_are_complete_and_give_the_published_verdicts(name):
     results = studies.load_results(name)
     study = results.study
-    for arm in study.arms:
-        for setting in study.settings:
-            rows = [
-                row
-                for row in results.rows
-                if (row["arm"], row["setting"]) == (arm, setting)
-            ]
-            confirm = [row for row in rows if row["phase"] == "confirm"]
-            assert {row["seed"] for row in confirm} == set(studies.CONFIRM_SEEDS)
-            explored = {
-                tuple((option, row[option]) for option, _ in study.grid[0])
-                for row in rows
-                if row["phase"] == "explore" and row["seed"] == 0
-            }
-            assert explored == set(study.grid)
+    for pair in study.pairs():
+        rows = [row for row in results.rows if (row["arm"], row["setting"]) == pair]
+        confirm = [row for row in rows if row["phase"] == "confirm"]
+        assert {row["seed"] for row in confirm} == set(studies.CONFIRM_SEEDS)
+        explored = {
+            tuple((option, row[option]) for option, _ in study.grid[0])
+            for row in rows
+            if row["phase"] == "explore" and row["seed"] == 0
+        }
+        assert explored == set(study.grid)
     path = studies.results_root() / "studies" / "verdicts.json"
     published = json.loads(path.read_text(encoding="utf-8"))
     statuses = {row["name"]: row["status"] for row in published if row["study"] == name}

@@ -49,9 +49,8 @@ right.set_title("What it leaves out")
 plt.show()
 
 # %%
-print(
-    f"the likeliest word has less than half at {(best < 0.5).float().mean():.0%}"
-)
+unsure = (best < 0.5).float().mean()
+print(f"the likeliest word has less than half at {unsure:.0%} of them")
 print(f"entropy thrown away: {entropy.mean():.2f} nats a token")
 
 # %% [markdown]
@@ -154,9 +153,8 @@ for row in labels.select(range(3)):
 
 # %%
 plan = plan_labels(black_box, prompts, work / "box.jsonl", max_new_tokens=24)
-print(
-    f"{plan.stored} stored, {plan.missing} missing, spent {plan.cost_spent:.5f} $"
-)
+print(f"{plan.stored} stored, {plan.missing} missing", end=", ")
+print(f"spent {plan.cost_spent:.5f} $")
 print(*sorted(labels.column_names), sep=", ")
 server.close()
 
