@@ -95,8 +95,8 @@ def load_chat_pair(profile: Profile) -> tuple[Loaded, Loaded]:
     layers = teacher.model.config.num_hidden_layers
     # The middle goes; the ends stay.
     kept = [i for i in range(layers) if not layers // 3 <= i < layers * 2 // 3]
-    student = prune_layers(teacher.model, kept)
-    return teacher, Loaded(student, teacher.tokenizer)
+    pruned = prune_layers(teacher.model, kept)
+    return teacher, Loaded(pruned, teacher.tokenizer)
 
 
 def load_model(

@@ -120,7 +120,7 @@ def mean_length(rows: Dataset) -> float:
 
 
 def share_right(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     chosen: tuple[Problem, ...],
     *,
