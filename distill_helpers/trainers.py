@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ from distill_helpers.fused_losses import (
     fused_soft_label_loss,
     sparse_soft_label_loss,
 )
-from distill_helpers.heads import HeadReader
+from distill_helpers.heads import Head, HeadReader
 from distill_helpers.losses import (
     IGNORE_INDEX,
     SoftLabelLoss,
@@ -112,14 +112,8 @@ class HardLabels:
         num_items: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss; see :class:`Objective`."""
-        student, head = self._student.read(model, inputs)
-        labels = inputs["labels"]
-        if head is None:
-            return {"loss": hard_label_loss(student, labels, num_items=num_items)}
-        loss = fused_hard_label_loss(
-            student, head, _shifted(labels), num_items=num_items
-        )
-        return {"loss": loss}
+        reading = self._student.read(model, inputs)
+        return {"loss": hard_label_parts(reading, inputs["labels"], num_items)}
 
 
 class SoftLabels:
@@ -159,24 +153,14 @@ class SoftLabels:
             return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
         with torch.no_grad():
             teacher, teacher_head = self._teacher.read(self.teacher, inputs)
-        student, head = self._student.read(model, inputs)
-        options = {"num_items": num_items, **self.options}
-        if head is None:
-            if teacher_head is not None:
-                teacher = teacher_head.logits(teacher)
-            if student.shape[-1] != teacher.shape[-1]:
-                student = student[..., : self.vocabulary]
-                teacher = teacher[..., : self.vocabulary]
-            result = soft_label_loss(student, teacher, inputs["labels"], **options)
-        else:
-            theirs = teacher if teacher_head is None else teacher_head.weight
-            width = theirs.shape[-1] if teacher_head is None else len(theirs)
-            if width != len(head.weight):
-                head = head.cut(self.vocabulary)
-            labels = _shifted(inputs["labels"])
-            result = fused_soft_label_loss(
-                student, head, teacher, teacher_head, labels, **options
-            )
+        result = soft_label_parts(
+            self._student.read(model, inputs),
+            (teacher, teacher_head),
+            inputs["labels"],
+            vocabulary=self.vocabulary,
+            num_items=num_items,
+            **self.options,
+        )
         return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
 
     def _from_store(
@@ -207,6 +191,57 @@ class SoftLabels:
                 student, targets, labels, **{name: options[name] for name in wanted}
             )
         return soft_label_loss(student, targets, labels, shift=False, **options)
+
+
+Reading: TypeAlias = tuple[torch.Tensor, Head | None]
+
+
+def hard_label_parts(
+    student: Reading, labels: torch.Tensor, num_items: torch.Tensor | int | None
+) -> torch.Tensor:
+    """The loss on labels, from what a :class:`~distill_helpers.heads.HeadReader` gave.
+
+    Args:
+        student: Hidden states and head; or logits and ``None``.
+        labels: Of the batch, unshifted.
+        num_items: As in :class:`Objective`.
+    """
+    hidden, head = student
+    if head is None:
+        return hard_label_loss(hidden, labels, num_items=num_items)
+    return fused_hard_label_loss(hidden, head, _shifted(labels), num_items=num_items)
+
+
+def soft_label_parts(
+    student: Reading,
+    teacher: Reading,
+    labels: torch.Tensor,
+    *,
+    vocabulary: int,
+    **options: Any,
+) -> SoftLabelLoss:
+    """The mix of labels and a teacher's distribution, likewise.
+
+    Args:
+        student: As in :func:`hard_label_parts`.
+        teacher: The same of the teacher.
+        labels: Of the batch, unshifted.
+        vocabulary: Tokens that both heads share; wider (padded) heads are cut.
+        options: Keywords of :func:`distill_helpers.losses.soft_label_loss`.
+    """
+    (hidden, head), (theirs, their_head) = student, teacher
+    if head is None:
+        if their_head is not None:
+            theirs = their_head.logits(theirs)
+        if hidden.shape[-1] != theirs.shape[-1]:
+            hidden, theirs = hidden[..., :vocabulary], theirs[..., :vocabulary]
+        return soft_label_loss(hidden, theirs, labels, **options)
+    width = theirs.shape[-1] if their_head is None else len(their_head.weight)
+    if width != len(head.weight):
+        head = head.cut(vocabulary)
+    return fused_soft_label_loss(
+        hidden, head, theirs, their_head, _shifted(labels), **options
+    )
 
 
 def _shifted(labels: torch.Tensor) -> torch.Tensor:

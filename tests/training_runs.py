@@ -15,6 +15,7 @@ import torch
 from tiny_models import byte_level_bpe, ragged_rows, tiny
 
 from distill_helpers import profiles
+from distill_helpers.codistillation import CoDistillationTrainer, MixSchedule
 from distill_helpers.trainers import (
     HardLabelTrainer,
     SoftLabelTrainer,
@@ -71,6 +72,12 @@ def trainer(
     }
     if kind == "hard":
         return HardLabelTrainer(student, **(objective or {}), **options)
+    if kind == "together":
+        models = {"teacher": tiny(tokenizer, seed=2), "student": student}
+        chosen = {"teacher": "teacher", "schedule": MixSchedule(0.7)} | (
+            objective or {}
+        )
+        return CoDistillationTrainer(models, **chosen, **options)
     return SoftLabelTrainer(
         student,
         teacher=tiny(tokenizer, seed=2) if teacher is None else teacher,

@@ -1,0 +1,488 @@
+"""Co-distillation: models that learn from the labels and from one another.
+
+Teacher and student train at the same time on the same batches. The teacher learns from
+the labels; the student from the labels and from what the teacher says at that moment,
+so that one forward pass of the teacher serves both. Or peers teach each other (mutual
+learning). A :class:`MixSchedule` says how much a partner's word counts, which early on
+should be little: it knows nothing yet.
+
+Taught in notebook 06. Papers: Zhang et al. 2018 (mutual learning, arXiv:1706.00384),
+Anil et al. 2018 (codistillation, arXiv:1804.03235).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from distill_helpers.evaluation import evaluate
+from distill_helpers.heads import Head, HeadReader
+from distill_helpers.models import weights_hash
+from distill_helpers.trainers import (
+    DistillationTrainer,
+    hard_label_parts,
+    soft_label_parts,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Of the running loss that "confidence" follows: the last ten steps, about.
+_MEMORY = 0.9
+_STALE, _RUNNING = "stale", "running_nll.json"
+
+
+@dataclass(frozen=True)
+class MixSchedule:
+    """How much a partner's distribution counts beside the labels, step by step.
+
+    Attributes:
+        alpha: Weight of the soft term at its highest, in [0, 1].
+        warm_up: Share of the steps in which the labels alone count.
+        ramp: Share of the steps, after these, over which the weight rises linearly.
+        confidence: Multiply by how far the partner has come: 1 minus its running loss
+            on the labels divided by that of knowing nothing, ``log(vocabulary)``.
+    """
+
+    alpha: float = 0.5
+    warm_up: float = 0.0
+    ramp: float = 0.0
+    confidence: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "warm_up", "ramp"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must lie in [0, 1]")
+        if self.warm_up + self.ramp > 1:
+            raise ValueError(
+                f"warm_up={self.warm_up} and ramp={self.ramp} are shares of one run "
+                "and must not add up to more than 1"
+            )
+
+    def weight(
+        self, progress: float, partner_nll: float = 0.0, vocabulary: int = 2
+    ) -> float:
+        """The weight of the soft term.
+
+        Args:
+            progress: Steps done, as a share of all.
+            partner_nll: The partner's running loss, nats per token.
+            vocabulary: Tokens that it chooses from.
+        """
+        rise = 1.0
+        if progress < self.warm_up:
+            rise = 0.0
+        elif self.ramp:
+            rise = min(1.0, (progress - self.warm_up) / self.ramp)
+        if self.confidence:
+            rise *= min(1.0, max(0.0, 1 - partner_nll / math.log(vocabulary)))
+        return self.alpha * rise
+
+
+class Partners(nn.Module):
+    """Models that read the same batch: one module, to be trained as one.
+
+    Args:
+        models: Name to model.
+        stale: Keep a frozen copy of each, to be refreshed now and then; partners then
+            learn from the copies.
+        fused: Hand out hidden states where a head is plain, instead of all logits.
+    """
+
+    running_nll: torch.Tensor
+
+    def __init__(
+        self, models: Mapping[str, PreTrainedModel], *, stale: bool, fused: bool
+    ) -> None:
+        super().__init__()
+        self.models = nn.ModuleDict(models)
+        self.stale = nn.ModuleDict()
+        if stale:
+            for name, model in models.items():
+                self.stale[name] = copy.deepcopy(model).requires_grad_(False).eval()
+        # Saved and resumed with the weights, since the weight of the mix depends on it.
+        nothing = [math.log(model.config.vocab_size) for model in models.values()]
+        self.register_buffer("running_nll", torch.tensor(nothing))
+        self._readers = {
+            name: HeadReader("student", fused=fused)
+            for name in [*models, *(f"stale {name}" for name in self.stale)]
+        }
+
+    def forward(
+        self, inputs: Mapping[str, torch.Tensor], *, use_stale: bool = False
+    ) -> dict[str, tuple[torch.Tensor, Head | None]]:
+        """Hidden states and head of each model; or logits and ``None``.
+
+        Args:
+            inputs: A batch.
+            use_stale: Also those of the frozen copies, as ``"stale NAME"``.
+        """
+        found = {
+            name: self._readers[name].read(model, inputs)
+            for name, model in self.models.items()
+        }
+        if use_stale:
+            with torch.no_grad():
+                for name, model in self.stale.items():
+                    reader = self._readers[f"stale {name}"]
+                    found[f"stale {name}"] = reader.read(model, inputs)
+        return found
+
+    def train(self, mode: bool = True) -> Partners:
+        """Put the models into training mode; the copies have no such mode."""
+        super().train(mode)
+        self.stale.eval()
+        return self
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the frozen copies up to date."""
+        for name, old in self.stale.items():
+            old.load_state_dict(self.models[name].state_dict())
+
+
+class CoDistillationTrainer(DistillationTrainer):
+    """Train several models together, each learning from labels and from partners.
+
+    One optimizer step serves all of them, but nothing flows between them except
+    predictions: partners are detached, gradients are clipped model by model, and every
+    model has its own optimizer state. A checkpoint holds each model in a folder of its
+    name, which ``from_pretrained`` reads.
+
+    Args:
+        models: Name to model, at least two, of one vocabulary. Peers must begin with
+            different weights: equal ones would see equal batches, agree for ever, and
+            teach each other nothing.
+        teacher: Name of the model that learns from the labels alone and teaches the
+            others. ``None``: peers, each of which learns from the mean divergence to
+            all others.
+        schedule: How much partners count, step by step.
+        exchange_every: 0: partners predict on the same batch with their weights of
+            the moment. Otherwise with copies that are refreshed every so many steps,
+            as between distant machines (Anil et al.).
+        temperature: Of both softmaxes in the soft term.
+        divergence: See :func:`~distill_helpers.losses.soft_label_loss`, and so are
+            ``beta`` and ``scale_by_t2``.
+        beta: See there.
+        scale_by_t2: See there.
+        fused: As in :class:`~distill_helpers.trainers.SoftLabelTrainer`.
+        args: From :func:`~distill_helpers.trainers.training_arguments`;
+            ``max_grad_norm`` holds for each model.
+        train_dataset: As there, and so is ``tokenizer``, of all the models.
+        tokenizer: See there.
+        options: Further keywords of ``Trainer``.
+
+    Logged: ``NAME_hard`` and, for those that have partners, ``NAME_soft`` and
+    ``NAME_alpha``.
+
+    Raises:
+        ValueError: For models that cannot teach each other.
+
+    Taught in notebook 06.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, PreTrainedModel],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: str | None = None,
+        schedule: MixSchedule | None = None,
+        exchange_every: int = 0,
+        temperature: float = 1.0,
+        divergence: str = "forward_kl",
+        beta: float = 0.5,
+        scale_by_t2: bool = True,
+        fused: bool = True,
+        **options: Any,
+    ) -> None:
+        _check_models(models, teacher)
+        if exchange_every < 0:
+            raise ValueError(f"exchange_every={exchange_every} must not be negative")
+        self.schedule = schedule or MixSchedule()
+        self.exchange_every = exchange_every
+        self.partners_of = {
+            name: _partners(name, list(models), teacher) for name in models
+        }
+        self.mix = {
+            "temperature": temperature,
+            "divergence": divergence,
+            "beta": beta,
+            "scale_by_t2": scale_by_t2,
+        }
+        self.vocabulary = len(tokenizer)
+        self._step_nll: torch.Tensor | float = 0.0
+        partners: Any = Partners(models, stale=exchange_every > 0, fused=fused)
+        super().__init__(partners, self._learn, tokenizer=tokenizer, **options)
+        self.add_callback(_AfterStep(self))
+
+    @property
+    def partners(self) -> Partners:
+        """The models, without what several processes wrap around them."""
+        found: Partners = extract_model_from_parallel(self.model)
+        return found
+
+    def alpha(self, name: str) -> float:
+        """The weight of the soft term of a model at this step."""
+        others = self.partners_of[name]
+        if not others:
+            return 0.0
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        names = list(self.partners_of)
+        nll = self.partners.running_nll[[names.index(other) for other in others]]
+        return self.schedule.weight(progress, float(nll.mean()), self.vocabulary)
+
+    def _learn(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        """The sum of the models' losses; see :class:`~.trainers.Objective`."""
+        alphas = {name: self.alpha(name) for name in self.partners_of}
+        stale = self.exchange_every > 0 and any(alphas.values())
+        readings = model(inputs, use_stale=stale)
+        labels = inputs["labels"]
+        parts: dict[str, torch.Tensor] = {}
+        losses: list[Any] = []
+        hard: list[torch.Tensor] = []
+        for name, others in self.partners_of.items():
+            alpha = alphas[name]
+            if not alpha:
+                loss = hard_label_parts(readings[name], labels, num_items)
+                losses.append(loss)
+                hard.append(loss.detach())
+            else:
+                mixed = [
+                    soft_label_parts(
+                        readings[name],
+                        _detached(readings[f"stale {other}" if stale else other]),
+                        labels,
+                        vocabulary=self.vocabulary,
+                        alpha=alpha,
+                        num_items=num_items,
+                        **self.mix,
+                    )
+                    for other in others
+                ]
+                losses.append(torch.stack([part.loss for part in mixed]).mean())
+                hard.append(mixed[0].hard.detach())
+                soft = torch.stack([part.soft.detach() for part in mixed])
+                parts[f"{name}_soft"] = soft.mean()
+            parts[f"{name}_hard"] = hard[-1]
+        if model.training and self.schedule.confidence:
+            self._step_nll = self._step_nll + torch.stack(hard)
+        return {"loss": torch.stack(losses).sum(), **parts}
+
+    def end_step(self) -> None:
+        """Follow the partners' losses, refresh their copies; after every step."""
+        partners = self.partners
+        if self.schedule.confidence:
+            nll = self.accelerator.reduce(self._step_nll, "sum")
+            partners.running_nll.lerp_(nll, 1 - _MEMORY)
+            self._step_nll = 0.0
+        if self.exchange_every and self.state.global_step % self.exchange_every == 0:
+            partners.refresh()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the weights of the soft terms."""
+        if "loss" in logs:
+            for name, others in self.partners_of.items():
+                if others:
+                    logs[f"{name}_alpha"] = self.alpha(name)
+        super().log(logs, start_time)
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        # Together, a model with large gradients would hold the others back.
+        self.accelerator.unscale_gradients()
+        norms = [
+            nn.utils.clip_grad_norm_(one.parameters(), self.args.max_grad_norm)
+            for one in self.partners.models.values()
+        ]
+        return torch.stack(norms).norm()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        partners, tokenizer = self.partners, self.processing_class
+        for name, model in _items(partners.models):
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)  # type: ignore[union-attr]
+        for name, model in _items(partners.stale):
+            model.save_pretrained(folder / _STALE / name)
+        running = dict(zip(partners.models, partners.running_nll.tolist(), strict=True))
+        (folder / _RUNNING).write_text(json.dumps(running), encoding="utf-8")
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        folder, partners = Path(resume_from_checkpoint), self.partners
+        sources = [(folder / name, one) for name, one in _items(partners.models)]
+        sources += [(folder / _STALE / name, o) for name, o in _items(partners.stale)]
+        for source, one in sources:
+            saved = type(one).from_pretrained(source, dtype=one.dtype)
+            one.load_state_dict(saved.state_dict())
+        running = json.loads((folder / _RUNNING).read_text(encoding="utf-8"))
+        partners.running_nll.copy_(
+            torch.tensor([running[name] for name in partners.models])
+        )
+
+
+def _items(models: nn.ModuleDict) -> list[tuple[str, PreTrainedModel]]:
+    return list(models.items())  # type: ignore[arg-type]
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, trainer: CoDistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.end_step()
+
+
+def _detached(
+    reading: tuple[torch.Tensor, Head | None],
+) -> tuple[torch.Tensor, Head | None]:
+    hidden, head = reading
+    if head is None:
+        return hidden.detach(), None
+    bias = None if head.bias is None else head.bias.detach()
+    return hidden.detach(), with_changes(head, weight=head.weight.detach(), bias=bias)
+
+
+def _partners(name: str, names: list[str], teacher: str | None) -> tuple[str, ...]:
+    if teacher is None:
+        return tuple(other for other in names if other != name)
+    return () if name == teacher else (teacher,)
+
+
+def _check_models(models: Mapping[str, PreTrainedModel], teacher: str | None) -> None:
+    if len(models) < 2:
+        raise ValueError(f"models has {len(models)}; co-distillation takes two or more")
+    if teacher is not None and teacher not in models:
+        raise ValueError(
+            f"teacher={teacher!r} is none of the models, which are {', '.join(models)}"
+        )
+    odd = [name for name in models if "." in name or "/" in name or name == _STALE]
+    if odd:
+        raise ValueError(
+            f"models has the name {odd[0]!r}, which cannot be a folder's; use letters"
+        )
+    seen: dict[str, str] = {}
+    for name, model in models.items():
+        twin = seen.setdefault(weights_hash(model), name)
+        if twin != name:
+            raise ValueError(
+                f"{twin} and {name} begin with the same weights. They would see the "
+                "same batches in the same order, so they would agree for ever and "
+                "learn nothing from each other; build one with another seed"
+            )
+
+
+# --- what came of it ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Together:
+    """How models that were trained together compare on held-out rows.
+
+    Attributes:
+        nll: Name to mean negative log-likelihood, nats per token.
+        ensemble_nll: Of the mean of their probabilities.
+        kl: ``(of, to)`` to the mean KL(of ‖ to), nats per token.
+        agreement: Share of positions where two have the same likeliest token, averaged
+            over the pairs.
+    """
+
+    nll: dict[str, float]
+    ensemble_nll: float
+    kl: dict[tuple[str, str], float]
+    agreement: float
+
+
+class Ensemble(nn.Module):
+    """The mean of several models' probabilities, as one model.
+
+    Args:
+        models: Of one vocabulary; called as ``model(input_ids=…).logits``.
+    """
+
+    def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
+        super().__init__()
+        self.models = nn.ModuleDict(models)
+
+    def forward(self, **inputs: Any) -> Any:
+        """Return log-probabilities as logits."""
+        from transformers.modeling_outputs import CausalLMOutput
+
+        log_p = [
+            m(**inputs).logits.float().log_softmax(-1) for m in self.models.values()
+        ]
+        mean = torch.stack(log_p).logsumexp(0) - math.log(len(log_p))
+        return CausalLMOutput(logits=mean)
+
+
+def compare(
+    models: Mapping[str, PreTrainedModel],
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 16,
+) -> Together:
+    """Measure models one by one, against each other, and together.
+
+    Args:
+        models: Name to model.
+        rows: Held out, as for :func:`~distill_helpers.evaluation.evaluate`.
+        tokenizer: Of all of them.
+        batch_size: Rows per forward pass.
+    """
+    nll, kl, agreement = {}, {}, []
+    for name, model in models.items():
+        for other, teacher in models.items():
+            if other != name:
+                found = evaluate(
+                    model, rows, tokenizer, teacher=teacher, batch_size=batch_size
+                )
+                nll[name] = found.nll
+                assert found.kl_to_teacher is not None
+                assert found.agreement is not None
+                kl[other, name] = found.kl_to_teacher
+                agreement.append(found.agreement)
+    together = evaluate(Ensemble(models), rows, tokenizer, batch_size=batch_size)
+    return Together(nll, together.nll, kl, sum(agreement) / len(agreement))
+
+
+def churn(
+    one: nn.Module,
+    other: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 16,
+) -> float:
+    """Share of positions whose likeliest token differs between two training runs.
+
+    Anil et al. 2018 found that co-distilled models have less of it.
+
+    Args:
+        one: A model of one run.
+        other: The same of another run.
+        rows: Held out.
+        tokenizer: Of both.
+        batch_size: Rows per forward pass.
+    """
+    found = evaluate(one, rows, tokenizer, teacher=other, batch_size=batch_size)
+    assert found.agreement is not None
+    return 1 - found.agreement

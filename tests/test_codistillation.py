@@ -1,0 +1,376 @@
+"""Models that learn from one another, compared with what can be worked out alone."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny_models import byte_level_bpe, ragged_rows, tiny
+from training_runs import SGD, bf16_profile, trainer, weights
+from transformers import AutoModelForCausalLM
+
+from distill_helpers import codistillation, losses, profiles
+from distill_helpers.codistillation import MixSchedule, churn, compare
+from distill_helpers.data import collator_for
+from distill_helpers.evaluation import evaluate
+from distill_helpers.trainers import HardLabelTrainer, training_arguments
+
+LABELS = MixSchedule(0.0)
+
+
+def trained(*arguments, **options):
+    made = trainer(*arguments, **options)
+    made.train()
+    return made
+
+
+def model_of(made, name):
+    return made.partners.models[name]
+
+
+def peers(count, **objective):
+    """As many peers as asked for, on one batch of rows, one step of plain SGD."""
+    tokenizer = byte_level_bpe()
+    models = {f"peer{i}": tiny(tokenizer, seed=i) for i in range(count)}
+    rows = ragged_rows(4, len(tokenizer))
+    made = codistillation.CoDistillationTrainer(
+        models,
+        tokenizer=tokenizer,
+        train_dataset=rows,
+        args=training_arguments(
+            profiles.get_profile("smoke"),
+            steps=1,
+            batch_size=4,
+            disable_tqdm=True,
+            **SGD,
+        ),
+        **objective,
+    )
+    return made, collator_for(tokenizer)(list(rows))
+
+
+# --- what flows, and what does not --------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [{}, SGD])
+def test_a_one_way_teacher_trains_as_if_it_were_alone(optimizer):
+    """Its optimizer, its clipping and its gradients know nothing of the student."""
+    options = {"steps": 6, "max_grad_norm": 0.05, **optimizer, "logging_steps": 1}
+    both = trained(kind="together", **options)
+    template = trainer(kind="hard", **options)
+    alone = HardLabelTrainer(
+        tiny(byte_level_bpe(), seed=2),
+        args=template.args,
+        train_dataset=template.train_dataset,
+        tokenizer=byte_level_bpe(),
+    )
+    alone.train()
+    torch.testing.assert_close(
+        weights(model_of(both, "teacher")), weights(alone.model), rtol=1e-5, atol=1e-6
+    )
+    curves = [
+        [round(entry[name], 4) for entry in made.state.log_history if "loss" in entry]
+        for made, name in ((both, "teacher_hard"), (alone, "loss"))
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=2e-4)
+
+
+def test_the_first_step_of_the_student_is_that_of_a_frozen_teacher():
+    both = trained(kind="together", steps=1, **SGD)
+    frozen = trained(
+        kind="soft", steps=1, objective={"alpha": 0.7, "temperature": 1.0}, **SGD
+    )
+    moved = weights(frozen.model) - weights(trainer(kind="soft").model)
+    assert moved.abs().max() > 1e-3
+    torch.testing.assert_close(
+        weights(model_of(both, "student")), weights(frozen.model), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "mix", [{}, {"divergence": "reverse_kl"}, {"divergence": "jsd", "temperature": 2.0}]
+)
+def test_three_peers_learn_from_the_mean_of_the_others(fused, mix):
+    """One step against the loss written out in plain PyTorch."""
+    made, batch = peers(3, schedule=MixSchedule(0.6), fused=fused, **mix)
+    by_hand = {f"peer{i}": tiny(byte_level_bpe(), seed=i) for i in range(3)}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = {name: model(**inputs).logits for name, model in by_hand.items()}
+    for name, model in by_hand.items():
+        parts = [
+            losses.soft_label_loss(
+                logits[name], logits[other].detach(), batch["labels"], alpha=0.6, **mix
+            ).loss
+            for other in by_hand
+            if other != name
+        ]
+        (sum(parts) / 2).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= SGD["learning_rate"] * parameter.grad
+    made.train()
+    for name, model in by_hand.items():
+        torch.testing.assert_close(
+            weights(model_of(made, name)), weights(model), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_micro_batches_change_nothing():
+    whole = trained(kind="together", batch_size=8, **SGD)
+    split = trained(kind="together", batch_size=2, gradient_accumulation_steps=4, **SGD)
+    torch.testing.assert_close(
+        weights(split.model), weights(whole.model), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_every_model_is_clipped_on_its_own():
+    """The teacher's step is as long whatever the student's gradients are."""
+    small = {**SGD, "max_grad_norm": 1e-3, "steps": 1, "learning_rate": 1.0}
+    made = trainer(kind="together", **small)
+    before = {name: weights(m) for name, m in made.partners.models.items()}
+    before = {name: value.clone() for name, value in before.items()}
+    made.train()
+    for name, model in made.partners.models.items():
+        step = (weights(model) - before[name]).norm()
+        assert float(step) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_it_runs_under_autocast():
+    made = trained(kind="together", profile=bf16_profile(), steps=2)
+    assert weights(made.model).isfinite().all()
+    assert weights(made.model).dtype == torch.float32
+
+
+# --- the schedule -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weight_at"),
+    [
+        (MixSchedule(0.5), {0: 0.5, 1: 0.5}),
+        (MixSchedule(0.8, warm_up=0.5), {0: 0, 0.49: 0, 0.5: 0.8, 1: 0.8}),
+        (MixSchedule(0.8, ramp=0.5), {0: 0, 0.25: 0.4, 0.5: 0.8, 1: 0.8}),
+        (MixSchedule(0.8, warm_up=0.2, ramp=0.4), {0.1: 0, 0.4: 0.4, 0.9: 0.8}),
+    ],
+)
+def test_schedules(schedule, weight_at):
+    for progress, weight in weight_at.items():
+        assert schedule.weight(progress) == pytest.approx(weight)
+
+
+def test_confidence_follows_the_partner():
+    schedule = MixSchedule(0.8, confidence=True)
+    know_nothing = math.log(300)
+    assert schedule.weight(0.5, know_nothing, 300) == 0
+    assert schedule.weight(0.5, 2 * know_nothing, 300) == 0
+    assert schedule.weight(0.5, know_nothing / 4, 300) == pytest.approx(0.6)
+    assert schedule.weight(0.5, 0.0, 300) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, r"alpha=1\.5"),
+        ({"ramp": -0.1}, r"ramp=-0\.1"),
+        ({"warm_up": 0.6, "ramp": 0.6}, "not add up to more than 1"),
+    ],
+)
+def test_schedules_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        MixSchedule(**options)
+
+
+def test_without_a_partner_s_word_both_train_alone():
+    both = trained(kind="together", objective={"schedule": LABELS}, **SGD)
+    alone = trained(kind="hard", **SGD)
+    torch.testing.assert_close(
+        weights(model_of(both, "student")), weights(alone.model), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_log_names_every_model_s_parts():
+    made = trained(
+        kind="together",
+        steps=4,
+        logging_steps=1,
+        objective={"schedule": MixSchedule(0.8, ramp=0.5)},
+    )
+    entries = [entry for entry in made.state.log_history if "loss" in entry]
+    assert len(entries) == 4
+    # Logged after the step, when the next one's weight holds.
+    assert [entry["student_alpha"] for entry in entries] == pytest.approx(
+        [0.4, 0.8, 0.8, 0.8]
+    )
+    assert "student_soft" not in entries[0]
+    assert entries[-1]["student_soft"] > 0
+    assert "teacher_soft" not in entries[-1]
+    expected = entries[-1]["teacher_hard"]
+    expected += 0.2 * entries[-1]["student_hard"] + 0.8 * entries[-1]["student_soft"]
+    assert entries[-1]["loss"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_confidence_rises_while_the_teacher_learns():
+    made = trained(
+        kind="together",
+        steps=8,
+        logging_steps=1,
+        learning_rate=1e-2,
+        objective={"schedule": MixSchedule(0.8, confidence=True)},
+    )
+    alphas = [e["student_alpha"] for e in made.state.log_history if "loss" in e]
+    assert alphas[0] < 0.1
+    assert alphas[-1] > alphas[0]
+
+
+# --- stale partners -----------------------------------------------------------------
+
+
+def test_copies_are_refreshed_every_so_many_steps():
+    made = trainer(kind="together", steps=4, objective={"exchange_every": 3}, **SGD)
+    copies = made.partners.stale
+    start = weights(copies["teacher"]).clone()
+    seen = []
+
+    class Look(codistillation.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            fresh = torch.equal(weights(copies["teacher"]), weights(teacher))
+            seen.append((fresh, torch.equal(weights(copies["teacher"]), start)))
+
+    teacher = model_of(made, "teacher")
+    made.add_callback(Look())
+    made.train()
+    assert seen == [(False, True), (False, True), (True, False), (False, False)]
+    assert not any(p.requires_grad for p in copies.parameters())
+    assert not any(module.training for module in copies.modules())
+
+
+def test_a_stale_partner_teaches_what_it_knew():
+    """Two steps from copies of the start: a frozen teacher's two steps."""
+    stale = trained(kind="together", steps=2, objective={"exchange_every": 5}, **SGD)
+    frozen = trained(
+        kind="soft", steps=2, objective={"alpha": 0.7, "temperature": 1.0}, **SGD
+    )
+    torch.testing.assert_close(
+        weights(model_of(stale, "student")),
+        weights(frozen.model),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+# --- saving and going on ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {},
+        {"exchange_every": 4},
+        {"schedule": MixSchedule(0.8, ramp=0.3, confidence=True), "teacher": None},
+    ],
+)
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, objective):
+    options = {"kind": "together", "objective": objective, "dropout": 0.1}
+    whole = trained(tmp_path / "whole", **options, steps=6, save_steps=3)
+    part = trainer(tmp_path / "part", **options, steps=6, save_steps=3)
+
+    class Stop(codistillation.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 4
+
+    part.add_callback(Stop())
+    part.train()
+    resumed = trainer(tmp_path / "part", **options, steps=6, save_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    assert torch.equal(resumed.partners.running_nll, whole.partners.running_nll)
+
+
+def test_a_checkpoint_holds_models_that_load_by_themselves(tmp_path):
+    made = trained(tmp_path, kind="together", steps=2)
+    made.save_model(tmp_path / "final")
+    for folder in (tmp_path / "final", tmp_path / "checkpoint-2"):
+        for name in ("teacher", "student"):
+            model = AutoModelForCausalLM.from_pretrained(folder / name)
+            assert torch.equal(weights(model), weights(model_of(made, name)))
+            tied = model.get_input_embeddings().weight is model.lm_head.weight
+            assert tied == model.config.tie_word_embeddings
+            assert (folder / name / "tokenizer.json").is_file()
+    running = json.loads((tmp_path / "final" / "running_nll.json").read_text())
+    assert set(running) == {"teacher", "student"}
+
+
+# --- what cannot be -----------------------------------------------------------------
+
+
+def build(models, **options):
+    tokenizer = byte_level_bpe()
+    template = trainer(kind="hard")
+    return codistillation.CoDistillationTrainer(
+        {name: tiny(tokenizer, seed=seed) for name, seed in models.items()},
+        args=template.args,
+        train_dataset=template.train_dataset,
+        tokenizer=tokenizer,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "message"),
+    [
+        ({"a": 1}, {}, "takes two or more"),
+        ({"a": 1, "b": 1}, {}, "a and b begin with the same weights"),
+        ({"a": 1, "b": 2}, {"teacher": "c"}, "teacher='c' is none of the models"),
+        ({"a": 1, "b/c": 2}, {}, "cannot be a folder's"),
+        ({"a": 1, "stale": 2}, {}, "cannot be a folder's"),
+        ({"a": 1, "b": 2}, {"exchange_every": -1}, "exchange_every=-1"),
+    ],
+)
+def test_models_that_cannot_teach_each_other(models, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(models, **options)
+
+
+def test_why_equal_peers_are_refused():
+    """What would happen: no divergence, ever, so no gradient from the partner."""
+    model = tiny(byte_level_bpe(), seed=1)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    logits = model(ids).logits
+    result = losses.soft_label_loss(logits, logits.detach(), ids, alpha=1.0)
+    result.loss.backward()
+    assert float(result.loss.detach()) == 0
+    assert max(float(p.grad.abs().max()) for p in model.parameters()) < 1e-7
+
+
+# --- what came of it ----------------------------------------------------------------
+
+
+def test_compare_measures_each_pair_and_the_ensemble():
+    tokenizer = byte_level_bpe()
+    rows = ragged_rows(12, len(tokenizer))
+    models = {"a": tiny(tokenizer, seed=1), "b": tiny(tokenizer, seed=2)}
+    found = compare(models, rows, tokenizer)
+    alone = evaluate(models["a"], rows, tokenizer, teacher=models["b"])
+    assert found.nll["a"] == pytest.approx(alone.nll)
+    assert found.kl["b", "a"] == pytest.approx(alone.kl_to_teacher)
+    assert found.kl["b", "a"] != found.kl["a", "b"]
+    assert found.agreement == pytest.approx(alone.agreement)
+    assert churn(models["a"], models["b"], rows, tokenizer) == pytest.approx(
+        1 - alone.agreement
+    )
+    # The mean of probabilities is never worse than the mean of the NLLs (Jensen).
+    assert found.ensemble_nll < (found.nll["a"] + found.nll["b"]) / 2
+    batch = collator_for(tokenizer)(list(rows))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        p = sum(model(**inputs).logits.softmax(-1) for model in models.values()) / 2
+        ours = codistillation.Ensemble(models)(**inputs).logits
+    torch.testing.assert_close(ours.exp(), p, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_does_not_churn_against_itself():
+    tokenizer = byte_level_bpe()
+    model = tiny(tokenizer, seed=1)
+    assert churn(model, model, ragged_rows(4, len(tokenizer)), tokenizer) == 0
