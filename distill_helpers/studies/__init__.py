@@ -121,6 +121,7 @@ class Study:
         code: Modules whose code decides the numbers; their fingerprint is stored
             with every row.
         threads: Threads of one run; as many runs go on at once as fit the cores.
+        confirm_seeds: At least five that no exploring has seen.
         left_out: Pairs of arm and setting that are not run, say because an arm has
             no use for what the setting varies.
     """
@@ -136,6 +137,7 @@ class Study:
     code: tuple[str, ...]
     higher_is_better: bool = False
     threads: int = 1
+    confirm_seeds: tuple[int, ...] = CONFIRM_SEEDS
     left_out: tuple[tuple[str, str], ...] = ()
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -486,7 +488,7 @@ def run_study(
         [
             Run(arm, setting, seed, best[arm, setting])
             for setting in study.settings
-            for seed in CONFIRM_SEEDS
+            for seed in study.confirm_seeds
             for arm in study.arms
             if (arm, setting) in best
         ],
