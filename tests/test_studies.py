@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -179,6 +184,40 @@ def test_changed_code_runs_again(tmp_path, in_process, monkeypatch):
     monkeypatch.setattr(studies, "code_fingerprint", lambda _: "other")
     studies.run_study(study, tmp_path)
     assert len(in_process) == 2 * ran
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from distill_helpers.studies import _leave_with
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _leave_with, (os.getpid(),)
+    )
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    with subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(studies.__file__).parents[2])},
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)
+        parent.kill()
+        parent.wait()
+        # The pipe closes when the last process that holds it has ended.
+        started = time.monotonic()
+        parent.stdout.read()
+    assert time.monotonic() - started < 10
 
 
 def test_a_pair_that_is_left_out_is_not_run(tmp_path, in_process, monkeypatch):

@@ -26,6 +26,7 @@ import math
 import multiprocessing
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -517,7 +518,9 @@ def _run_all(
     missing = [run for run in runs if _key(run) not in done]
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_leave_with, initargs=(os.getpid(),)
+    ) as pool:
         futures: dict[Future[dict[str, Any]], Run] = {
             pool.submit(_work, study.name, run): run for run in missing
         }
@@ -541,6 +544,17 @@ def _run_all(
                 file.flush()
                 done[_key(run)] = row
     return [done[_key(run)] for run in runs]
+
+
+def _leave_with(parent: int) -> None:
+    """Let a worker end soon after its parent, which may be killed without a word."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(name: str, run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ This is the second round. In the first, the grid was 2e-3 and 4e-3, and explorin
 seed chose 4e-3 for three arms by a hair. At that rate, one confirming run in five had
 not learned to carry when it ended, so differences between arms were differences of
 luck. The round was broken off, its rows are in
-``results/studies/reasoning_traces_round1.csv``, and this one has lower rates and fresh
+``results/rounds/reasoning_traces_1.csv``, and this one has lower rates and fresh
 seeds.
 """
 
