@@ -77,7 +77,8 @@ def load_chat_pair(profile: Profile) -> tuple[Loaded, Loaded]:
 
     Args:
         profile: ``gpu`` names two models of one family on the hub; elsewhere it is
-            the packaged teacher, and the same model without a third of its layers.
+            the packaged teacher, and the same model without the middle third of its
+            layers (``smoke``: with four of them).
 
     Returns:
         The teacher, frozen; the student, trainable and in fp32.
@@ -93,8 +94,8 @@ def load_chat_pair(profile: Profile) -> tuple[Loaded, Loaded]:
         return teacher, student
     teacher = load_teacher(profile)
     layers = teacher.model.config.num_hidden_layers
-    # The middle goes; the ends stay.
-    kept = [i for i in range(layers) if not layers // 3 <= i < layers * 2 // 3]
+    end = profile.pick(smoke=2, cpu=layers // 3, gpu=layers // 3)
+    kept = [i for i in range(layers) if i < end or i >= layers - end]
     pruned = prune_layers(teacher.model, kept)
     return teacher, Loaded(pruned, teacher.tokenizer)
 

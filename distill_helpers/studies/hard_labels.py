@@ -22,8 +22,8 @@ from distill_helpers.profiles import get_profile
 from distill_helpers.studies import Claim, Run, Study
 from distill_helpers.trainers import HardLabelTrainer, KeepBest, training_arguments
 
-STEPS = 500
-BATCH_SIZE = 32
+STEPS = 300
+BATCH_SIZE = 16
 ALONE = "600 labelled"
 TAUGHT = "and the teacher's"
 RIGHT = "and the true ones"

@@ -343,7 +343,8 @@ from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
 questions = parts.test[: profile.pick(smoke=4, cpu=200, gpu=2000)]
 before = judge(*pupil, questions)
-rows = pack_examples(learn_answers(source, pupil.tokenizer), 512)
+length = profile.pick(smoke=150, cpu=512, gpu=512)
+rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
 
 # %%
 del tutor  # it has done its part; a GPU needs the room

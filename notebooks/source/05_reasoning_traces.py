@@ -420,8 +420,9 @@ from distill_helpers.hard_labels import learn_answers, own_labels
 worked = word_problems.problems(profile.pick(smoke=8, cpu=800, gpu=8), seed=2)
 own = own_labels([p.prompt for p in worked], [p.answer for p in worked])
 source = profile.pick(smoke=own, cpu=own, gpu=kept.kept)
-rows = pack_examples(learn_answers(source, pupil.tokenizer), 512)
-print(f"{len(source):,} answers in {len(rows):,} rows of at most 512 tokens")
+length = profile.pick(smoke=200, cpu=512, gpu=1024)
+rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
+print(f"{len(source):,} answers in {len(rows):,} rows of {length} tokens")
 
 
 # %%
