@@ -20,8 +20,8 @@ judged = profile.name != "smoke"
 #
 # What does that throw away? Look at the real teacher once more. At every
 # position it has a distribution, with an entropy: how much it leaves open. A
-# single word leaves nothing open. **Predict:** at how many positions does the
-# likeliest word have less than half of the probability?
+# single token leaves nothing open. **Predict:** at how many positions does the
+# likeliest token have less than half of the probability?
 
 # %%
 from distill_helpers.studies import real_pair
@@ -40,81 +40,107 @@ best = p.amax(-1)
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.0))
 left.hist(best, bins=20, range=(0, 1))
-left.set_xlabel("probability of the likeliest word")
+left.set_xlabel("probability of the likeliest token")
 left.set_ylabel("positions")
-left.set_title("What one word says")
+left.set_title("How sure the teacher is")
 right.hist(entropy, bins=20)
 right.set_xlabel("entropy (nats)")
-right.set_title("What it leaves out")
+right.set_title("How much stays open")
 plt.show()
 
 # %%
 unsure = (best < 0.5).float().mean()
-print(f"the likeliest word has less than half at {unsure:.0%} of them")
-print(f"entropy thrown away: {entropy.mean():.2f} nats a token")
+print(f"the likeliest token has less than half at {unsure:.0%} of positions")
+print(f"entropy of the teacher: {entropy.mean():.2f} nats a token")
 
 # %% [markdown]
-# The same number, computed a second way: let the teacher *draw* words, and
-# average how surprising each is to the teacher itself. On average that is the
-# entropy, again.
+# The likeliest token is no typical one. Let the teacher *draw* tokens, and see
+# how surprising they are to the teacher itself: on average, that is its entropy,
+# computed a second way. Then ask the same of its likeliest token.
 
 # %%
 torch.manual_seed(0)
 drawn = torch.multinomial(p, 200, replacement=True)
 surprise = -p.gather(-1, drawn).log()
-print(f"mean surprise of 200 draws: {surprise.mean():.2f} nats a token")
+print(f"drawn tokens:    {surprise.mean():.2f} nats")
+print(f"likeliest token: {-best.log().mean():.2f} nats")
+
+# %%
+import gc
+
+# This teacher has done its part; what comes needs the room.
+del real, teacher, logits, p, drawn
+real_pair.load_pair.cache_clear()
+_ = gc.collect()
 
 # %% [markdown]
-# What a hard label saves is just as plain: one token id, 2 bytes at this
-# vocabulary (4 in the usual files), against 84 for the stored hybrid of
-# lesson 03 and nearly 100,000 for everything.
+# This is prose, where much is open. An answer such as `{"kind": "animal"}` leaves
+# far less open: most of it is fixed, and one word matters. There a hard label
+# loses less.
 #
-# Lesson 02 had a warning in it: argmax labels, token by token, taught our
-# student badly, and labels *drawn* from the teacher did much better. The
-# likeliest next word, again and again along a text that somebody else wrote, is
-# a biased sample of what the teacher would say. But let the teacher write the
-# *whole sequence* itself, and each word fits the words before it. That is
-# sequence-level distillation (Kim and Rush 2016), and it is what nearly
-# everybody means by hard labels today.
+# What it saves is just as plain: one token id, 2 bytes at this vocabulary,
+# against 84 for the stored hybrid of lesson 03 and nearly 100,000 for everything.
+# (Our files hold text, with its prompt and origin: more than that, and still
+# small.)
+#
+# ## Tokens, or whole answers
+#
+# Lesson 02 had a warning in it. Judged by NLL, labels made of the teacher's
+# likeliest token taught our student badly, and tokens *drawn* from the teacher
+# did much better. (Judged by agreement the likeliest token did well: it teaches
+# the first choice, and nothing about the others.) Both were labels on a text that
+# somebody else wrote: whatever the label said, the next position went on with
+# that text. Let the teacher write the *whole answer*, and each word follows from
+# the teacher's own words before it. That is **sequence-level distillation** (Kim
+# and Rush 2016).
+#
+# One choice remains: take the likeliest token each time (*greedy*,
+# `temperature=0`, the default below), or draw. Our questions have one short right
+# answer, so we take the likeliest. Where many answers are good, greedy writing
+# hides all but one of them.
 #
 # ## A task that you can judge yourself
 #
-# A dictionary says what a noun means. What *kind* of thing is it? Twelve kinds,
-# and the answer as JSON. For 600 glosses we have the right answer. For
-# thousands more, the pool, we pretend to have none.
+# A **gloss** is a dictionary's short definition of a word. Given a noun and its
+# gloss, say what *kind* of thing it is: one of twelve, written as JSON. For 600
+# glosses we use the right answers, which are WordNet's. For the thousands in the
+# **pool** we pretend to have none. The test glosses are kept for judging.
 
 # %%
 from distill_helpers.gloss_task import judge_answers, kinds, splits
 
 parts = splits()
-print(", ".join(kinds()))
-print(
-    len(parts.labelled), "labelled,", len(parts.pool), "in the pool,", end=" "
-)
-print(len(parts.test), "to judge by")
 example = parts.labelled[0]
-print(f"\n{example.prompt} {example.answer}")
+print(", ".join(kinds()))
+print(f"{len(parts.labelled)} labelled, {len(parts.pool):,} in the pool")
+print(f"{len(parts.test):,} to judge by\n\n{example.prompt} {example.answer}")
 
 # %% [markdown]
 # ## A teacher behind an API
 #
-# Here is a teacher of which we see nothing but answers. It is the packaged
-# SmolLM2, served by llama.cpp on this machine, and it speaks the protocol of
-# commercial APIs. To use another one, change the model's name and the address;
-# the key then comes from the environment (`OPENAI_API_KEY`), is never shown,
-# and is written nowhere.
+# Here is a teacher of which we see nothing but answers: the packaged SmolLM2,
+# served on this machine by llama.cpp, a program that runs language models, in the
+# protocol of commercial APIs.
 
 # %%
 import contextlib
 import tempfile
 from pathlib import Path
 
-from distill_helpers.api_teacher import ApiTeacher
 from distill_helpers.local_server import MODEL, serve_packaged_teacher
 
 work = Path(tempfile.mkdtemp())
 server = contextlib.ExitStack()
 base_url = server.enter_context(serve_packaged_teacher())
+
+# %% [markdown]
+# To ask another teacher, change the model's name and the address. The key then
+# comes from the environment (`OPENAI_API_KEY`) or, on Colab, from its secrets;
+# else you are asked. It is never shown, and written nowhere.
+
+# %%
+from distill_helpers.api_teacher import ApiTeacher
+
 black_box = ApiTeacher(
     MODEL,
     base_url,
@@ -123,40 +149,47 @@ black_box = ApiTeacher(
 )
 
 # %% [markdown]
-# Before you ask, ask what it will cost. A plan counts the worst case: no
-# tokenizer makes more tokens of a text than it has bytes.
+# Before you ask, find out what it can cost. The plan counts the worst case: a
+# token for every byte of the prompt, a margin for the chat template, and the
+# longest answer allowed.
 
 # %%
 from distill_helpers.hard_labels import plan_labels, write_labels
 
 asked = parts.labelled[: profile.pick(smoke=3, cpu=40, gpu=40)]
 prompts = [gloss.instruction for gloss in asked]
-plan = plan_labels(black_box, prompts, work / "box.jsonl", max_new_tokens=24)
+request = (black_box, prompts, work / "box.jsonl")
+plan = plan_labels(*request, max_new_tokens=24)
 print(f"{plan.missing} answers, at most {plan.tokens_ahead:,} tokens", end=" ")
-print(f"and {plan.cost_ahead:.4f} $")
+print(f"and ${plan.cost_ahead:.4f}")
+
+# %% [markdown]
+# `max_cost` is a promise: no request goes out that could break it.
 
 # %%
 labels = write_labels(
-    black_box,
-    prompts,
-    work / "box.jsonl",
-    max_new_tokens=24,
-    max_cost=0.01,
-    progress=False,
+    *request, max_new_tokens=24, max_cost=0.01, progress=False
 )
 for row in labels.select(range(3)):
     print(repr(row["answer"][:70]), row["finish_reason"])
 
 # %% [markdown]
-# Each answer was appended to the file as it came, under a key made of the whole
-# request. Paid-for answers are not lost to a crash, and nothing is asked twice:
+# `stop`: the teacher ended by itself. `length`: it was cut off at
+# `max_new_tokens`. A right answer needs far fewer than 24.
+#
+# Each answer went into the file as it came, under a key made of the request and
+# the teacher's name. A crash loses no stored answer, and no stored answer is asked
+# for again. (What was under way at the crash is; the plan counts it as
+# `in_doubt`.)
 
 # %%
-plan = plan_labels(black_box, prompts, work / "box.jsonl", max_new_tokens=24)
+plan = plan_labels(*request, max_new_tokens=24)
 print(f"{plan.stored} stored, {plan.missing} missing", end=", ")
-print(f"spent {plan.cost_spent:.5f} $")
+print(f"spent ${plan.cost_spent:.5f}")
 print(*sorted(labels.column_names), sep=", ")
-server.close()
+
+# %%
+server.close()  # new questions would need it again; these answers are stored
 
 # %% [markdown]
 # ## Look, then filter
@@ -169,41 +202,30 @@ seen = judge_answers(labels["answer"], asked)
 print(f"valid {seen.valid:.0%}, right {seen.accuracy:.0%} of {seen.count}")
 
 # %%
+from distill_helpers import label_filters as lf
 from distill_helpers.gloss_task import read_answer
-from distill_helpers.label_filters import (
-    contaminated,
-    duplicate,
-    empty,
-    filter_labels,
-    near_duplicate,
-    refused,
-    truncated,
-    wrong,
-)
 
-# %%
 filters = {
-    "truncated": truncated,
-    "empty": empty,
-    "refused": refused,
-    "no valid JSON": wrong(lambda row: read_answer(row["answer"]) is not None),
-    "duplicate": duplicate,
+    "truncated": lf.truncated,
+    "empty": lf.empty,
+    "refused": lf.refused,
+    "no JSON": lf.wrong(lambda row: read_answer(row["answer"]) is not None),
+    "duplicate": lf.duplicate,
 }
-filtered = filter_labels(labels, filters)
-print(filtered)
+print(lf.filter_labels(labels, filters))
 
 # %% [markdown]
-# A small chat model that was never shown this task does it badly, and mostly
-# not in the form that was asked for. No filter makes a bad teacher good: it
-# only keeps the worst away from the student.
+# Compare with your prediction. A small chat model that was never shown this task
+# is a poor teacher of it. A filter for the *form* cannot mend that: an answer may
+# be valid and wrong. (A checker of the *result* can do more: lesson 05.)
 #
 # ## A teacher that has learned the task
 #
-# So the teacher goes to school first: SmolLM2, trained for a few minutes on the
-# 600 labelled glosses, and then asked about 4,000 of the pool. Its answers are
-# in the course's data, in the same kind of file (`distill label-glosses` makes
-# it again). We know the pool's right answers, so we can see how good it is;
-# with your own data you would label a few hundred by hand for that.
+# So the teacher goes to school first: SmolLM2, trained for 60 steps on the 600
+# labelled glosses, and then asked about 4,000 of the pool. Its answers are in the
+# course's data, in the same kind of file (`distill label-glosses` makes it
+# again). We know the pool's right answers, so we can see how good it is; with your
+# own data you would label a few hundred by hand for that.
 
 # %%
 from distill_helpers.gloss_labels import pool_labels
@@ -216,26 +238,56 @@ print(
 )
 
 # %%
+wrong_ones = [
+    (gloss, answer)
+    for gloss, answer in zip(truth, pool["answer"], strict=True)
+    if read_answer(answer) != gloss.kind
+]
+for gloss, answer in wrong_ones[:5]:
+    print(f"{gloss.word}: {gloss.gloss[:56]} -> {answer} ({gloss.kind})")
+
+# %% [markdown]
+# Which of these would you call wrong? Some show the teacher's limits, some the
+# dictionary's.
+#
+# Two more filters before we train. *Near duplicate*: prompt and answer share most
+# of their three-word runs with an earlier row. *Shares test text*: eight words in
+# a row also stand in a test gloss. No gloss is in two splits, but dictionaries
+# repeat their phrases. Filters run in order, and each counts only what those
+# before it left.
+
+# %%
 pool_filters = {
     **filters,
-    "near duplicate": near_duplicate(0.8),
-    "in the test set": contaminated(gloss.gloss for gloss in parts.test),
+    "near duplicate": lf.near_duplicate(0.8),
+    "shares test text": lf.contaminated(gloss.gloss for gloss in parts.test),
 }
-kept = filter_labels(pool, pool_filters)
+kept = lf.filter_labels(pool, pool_filters)
 print(kept)
 
 # %%
 for row in kept.dropped.select(range(min(4, len(kept.dropped)))):
     prompt = row["messages"][0]["content"].splitlines()[0]
-    print(f"{row['dropped_by']:15} {prompt[:60]!r} -> {row['answer']!r}")
+    print(f"{row['dropped_by']:16} {prompt[:60]!r}")
+
+# %%
+right_kind = {gloss.prompt: gloss.kind for gloss in truth}
+still = sum(
+    read_answer(row["answer"]) != right_kind[row["messages"][0]["content"]]
+    for row in kept.kept
+)
+print(f"{still / len(kept.kept):.1%} of what was kept is wrong all the same")
 
 # %% [markdown]
+# These filters see form and repetition. A wrong answer in the right form passes.
+#
 # ## The student, before and after
 #
-# The student is the tiny prose model: 4 layers, and a vocabulary of its own
-# with 2,048 tokens. Soft labels could not cross that gap; text can. It learns
-# each answer and the token that ends it, and nothing of the prompt. Here is a
-# row as it goes into training:
+# The student is an old acquaintance: the tiny Austen model, the *teacher* of
+# lesson 02. It has a vocabulary of its own with 2,048 tokens, so SmolLM2's soft
+# labels cannot be compared with it directly; text can pass. It learns each answer
+# and the token that ends it, and nothing of the prompt. Here is a row as it goes
+# into training:
 
 # %%
 from distill_helpers.hard_labels import learn_answers
@@ -248,22 +300,33 @@ print(repr(tiny.tokenizer.decode(row["input_ids"])))
 print("learned:", repr(tiny.tokenizer.decode(learned)))
 
 # %% [markdown]
-# A study compares three diets, with the same number of steps and the best
-# validation checkpoint for each: the 600 labels alone; these and the teacher's
-# answers; these and the *true* answers to the same glosses, which a better
-# teacher could have given. The teacher itself learned from the same 600: all
-# that it adds, it brought along from its pre-training. **Predict** how much of
-# the third diet's gain the second keeps.
+# A study compares three sets of training rows:
+#
+# | arm | what the student learns from |
+# |---|---|
+# | `600 labelled` | the labelled glosses alone |
+# | `and the teacher's` | these, and the teacher's answers to glosses of the pool |
+# | `and the true ones` | these, and the right answers to the same glosses |
+#
+# All take the same number of steps, so the first reads its rows more often. (The
+# study drops only answers that are not valid JSON.) Another 400 labelled glosses
+# choose each run's best checkpoint, by NLL. The teacher learned from the same 600.
+# What it adds is what it knew before, put to work on glosses that nobody had
+# labelled. **Predict:** of the gain from the true answers, what share do the
+# teacher's answers keep?
 
 # %%
 from distill_helpers.plots import over_settings
-from distill_helpers.studies import hard_labels, load_results
+from distill_helpers.studies import hard_labels as study
+from distill_helpers.studies import load_results
 
 results = load_results("hard_labels")
 fig, ax = plt.subplots(figsize=(6.5, 3.4))
 over_settings(ax, results, "accuracy", results.study.arms)
 ax.axhline(known.accuracy, color="0.4", linestyle="--")
-ax.text(0, known.accuracy - 0.06, "the teacher", color="0.4")
+ax.text(0, known.accuracy + 0.02, "the teacher (on the pool)", color="0.4")
+ax.axhline(1 / len(kinds()), color="0.4", linestyle=":")
+ax.text(1.5, 1 / len(kinds()) + 0.02, "guessing", color="0.4")
 ax.set_ylim(0, 1)
 ax.set_xlabel("further glosses from the pool")
 ax.set_ylabel("right on the test set")
@@ -274,45 +337,67 @@ plt.show()
 for setting in results.study.settings:
     print(f"{setting} glosses from the pool")
     print(results.table(("accuracy", "valid"), setting), end="\n\n")
+
+
+# %%
+def gain(arm, setting):
+    return results.gain(
+        "accuracy", arm, study.ALONE, setting, baseline_setting=study.NONE
+    ).mean
+
+
+for setting in (study.SOME, study.MOST):
+    share = gain(study.TAUGHT, setting) / gain(study.RIGHT, setting)
+    print(f"{setting}: {share:.0%} of the gain from true answers is kept")
+
+# %%
 for claim in results.study.claims:
     display(results.verdict(claim.name, judged=judged))
 
 # %% [markdown]
+# Bands are intervals over five seeds; a seed changes only the order in which rows
+# are read. Another 600 labels, or another teacher, would spread more. The steps
+# along the axis are not to scale. Compare two distances: from one marker to the
+# other at the same place (what the teacher's mistakes cost), and from both to the
+# dashed line (what the student's size and reading leave undone).
+#
 # One more seed, live, with the teacher's 4,000 answers, before and after:
 
 # %%
-arm, setting = hard_labels.TAUGHT, hard_labels.MOST
-rows = hard_labels.choose_rows(arm, setting, tiny.tokenizer)
-before = hard_labels.judge_student(
-    tiny, profile.pick(smoke=8, cpu=200, gpu=200)
-)
-student, _ = hard_labels.train_student(
-    rows,
-    seed=0,
-    steps=profile.pick(smoke=2, cpu=hard_labels.STEPS, gpu=hard_labels.STEPS),
+arm, setting = study.TAUGHT, study.MOST
+count = profile.pick(smoke=8, cpu=200, gpu=200)
+before = study.judge_student(tiny, count)
+student, _ = study.train_student(
+    study.choose_rows(arm, setting, tiny.tokenizer),
+    seed=1,
+    steps=profile.pick(smoke=2, cpu=study.STEPS, gpu=study.STEPS),
     **dict(results.options(arm, setting)),
 )
 
 # %%
-after = hard_labels.judge_student(
-    student, profile.pick(smoke=8, cpu=None, gpu=None)
+same = study.judge_student(student, count)
+after = study.judge_student(student, profile.pick(smoke=8, cpu=None, gpu=None))
+print(
+    f"the same {count} glosses: {before.accuracy:.0%} -> {same.accuracy:.0%}"
 )
-print(f"before: valid {before.valid:.0%}, right {before.accuracy:.0%}")
-print(f"after:  valid {after.valid:.0%}, right {after.accuracy:.0%}")
 accuracy = after.accuracy
 display(results.check_live("accuracy", arm, setting, accuracy, judged=judged))
 
 # %% [markdown]
 # ## Two models of a real size
 #
-# The tiny student never saw a dictionary, nor much English. A student that has
-# is another matter. On a laptop: SmolLM2 without its ten middle layers, on the
-# same answers of the pool. With a GPU: Qwen2.5-0.5B, on answers that
-# Qwen2.5-1.5B-Instruct writes now.
+# The tiny student has read five novels and nothing else. A student that knows
+# more English is another matter. And a teacher need not be *trained* for a task;
+# it can be *told*. It gets a long prompt that names the twelve kinds. The student
+# learns to give the same answer to a short prompt that names none: what the
+# instruction said goes into its weights, and nobody has to send it again. This is
+# **context distillation** (Askell et al. 2021, arXiv:2112.00861).
 #
-# That teacher was never trained for the task. It is *told* what to do, in a
-# long prompt, and the student learns to answer the short one: what the
-# instruction said goes into its weights, and nobody has to send it again.
+# It needs a teacher that follows instructions. With a GPU, Qwen2.5-1.5B-Instruct
+# is told, and Qwen2.5-0.5B learns its answers. On a laptop the told teacher is the
+# small SmolLM2 once more: you see how it does, and its answers are not used. The
+# student there is SmolLM2 without its ten middle layers, and it learns the
+# *trained* teacher's answers from above.
 
 # %%
 from distill_helpers.hard_labels import LocalTeacher, own_labels
@@ -325,16 +410,32 @@ told = write_labels(
     [gloss.instruction for gloss in some],
     work / "told.jsonl",
     max_new_tokens=24,
+    concurrency=profile.pick(smoke=20, cpu=20, gpu=128),
 )
-print("told what to do:", judge_answers(told["answer"], some))
+
 
 # %%
-short = own_labels([gloss.prompt for gloss in some], told["answer"])
-check = "no valid JSON"
-mine = filter_labels(short, {check: filters[check]})
+def unfenced(text):
+    """Chat models like to wrap JSON in a Markdown code fence."""
+    return text.strip().removeprefix("```json").strip("`\n ")
+
+
+answers = [unfenced(text) for text in told["answer"]]
+found = judge_answers(answers, some)
+print(f"told: valid {found.valid:.0%}, right {found.accuracy:.0%}")
+
+# %%
+short = own_labels([gloss.prompt for gloss in some], answers)
+short = short.add_column("licence", list(told["licence"]))
+# What was cut off is no JSON either, and these rows do not say how they ended.
+form = {name: f for name, f in pool_filters.items() if name != "truncated"}
+mine = lf.filter_labels(short, form)
 source = profile.pick(smoke=kept.kept, cpu=kept.kept, gpu=mine.kept)
-print("of the told teacher's answers:", mine)
-print(f"{len(source):,} answers to learn from")
+print(f"told teacher: {mine}\nto learn from: {len(source):,} answers")
+
+# %% [markdown]
+# Short examples waste a batch on padding, so several are *packed* into one row,
+# out of each other's sight.
 
 # %%
 from distill_helpers.data import pack_examples
@@ -347,16 +448,20 @@ length = profile.pick(smoke=150, cpu=512, gpu=512)
 rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
 
 # %%
+arguments = training_arguments(
+    profile,
+    steps=profile.pick(smoke=2, cpu=15, gpu=150),
+    learning_rate=profile.pick(smoke=1e-4, cpu=3e-4, gpu=2e-5),
+    batch_size=profile.pick(smoke=1, cpu=4, gpu=2),
+    gradient_accumulation_steps=profile.pick(smoke=1, cpu=1, gpu=2),
+    seed=0,
+)
+
+# %%
 del tutor  # it has done its part; a GPU needs the room
 HardLabelTrainer(
     pupil.model,
-    args=training_arguments(
-        profile,
-        steps=profile.pick(smoke=2, cpu=20, gpu=150),
-        learning_rate=profile.pick(smoke=1e-4, cpu=3e-4, gpu=2e-5),
-        batch_size=profile.pick(smoke=1, cpu=4, gpu=4),
-        seed=0,
-    ),
+    args=arguments,
     train_dataset=rows,
     tokenizer=pupil.tokenizer,
 ).train()
@@ -365,26 +470,30 @@ print(f"before: valid {before.valid:.0%}, right {before.accuracy:.0%}")
 print(f"after:  valid {after.valid:.0%}, right {after.accuracy:.0%}")
 
 # %% [markdown]
-# One run, one seed, no baseline: it shows the path, and claims nothing. The
-# claims are the study's.
+# One run, one seed: it shows the path and claims nothing. "Before" is no baseline:
+# nobody had told the student the twelve kinds or the form.
 #
 # ## May you?
 #
-# What a teacher writes comes with conditions. Three questions, in plain words:
+# What a teacher writes comes with conditions. Three questions, in plain words
+# (for orientation; this is no legal advice):
 #
-# * **The model's licence.** SmolLM2 and most of Qwen2.5 are Apache-2.0: do what
-#   you like, keep the notice. Others ask that a model trained on their answers
-#   carries their name, or forbid some uses.
+# * **The model's licence.** SmolLM2 and most sizes of Qwen2.5 are Apache-2.0: use,
+#   change and pass on, with the licence, the notices and a note of your changes.
+#   Others ask that a model trained on their answers carries their name, or forbid
+#   some uses.
 # * **The provider's terms.** Several commercial APIs forbid using answers to
 #   train a model that competes with theirs. That is a contract, whatever
 #   copyright says. Read the terms of the day you ask, and note them: every row
-#   here has a column for it.
+#   of `write_labels` has a column for it.
 # * **What went in.** Prompts with other people's data stay other people's data,
 #   and a teacher can repeat what it has read.
 #
-# And a teacher's text is *input*: it may hold anything. The package never
-# evaluates it, and what looks like a special token in an answer is trained on
-# as plain text.
+# ## Untrusted input
+#
+# A teacher's text may hold anything. The package never runs it as code, and trains
+# on what looks like a special token in an answer as plain text. Do the same in your
+# own code: escape it before you show it as HTML, and never evaluate it.
 
 # %% [markdown] tags=["given"]
 # ## Exercise 1 · Learn the answer, and its end
@@ -426,9 +535,9 @@ checks.answer_labels(answer_labels)
 #
 # *medium · what a contamination filter does · 10 minutes*
 #
-# Write `shares_run(text, held_out, n)`: whether some `n` words that stand side
-# by side in one text also do in the other, whatever their case. Words are what
-# spaces separate.
+# Write `shares_run(text, held_out, n)`: whether some `n` words stand side by side,
+# in the same order, in both texts, whatever their case. Words are what spaces
+# separate.
 #
 # By hand: "A SMALL ANIMAL" and "a small animal that lives in trees" share a run
 # of 3; "trees lives that small" shares none of 2.
@@ -495,8 +604,8 @@ checks.may_ask(may_ask)
 # | question | answer |
 # |---|---|
 # | what is a hard label? | a word, or better a whole answer, that the teacher wrote |
-# | what does it throw away? | the teacher's entropy: everything it left open |
-# | what does it save? | logits, vocabulary, weights: any API will do, at 2 bytes a token |
+# | what does it throw away? | the rest of the distribution; its entropy says how much was open |
+# | what does it save? | it needs no logits, no shared vocabulary and no weights: any API will do |
 # | what is learned? | the answer and its end, not the prompt |
 # | what must a file of answers know? | the whole request, how the answer ended, tokens, licence |
 #
@@ -509,5 +618,6 @@ checks.may_ask(may_ask)
 # * The terms forbid it.
 #
 # *Read on:* Kim and Rush 2016 (arXiv:1606.07947) on sequence-level distillation;
-# Wang et al. 2023 (arXiv:2212.10560) and Taori et al. 2023 (Alpaca) on
-# instructions written by a teacher.
+# Askell et al. 2021 (arXiv:2112.00861) on context distillation; Wang et al. 2023
+# (arXiv:2212.10560) and Taori et al. 2023 (Alpaca) on instructions and answers
+# written by a model.

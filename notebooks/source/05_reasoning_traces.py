@@ -29,11 +29,12 @@ print("with steps: ", problem.answer)
 print("result only:", problem.result)
 
 # %% [markdown]
-# A language model does a fixed amount of computing per token. Whoever answers
-# with the result alone has to add three numbers, every carry included, before
-# the first digit is out. Whoever writes the steps down does a little at each
-# token, and can read what is there already. Written-out steps that lead to an
-# answer are a **reasoning trace**.
+# A language model does a fixed amount of computing per token, one layer after
+# the other. With the result alone, three numbers and every carry must be added
+# before the first digit. With the steps written out, each token needs a little,
+# and later ones can read what is there already. In training there is a second
+# gain: each step is shown, so that the student need not discover it. Steps
+# written out on the way to an answer are a **reasoning trace**.
 #
 # Long traces are what the reasoning models of today write, and how their
 # skill is handed to small models: the teacher's traces, as hard labels
@@ -43,8 +44,7 @@ print("result only:", problem.result)
 #
 # ## A teacher that errs
 #
-# Our teacher learned the sums until it was right about four times in five, and
-# not longer. Let it answer 2,000 questions. `write_labels` is the function from
+# Our teacher was trained only until it was right about four times in five. Let it answer 2,000 questions. `write_labels` is the function from
 # lesson 04: a file, resumable, one row for each answer.
 
 # %%
@@ -52,7 +52,7 @@ from distill_helpers.hard_labels import LocalTeacher, write_labels
 from distill_helpers.models import load_tiny_teacher
 
 teacher = load_tiny_teacher("sums")
-asked = three_sums.problems(profile.pick(smoke=40, cpu=2000, gpu=2000), seed=1)
+asked = three_sums.problems(profile.pick(smoke=40, cpu=2000, gpu=2000), seed=3)
 labels = write_labels(
     LocalTeacher(*teacher, licence="ours"),
     three_sums.prompts(asked),
@@ -84,39 +84,36 @@ for p, row, good in list(zip(asked, labels["answer"], right, strict=True))[:8]:
 # step is not?
 
 # %%
+import re
 from collections import Counter
+from itertools import zip_longest
+
+places = ["first sum", "second sum", "copying"]
 
 
 def first_fault(problem, text):
-    steps, _, result = text.partition(";")
-    first, _, second = steps.partition(",")
-    a, b = problem.answer.partition(";")[0].split(",")
-    if first != a:
-        return "first sum"
-    if second != b:
-        return "second sum"
-    return "copying" if result != str(problem.result) else "none"
+    wanted, found = (re.split("[,;]", t) for t in (problem.answer, text))
+    parts = zip_longest(places, wanted, found[:3])
+    return next((place for place, a, b in parts if a != b), "none")
 
 
-faults = Counter(map(first_fault, asked, labels["answer"]))
-lucky = sum(
-    good and first_fault(p, text) != "none"
-    for p, text, good in zip(asked, labels["answer"], right, strict=True)
-)
+found = list(map(first_fault, asked, labels["answer"]))
+faults = Counter(found)
+lucky = sum(ok and f != "none" for ok, f in zip(right, found, strict=True))
 
 # %%
-places = ["first sum", "second sum", "copying"]
 fig, ax = plt.subplots(figsize=(5.5, 2.2))
 ax.barh(places, [faults[place] for place in places])
 ax.invert_yaxis()
-ax.set_xlabel(f"wrong traces, of {len(asked):,}")
+ax.set_xlabel(f"traces with a fault, of {len(asked):,}")
 ax.set_title("Where the teacher's traces go wrong first")
 plt.show()
 print(lucky, "results are right although a step is wrong")
 
 # %% [markdown]
-# The last line is a warning. A checker of results lets a wrong step through
-# when two errors cancel, and a student will learn it. Where that matters, check
+# The last line matters even if the number is small. A checker of results lets a
+# wrong step through if a later error cancels it, or if the model ignores what it
+# wrote. The student learns that step like any other. Where this matters, check
 # the steps too.
 #
 # ## Keep what is right
@@ -140,16 +137,20 @@ filtered = filter_labels(
 print(filtered)
 
 # %% [markdown]
+# Lesson 04's filters kept form; this one keeps truth.
+#
 # ## What is in a trace?
 #
 # Now the comparison. The teacher (4 layers, 128 wide) answers 20,000 questions
-# once each, greedily. The student is small and fresh (2 layers, 96 wide), and
-# every student trains on **the same number of tokens**; answers alone are short,
-# so those students see several times as many. What differs is what they read:
+# once each, greedily. The student is small and fresh. Every student reads **the
+# same number of tokens**, prompts included: that is the same computing. Answers
+# alone are short, so those students see more than twice as many questions in it,
+# but fewer tokens that are learned. What differs is what they read:
 #
 # * *answers only*: the teacher's results, right or wrong, without the steps;
 # * *all traces*: steps and results, right or wrong;
-# * *all traces, as many*: a random part of these, as many as are right;
+# * *all traces, as many*: a random part of these, as many as are right, so that
+#   the filter is compared on equal terms;
 # * *right traces*: those that the checker accepts;
 # * *right traces, soft*: the same text, learned from the teacher's
 #   distributions instead of its tokens (lesson 02);
@@ -172,7 +173,7 @@ compare_arms(ax, results, "exact_match", study.MOST)
 ax.axvline(teacher_score, color="0.4", linestyle="--")
 ax.set_xlim(0, 100)
 ax.set_xlabel("exact match on 2,000 test problems (percent)")
-ax.set_title("Equal training tokens, mean and interval of five seeds")
+ax.set_title("Equal computing for all that are trained; five seeds")
 plt.show()
 
 # %%
@@ -182,23 +183,29 @@ for claim in results.study.claims[:3]:
     display(results.verdict(claim.name, judged=judged))
 
 # %% [markdown]
-# The steps are nearly everything. The same student, the same teacher, the same
-# computing: without the steps it hardly learns to add at all.
+# Dots are means, lines are intervals; the dashed line is the teacher as it was,
+# and blue marks the soft labels.
 #
-# The filter comes on top. It costs a fifth of the text, and what is left teaches
-# better than as much unfiltered text.
+# With this student and this much computing, the steps make the difference:
+# without them hardly any result is exactly right. A larger student, or far
+# longer training, may do better.
+#
+# The second verdict is about the filter. It drops about a fifth of the text and
+# reads the rest more often, so it asks whether what is left teaches better than
+# as much unfiltered text.
 #
 # ## One more student, live
 #
-# The same run with a seed of its own, in front of you:
+# A seed that the study has not used, on questions that the teacher did not learn
+# from, in front of you:
 
 # %%
 count = profile.pick(smoke=200, cpu=int(study.MOST), gpu=int(study.MOST))
-traces = study.write_traces(count, seed=0)
+traces = study.write_traces(count, seed=2)
 trained = study.train_student(
     traces,
     study.RIGHT,
-    seed=0,
+    seed=2,
     steps=profile.pick(smoke=4, cpu=study.STEPS, gpu=study.STEPS),
     **dict(results.options(study.RIGHT, study.MOST)),
 )
@@ -215,8 +222,8 @@ display(live)
 # %% [markdown]
 # ## How can a student pass its teacher?
 #
-# Nothing the student read was written by anybody but the teacher. **Predict:**
-# of the test problems that the teacher gets wrong, how many does the student get
+# Every trace that the student learned was written by the teacher. **Predict:** of
+# the test problems that the teacher gets wrong, how many does the student get
 # right?
 
 # %%
@@ -236,53 +243,85 @@ def judge(model):
     return list(map(is_right, test, texts))
 
 
-hers, his = judge(teacher.model), judge(trained.model)
+by_teacher, by_student = judge(teacher.model), judge(trained.model)
 
 # %%
 names = {True: "right", False: "wrong"}
-for (one, two), found in sorted(
-    Counter(zip(hers, his, strict=True)).items(), reverse=True
-):
-    print(f"teacher {names[one]}, student {names[two]}: {found:5,}")
+both = Counter(zip(by_teacher, by_student, strict=True))
+for (one, two), times in sorted(both.items(), reverse=True):
+    print(f"teacher {names[one]}, student {names[two]}: {times:5,}")
+
+# %% [markdown]
+# And what exactly did it learn from?
+
+# %%
+from distill_helpers.three_sums import steps_are_right
+
+perfect = [
+    steps_are_right(p, text)
+    for p, text, good in zip(
+        traces.problems, traces.texts, traces.right, strict=True
+    )
+    if good
+]
+print(f"{sum(perfect):,} of {len(perfect):,} are the perfect answer")
 
 # %% [markdown]
 # The checker is a second teacher. It knows only right from wrong, but it knows
-# that exactly, and the filter passes its knowledge on: among the traces that are
-# left, carrying is always done as it should be. The teacher's weights hold the
-# rule *and* its exceptions; the student is shown the rule alone. That is why
-# unfiltered traces lead about as far as the teacher, and filtered ones past it.
+# that exactly. A sum has one right way to be written out, so nearly every trace
+# that passes is the perfect answer: of the teacher's mistakes nothing is left but
+# the questions that are missing.
 #
-# Then the teacher can learn from them too. It is larger, and it starts where the
-# student hopes to arrive:
+# Why does this help with questions that the teacher gets wrong? They are made of
+# the same small pieces as the others: digits, carries, copying. The student meets
+# each piece done right, in other questions, and puts the pieces together. Here is
+# the limit, too: a piece that the teacher never gets right is in no trace that
+# passes, and no filter can teach it.
+#
+# One honest word: whoever can compute a sum can also write its steps. We pretend
+# that we can only check, because for real problems checking is far easier than
+# writing.
+#
+# Then the teacher can learn from the checked traces too. It is larger, and it
+# already knows most of the task; for equal computing it gets fewer steps.
+# **Predict:** does the student still win?
 
 # %%
 display(results.verdict("passes_retrained", judged=judged))
 
 # %% [markdown]
-# Training a model on its own checked answers is called self-improvement (STaR,
-# Zelikman et al. 2022). Keep that baseline in mind when you read that a student
-# "beat its teacher": the checker did, and it would have helped the teacher as
-# well. What distillation adds is the *small* model.
+# *Fails* would not mean that the student learned badly: it is judged against a
+# teacher that has gained from the same checked traces. Training a model on its
+# own checked answers is called self-improvement (STaR, Zelikman et al. 2022), and
+# it is the baseline to ask for when you read that a student "beat its teacher":
+# the checker did, and it helps the teacher as well. What distillation adds is the
+# *small* model.
 #
 # ## Draw more than once
 #
-# Greedy decoding gives one trace a question, and the hard questions never make
-# it through the filter. Draw several traces at a temperature above zero, and for
-# most questions one of them is right. How many draws does it take?
-#
-# Draw n answers, c of them right. The share of all sets of k among them that
-# hold a right one is $1 - \binom{n-c}{k} / \binom{n}{k}$, called **pass@k**.
-# Below the same number computed a second way, by trying every set.
+# Greedy decoding gives one trace to a question. Where it is wrong, the question is
+# lost. Draw several traces at a temperature above zero, and some of these
+# questions come back. How many draws does it take? **pass@k** of a question is the
+# chance that at least one of k draws is right. To estimate it, draw n times, take
+# every set of k among them, and count the sets that hold a right one. Then average
+# over the questions.
 
 # %%
-import itertools
-import math
+from itertools import combinations
 
-n, c, k = 8, 2, 3
-formula = 1 - math.comb(n - c, k) / math.comb(n, k)
-drawn = [True] * c + [False] * (n - c)
-tried = [any(chosen) for chosen in itertools.combinations(drawn, k)]
-print(f"{formula:.4f} = {sum(tried)} of {len(tried)}")
+n = 8
+
+
+def share_solved(good, k):
+    """Of all sets of k draws, the share that holds a right one."""
+    sets = list(combinations(good, k))
+    return sum(map(any, sets)) / len(sets)
+
+
+print(share_solved([True, True, False, False], k=2))  # 5 of 6 pairs
+
+# %% [markdown]
+# **Predict:** is one draw better than greedy decoding, or worse?
 
 # %%
 few = asked[: profile.pick(smoke=4, cpu=250, gpu=250)]
@@ -297,12 +336,11 @@ draws = write_labels(
     progress=False,
 )
 good = [accepted(row) for row in draws]
-counts = [sum(good[i : i + n]) for i in range(0, len(good), n)]
+groups = [good[i : i + n] for i in range(0, len(good), n)]
 
 # %%
 curve = [
-    sum(1 - math.comb(n - c, k) / math.comb(n, k) for c in counts)
-    / len(counts)
+    sum(share_solved(group, k) for group in groups) / len(groups)
     for k in range(1, n + 1)
 ]
 fig, ax = plt.subplots(figsize=(6, 3))
@@ -317,18 +355,24 @@ ax.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# One draw is worse than greedy. Several, with a checker, reach questions that
-# greedy decoding never solves, and sometimes by another way, which is worth
-# keeping too (Yuan et al. 2023). The price: every draw is paid for, right or
+# One draw is worse than greedy. Where the curve lies above the dashed line, drawing
+# and checking solve questions that greedy decoding does not. On richer problems
+# the draws also show other ways to the same result, which are worth keeping (Yuan
+# et al. 2023); a sum has only one. The price: every draw is paid for, right or
 # wrong.
 #
 # ## How many traces are enough?
+#
+# **Predict:** with how few questions does the student still pass the teacher?
 
 # %%
 from distill_helpers.plots import over_settings
 
 fig, ax = plt.subplots(figsize=(6, 3))
 over_settings(ax, results, "exact_match", [study.RIGHT])
+for place, setting in enumerate(results.study.settings):
+    scores = results.values("exact_match", study.RIGHT, setting)
+    ax.plot([place] * len(scores), scores, "k.", alpha=0.6)
 ax.axhline(teacher_score, color="0.4", linestyle="--")
 ax.text(1.4, teacher_score - 6, "the teacher", color="0.4")
 ax.set_ylim(0, 100)
@@ -339,6 +383,12 @@ plt.show()
 display(results.verdict("more_questions", judged=judged))
 
 # %% [markdown]
+# A point is a seed. All students took the same number of steps, so with fewer
+# questions they read each one more often. With the fewest, chance decides: some
+# students have begun to carry, others have not. The teacher's computing goes into
+# questions, the student's into steps; both can be too few. (The three places are
+# not to scale.)
+#
 # ## Soft labels on the same traces
 #
 # The teacher's weights are at hand here, so its soft labels are too. **Predict:**
@@ -351,10 +401,11 @@ for arm in (study.TRACES, study.RIGHT, study.SOFT):
     print(f"{arm:20} {found.mean:.1f} (the teacher: {teacher_score:.1f})")
 
 # %% [markdown]
-# Look at where the soft student ends. The filter took out the tokens that the
-# teacher got wrong, but its *distributions* on the right ones still hold its
-# doubts, and the student learns these. A soft label knows nothing of the
-# checker.
+# Compare the three numbers with the teacher's. The filter took out the *tokens*
+# that the teacher got wrong, but its *distributions* on the right ones still hold
+# its doubts. Follow them exactly, and you doubt where it doubts: a soft label knows
+# nothing of the checker. Lesson 02 saw the same pull towards the teacher. Slower
+# learning may play a part; the study cannot tell the two apart.
 #
 # ## Word problems, and models that read English
 #
@@ -394,6 +445,7 @@ written = write_labels(
     [p.prompt for p in questions],
     work / "words.jsonl",
     max_new_tokens=profile.pick(smoke=8, cpu=120, gpu=256),
+    concurrency=profile.pick(smoke=32, cpu=32, gpu=128),
 )
 by_question = {p.prompt: p for p in questions}
 solved = wrong(
@@ -408,10 +460,11 @@ print(kept)
 print(written["answer"][0][:400])
 
 # %% [markdown]
-# A filter cannot make right what was never written. Where the teacher is this
-# weak, there is nothing to distil, and that is a result too. So on a laptop the
-# student learns from worked answers of the generator, to show the rest of the
-# path; with a GPU, from what the teacher wrote and the checker kept.
+# Look at how many were kept. A filter cannot make right what was never written. On
+# a laptop too little is left to learn from, and that is a result too. So there the
+# student learns worked answers of the generator. That is ordinary fine-tuning, not
+# distillation; it shows the rest of the path. With a GPU it learns what the teacher
+# wrote and the checker kept.
 
 # %%
 from distill_helpers.data import pack_examples
@@ -420,51 +473,57 @@ from distill_helpers.hard_labels import learn_answers, own_labels
 worked = word_problems.problems(profile.pick(smoke=8, cpu=800, gpu=8), seed=2)
 own = own_labels([p.prompt for p in worked], [p.answer for p in worked])
 source = profile.pick(smoke=own, cpu=own, gpu=kept.kept)
-length = profile.pick(smoke=200, cpu=512, gpu=1024)
+length = profile.pick(smoke=256, cpu=512, gpu=1024)
 rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
 print(f"{len(source):,} answers in {len(rows):,} rows of {length} tokens")
 
 
 # %%
+from distill_helpers.hard_labels import prompt_text
+
+
 def solve(tests):
-    texts = generate(
-        *pupil,
-        [
-            prompt_text(
-                [{"role": "user", "content": p.prompt}], pupil.tokenizer
-            )
-            for p in tests
-        ],
-        max_new_tokens=profile.pick(smoke=4, cpu=80, gpu=256),
-        batch_size=50,
-    )
+    turns = [[{"role": "user", "content": p.prompt}] for p in tests]
+    prompts = [prompt_text(turn, pupil.tokenizer) for turn in turns]
+    limit = profile.pick(smoke=4, cpu=80, gpu=256)
+    texts = generate(*pupil, prompts, max_new_tokens=limit, batch_size=50)
     solved = sum(map(word_problems.is_right, tests, texts))
     print(f"{solved} of {len(tests)} solved; for example: {texts[0]!r}")
 
 
 # %%
-from distill_helpers.hard_labels import prompt_text
+share = profile.pick(smoke=2, cpu=50, gpu=250)
+heldout = [
+    p for source in sources for p in word_problems.load(source, "test", share)
+]
+solve(heldout)
+
+# %%
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
-heldout = word_problems.test_problems()
-heldout = heldout[: profile.pick(smoke=2, cpu=50, gpu=500)]
-solve(heldout)
+arguments = training_arguments(
+    profile,
+    steps=profile.pick(smoke=2, cpu=20, gpu=300),
+    learning_rate=profile.pick(smoke=1e-4, cpu=2e-4, gpu=2e-5),
+    batch_size=profile.pick(smoke=1, cpu=4, gpu=2),
+    gradient_accumulation_steps=profile.pick(smoke=1, cpu=1, gpu=2),
+    seed=0,
+)
 
 # %%
 del tutor  # the teacher has done its part; a GPU needs the room
 HardLabelTrainer(
     pupil.model,
-    args=training_arguments(
-        profile,
-        steps=profile.pick(smoke=2, cpu=20, gpu=300),
-        learning_rate=profile.pick(smoke=1e-4, cpu=2e-4, gpu=2e-5),
-        batch_size=profile.pick(smoke=1, cpu=4, gpu=4),
-        seed=0,
-    ),
+    args=arguments,
     train_dataset=rows,
     tokenizer=pupil.tokenizer,
 ).train()
 solve(heldout)
+
+# %% [markdown]
+# One run, one seed, no baseline: it shows the path and claims nothing. Part of any
+# gain is form, for a right number without its `####` counts as wrong. Both Qwen
+# models may have met GSM8K before; the templates' numbers are our own.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -483,9 +542,10 @@ solve(heldout)
 # | the teacher, DeepSeek-R1 | 79.8 | 97.3 |
 #
 # The fourth row is the interesting one: the same base model, learning for itself
-# from a checker, came less far than by reading the teacher's traces. None of the
-# students passed the teacher. Ours did because its teacher was stopped early;
-# theirs was not.
+# from checked answers, came less far than by reading the teacher's traces. None of
+# these students passed the teacher. Ours could, because its teacher was stopped
+# early and had never met the checker. DeepSeek-R1 had itself been trained with
+# such checkers, so the filter had less to add.
 
 # %% [markdown]
 # ## Exercise 1 · An exact checker
@@ -493,7 +553,8 @@ solve(heldout)
 # *easy · a sloppy checker poisons everything behind it · 5 minutes*
 #
 # Write `exact_checker(answer, result)`: whether what stands behind the last
-# semicolon is the number `result` and nothing else, spaces apart.
+# semicolon is the number `result` and nothing else (spaces around it do not
+# count).
 #
 # By hand: `"27+58=85,85+46=131;131"` is right for 131. With `;1131` or `;13`, or
 # without the semicolon, it is not.
@@ -530,7 +591,8 @@ checks.exact_checker(exact_checker)
 #
 # Write `keep_right(samples, right)`: `samples` is a list of `(question,
 # answer)`, `right` says of each whether the checker accepts it. Return the
-# places of those to train on: right, and every answer to a question only once.
+# positions (0, 1, 2, …) of the samples to train on: right, and the same answer to
+# the same question only once.
 #
 # By hand: samples `("1+2", "3"), ("1+2", "4"), ("2+1", "3"), ("1+2", "3")` with
 # right, wrong, right, right give `[0, 2]`.
@@ -563,7 +625,7 @@ checks.keep_right(keep_right)
 # %% [markdown]
 # ## Exercise 3 · pass@k
 #
-# *medium · the estimate that everybody gets slightly wrong · 10 minutes*
+# *medium · an estimate that is easily biased · 10 minutes*
 #
 # Write `pass_at_k(drawn, right, k)`: of all sets of `k` among `drawn` answers,
 # `right` of which are right, the share that holds at least one right answer.
@@ -572,6 +634,9 @@ checks.keep_right(keep_right)
 
 
 # %% tags=["exercise"]
+import math
+
+
 def pass_at_k(drawn, right, k):
     return None  # your code here
 
@@ -580,10 +645,13 @@ checks.pass_at_k(pass_at_k)
 
 # %% [markdown] tags=["hint"]
 # Count the sets in which all are wrong: `math.comb`. Putting the share of right
-# answers into $1 - (1 - p)^k$ is biased.
+# answers into $1 - (1 - p)^k$ gives too little.
 
 
 # %% tags=["solution"]
+import math
+
+
 def pass_at_k(drawn, right, k):
     return 1 - math.comb(drawn - right, k) / math.comb(drawn, k)
 
@@ -596,7 +664,7 @@ checks.pass_at_k(pass_at_k)
 # | question | answer |
 # |---|---|
 # | what is a reasoning trace? | the written-out way to a result, learned like any other text |
-# | why does it help a small student? | a little computing at each token, instead of all before the first |
+# | why does it help a small student? | a little computing at each token, and every step is shown |
 # | what is rejection sampling? | ask, check, keep what is right |
 # | how can a student pass its teacher? | the checker knows what the teacher does not |
 # | which baseline is forgotten? | the teacher, trained on its own checked answers |
