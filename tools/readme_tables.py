@@ -92,13 +92,6 @@ SHOWN = {
         "Right kinds on the 2,000 test glosses (share, higher is better), by training "
         "labels and number of the pool's",
     ),
-    "reasoning_traces": Shown(
-        "Reasoning traces: a teacher that is right four times in five",
-        "exact_match",
-        "Exact match on the frozen test (percent, higher is better), by what was read "
-        "and number of questions asked",
-        digits=1,
-    ),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
 }
 

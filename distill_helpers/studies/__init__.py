@@ -53,7 +53,6 @@ STUDIES = (
     "shared_task",
     "real_pair",
     "hard_labels",
-    "reasoning_traces",
 )
 
 Options = tuple[tuple[str, float], ...]
