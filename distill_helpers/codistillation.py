@@ -226,6 +226,11 @@ class CoDistillationTrainer(DistillationTrainer):
         self._step_nll: torch.Tensor | float = 0.0
         partners: Any = Partners(models, stale=exchange_every > 0, fused=fused)
         super().__init__(partners, self._learn, tokenizer=tokenizer, **options)
+        if self.args.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end=True: several models have several best steps; "
+                "keep the one you want with a KeepBest callback"
+            )
         self.add_callback(_AfterStep(self))
 
     @property
@@ -240,6 +245,8 @@ class CoDistillationTrainer(DistillationTrainer):
         if not others:
             return 0.0
         progress = self.state.global_step / max(1, self.state.max_steps)
+        if not self.schedule.confidence:
+            return self.schedule.weight(progress)
         names = list(self.partners_of)
         nll = self.partners.running_nll[[names.index(other) for other in others]]
         return self.schedule.weight(progress, float(nll.mean()), self.vocabulary)

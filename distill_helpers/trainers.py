@@ -302,7 +302,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.objective = objective
         self._parts: dict[str, torch.Tensor] = {}
-        self._parts_since = 0
+        self._parts_since: dict[str, int] = {}
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
         if not args.disable_tqdm:
@@ -320,10 +320,10 @@ class DistillationTrainer(Trainer):
             parts = self.objective(model, inputs, num_items_in_batch)
         loss = parts["loss"]
         if model.training:
-            if not self._parts:  # the first batch, also of a resumed run
-                self._parts_since = self.state.global_step
             for name, value in parts.items():
                 if name != "loss":
+                    # A part may join later: a partner that has to learn first.
+                    self._parts_since.setdefault(name, self.state.global_step)
                     total = self._parts.get(name, 0.0)
                     self._parts[name] = total + value.detach()
         if num_items_in_batch is not None:
@@ -333,12 +333,12 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's parts, per step, to a training log."""
-        steps = self.state.global_step - self._parts_since
-        if "loss" in logs and steps > 0:
+        if "loss" in logs:
             for name, value in self._parts.items():
-                total = self.accelerator.reduce(value, "sum")
-                logs[name] = float(total) / steps
-            self._parts = {}
+                steps = self.state.global_step - self._parts_since[name]
+                if steps > 0:
+                    logs[name] = float(self.accelerator.reduce(value, "sum")) / steps
+            self._parts, self._parts_since = {}, {}
         super().log(logs, start_time)
 
     def train(

@@ -210,6 +210,19 @@ def test_the_log_names_every_model_s_parts():
     assert entries[-1]["loss"] == pytest.approx(expected, abs=2e-3)
 
 
+def test_a_part_that_joins_late_is_averaged_over_its_own_steps():
+    options = {"kind": "together", "steps": 4}
+    objective = {"schedule": MixSchedule(0.8, warm_up=0.25)}
+    single, double = (
+        trained(objective=objective, logging_steps=n, **options).state.log_history
+        for n in (1, 2)
+    )
+    assert "student_soft" not in single[0]
+    assert double[0]["student_soft"] == pytest.approx(single[1]["student_soft"])
+    both = (single[0]["student_hard"] + single[1]["student_hard"]) / 2
+    assert double[0]["student_hard"] == pytest.approx(both)
+
+
 def test_confidence_rises_while_the_teacher_learns():
     made = trained(
         kind="together",
@@ -331,6 +344,17 @@ def build(models, **options):
 def test_models_that_cannot_teach_each_other(models, options, message):
     with pytest.raises(ValueError, match=message):
         build(models, **options)
+
+
+def test_several_models_have_several_best_steps(tmp_path):
+    with pytest.raises(ValueError, match="load_best_model_at_end=True"):
+        trainer(
+            tmp_path,
+            kind="together",
+            load_best_model_at_end=True,
+            eval_strategy="steps",
+            eval_rows=ragged_rows(4, 300),
+        )
 
 
 def test_why_equal_peers_are_refused():
