@@ -156,7 +156,7 @@ black_box = ApiTeacher(
 # %%
 from distill_helpers.hard_labels import plan_labels, write_labels
 
-asked = parts.labelled[: profile.pick(smoke=3, cpu=40, gpu=40)]
+asked = parts.labelled[: profile.pick(smoke=3, cpu=24, gpu=24)]
 prompts = [gloss.instruction for gloss in asked]
 request = (black_box, prompts, work / "box.jsonl")
 plan = plan_labels(*request, max_new_tokens=24)
@@ -188,11 +188,8 @@ print(f"{plan.stored} stored, {plan.missing} missing", end=", ")
 print(f"spent ${plan.cost_spent:.5f}")
 print(*sorted(labels.column_names), sep=", ")
 
-# %%
-server.close()  # new questions would need it again; these answers are stored
-
 # %% [markdown]
-# ## Look, then filter
+# ## Look
 #
 # **Predict:** how many of them are JSON of the right form, and how many are
 # right?
@@ -201,9 +198,38 @@ server.close()  # new questions would need it again; these answers are stored
 seen = judge_answers(labels["answer"], asked)
 print(f"valid {seen.valid:.0%}, right {seen.accuracy:.0%} of {seen.count}")
 
+# %% [markdown]
+# So show it. A prompt may be a conversation, and in this one the teacher finds six
+# questions that it seems to have answered already, rightly. (This is *few-shot
+# prompting*: nothing is trained.)
+
+# %%
+shown = []
+for gloss in parts.labelled[100:106]:
+    shown += [{"role": "user", "content": gloss.instruction}]
+    shown += [{"role": "assistant", "content": gloss.answer}]
+asking = [{"role": "user", "content": gloss.instruction} for gloss in asked]
+request = (black_box, [[*shown, a] for a in asking], work / "box.jsonl")
+
+# %%
+labels = write_labels(
+    *request, max_new_tokens=24, max_cost=0.02, progress=False
+)
+seen = judge_answers(labels["answer"], asked)
+print(f"valid {seen.valid:.0%}, right {seen.accuracy:.0%} of {seen.count}")
+
+# %%
+server.close()  # new questions would need it again
+
+# %% [markdown]
+# ## Filter
+#
+# The file holds both rounds by now. Filters say what goes, and keep account:
+
 # %%
 from distill_helpers import label_filters as lf
 from distill_helpers.gloss_task import read_answer
+from distill_helpers.hard_labels import read_labels
 
 filters = {
     "truncated": lf.truncated,
@@ -212,12 +238,15 @@ filters = {
     "no JSON": lf.wrong(lambda row: read_answer(row["answer"]) is not None),
     "duplicate": lf.duplicate,
 }
-print(lf.filter_labels(labels, filters))
+box = lf.filter_labels(read_labels(work / "box.jsonl"), filters)
+print(box)
+print("dropped:", *box.dropped["answer"][:4], sep="\n  ")
 
 # %% [markdown]
-# Compare with your prediction. A small chat model that was never shown this task
-# is a poor teacher of it. A filter for the *form* cannot mend that: an answer may
-# be valid and wrong. (A checker of the *result* can do more: lesson 05.)
+# A small chat model that never learned this task is a poor teacher of it. Examples
+# teach it the form, more than the task, and a filter for the *form* cannot mend
+# that: an answer may be valid and wrong. (A checker of the *result* can do more:
+# lesson 05.)
 #
 # ## A teacher that has learned the task
 #
