@@ -15,9 +15,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import replace as with_changes
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +26,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from distill_helpers.evaluation import evaluate
-from distill_helpers.heads import Head, HeadReader
+from distill_helpers.heads import HeadReader
 from distill_helpers.models import weights_hash
 from distill_helpers.trainers import (
     DistillationTrainer,
+    Reading,
     hard_label_parts,
     soft_label_parts,
 )
@@ -96,22 +96,25 @@ class Partners(nn.Module):
 
     Args:
         models: Name to model.
-        stale: Keep a frozen copy of each, to be refreshed now and then; partners then
-            learn from the copies.
+        stale: Keep a frozen copy of these, to be refreshed now and then, for their
+            partners to learn from.
         fused: Hand out hidden states where a head is plain, instead of all logits.
     """
 
     running_nll: torch.Tensor
 
     def __init__(
-        self, models: Mapping[str, PreTrainedModel], *, stale: bool, fused: bool
+        self,
+        models: Mapping[str, PreTrainedModel],
+        *,
+        stale: Collection[str],
+        fused: bool,
     ) -> None:
         super().__init__()
         self.models = nn.ModuleDict(models)
         self.stale = nn.ModuleDict()
-        if stale:
-            for name, model in models.items():
-                self.stale[name] = copy.deepcopy(model).requires_grad_(False).eval()
+        for name in stale:
+            self.stale[name] = copy.deepcopy(models[name]).requires_grad_(False).eval()
         # Saved and resumed with the weights, since the weight of the mix depends on it.
         nothing = [math.log(model.config.vocab_size) for model in models.values()]
         self.register_buffer("running_nll", torch.tensor(nothing))
@@ -122,7 +125,7 @@ class Partners(nn.Module):
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], *, use_stale: bool = False
-    ) -> dict[str, tuple[torch.Tensor, Head | None]]:
+    ) -> dict[str, Reading]:
         """Hidden states and head of each model; or logits and ``None``.
 
         Args:
@@ -224,7 +227,9 @@ class CoDistillationTrainer(DistillationTrainer):
         }
         self.vocabulary = len(tokenizer)
         self._step_nll: torch.Tensor | float = 0.0
-        partners: Any = Partners(models, stale=exchange_every > 0, fused=fused)
+        teaching = {other for others in self.partners_of.values() for other in others}
+        stale = [name for name in models if exchange_every and name in teaching]
+        partners: Any = Partners(models, stale=stale, fused=fused)
         super().__init__(partners, self._learn, tokenizer=tokenizer, **options)
         if self.args.load_best_model_at_end:
             raise ValueError(
@@ -358,14 +363,12 @@ class _AfterStep(TrainerCallback):
         self.trainer.end_step()
 
 
-def _detached(
-    reading: tuple[torch.Tensor, Head | None],
-) -> tuple[torch.Tensor, Head | None]:
+def _detached(reading: Reading) -> Reading:
     hidden, head = reading
     if head is None:
         return hidden.detach(), None
     bias = None if head.bias is None else head.bias.detach()
-    return hidden.detach(), with_changes(head, weight=head.weight.detach(), bias=bias)
+    return hidden.detach(), replace(head, weight=head.weight.detach(), bias=bias)
 
 
 def _partners(name: str, names: list[str], teacher: str | None) -> tuple[str, ...]:

@@ -254,6 +254,7 @@ def test_copies_are_refreshed_every_so_many_steps():
     made.add_callback(Look())
     made.train()
     assert seen == [(False, True), (False, True), (True, False), (False, False)]
+    assert set(copies) == {"teacher"}, "nobody learns from the student"
     assert not any(p.requires_grad for p in copies.parameters())
     assert not any(module.training for module in copies.modules())
 
