@@ -126,10 +126,21 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except (TemplateError, ValueError):
         return None  # it wants more than two turns; the other ends have to do
+    closing = closing_tokens(whole.rpartition(answer)[2], tokenizer)
+    return closing[-1] if closing else None
+
+
+def closing_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a template puts behind an answer, up to the token that ends the turn.
+
+    Empty if no special token is among it.
+    """
     added = tokenizer.added_tokens_decoder
-    after = tokenizer(whole.rpartition(answer)[2], add_special_tokens=False)
-    ids: list[int] = after["input_ids"]
-    return next((i for i in ids if i in added and added[i].special), None)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for place, token in enumerate(ids):
+        if token == tokenizer.eos_token_id or (token in added and added[token].special):
+            return ids[: place + 1]
+    return []
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from tqdm import tqdm
 
 from distill_helpers.data import DataError
-from distill_helpers.generation import write_batch
+from distill_helpers.generation import closing_tokens, write_batch
 from distill_helpers.losses import IGNORE_INDEX
 from distill_helpers.models import public_name, weights_hash
 
@@ -746,22 +746,12 @@ def _answer_ids(
                 "are there, so where the answer begins cannot be told; use a template "
                 "that only appends (template_options may help)"
             )
-        closing_ids = _closing(after, tokenizer)
+        closing_ids = closing_tokens(after, tokenizer) or [end]
     # A teacher's text is data: what looks like a special token in it is none.
     learned: list[int] = tokenizer(
         before + answer, add_special_tokens=False, split_special_tokens=True
     )["input_ids"]
     return learned + closing_ids
-
-
-def _closing(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a template puts behind an answer, up to the token that ends the turn."""
-    added = tokenizer.added_tokens_decoder
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    for place, token in enumerate(ids):
-        if token == tokenizer.eos_token_id or (token in added and added[token].special):
-            return ids[: place + 1]
-    return [int(tokenizer.eos_token_id)]
 
 
 # --- the file and the budget --------------------------------------------------------
