@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,38 +265,19 @@ class CoDistillationTrainer(DistillationTrainer):
         """The sum of the models' losses; see :class:`~.trainers.Objective`."""
         alphas = {name: self.alpha(name) for name in self.partners_of}
         stale = self.exchange_every > 0 and any(alphas.values())
-        readings = model(inputs, use_stale=stale)
-        labels = inputs["labels"]
-        parts: dict[str, torch.Tensor] = {}
-        losses: list[Any] = []
-        hard: list[torch.Tensor] = []
-        for name, others in self.partners_of.items():
-            alpha = alphas[name]
-            if not alpha:
-                loss = hard_label_parts(readings[name], labels, num_items)
-                losses.append(loss)
-                hard.append(loss.detach())
-            else:
-                mixed = [
-                    soft_label_parts(
-                        readings[name],
-                        _detached(readings[f"stale {other}" if stale else other]),
-                        labels,
-                        vocabulary=self.vocabulary,
-                        alpha=alpha,
-                        num_items=num_items,
-                        **self.mix,
-                    )
-                    for other in others
-                ]
-                losses.append(torch.stack([part.loss for part in mixed]).mean())
-                hard.append(mixed[0].hard.detach())
-                soft = torch.stack([part.soft.detach() for part in mixed])
-                parts[f"{name}_soft"] = soft.mean()
-            parts[f"{name}_hard"] = hard[-1]
+        losses = mutual_losses(
+            model(inputs, use_stale=stale),
+            inputs["labels"],
+            partners_of=self.partners_of,
+            alphas=alphas,
+            vocabulary=self.vocabulary,
+            num_items=num_items,
+            **self.mix,
+        )
         if model.training and self.schedule.confidence:
+            hard = [losses[f"{name}_hard"] for name in self.partners_of]
             self._step_nll = self._step_nll + torch.stack(hard)
-        return {"loss": torch.stack(losses).sum(), **parts}
+        return losses
 
     def end_step(self) -> None:
         """Follow the partners' losses, refresh their copies; after every step."""
@@ -361,6 +342,57 @@ class _AfterStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.end_step()
+
+
+def mutual_losses(
+    readings: Mapping[str, Reading],
+    labels: torch.Tensor,
+    *,
+    partners_of: Mapping[str, Sequence[str]],
+    alphas: Mapping[str, float],
+    vocabulary: int,
+    num_items: torch.Tensor | int | None,
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    """The sum of several models' losses, each with labels and detached partners.
+
+    Args:
+        readings: From :class:`Partners`; a frozen copy, ``"stale NAME"``, stands in
+            for the model that it is a copy of.
+        labels: Of the batch, unshifted.
+        partners_of: Name to the names it learns from.
+        alphas: Name to the weight of the soft term.
+        vocabulary: Tokens that all heads share.
+        num_items: As in :class:`~distill_helpers.trainers.Objective`.
+        options: Further keywords of :func:`~distill_helpers.losses.soft_label_loss`.
+
+    Returns:
+        ``loss``, and ``NAME_hard`` and ``NAME_soft`` without gradients.
+    """
+    losses: list[torch.Tensor] = []
+    parts: dict[str, torch.Tensor] = {}
+    for name, others in partners_of.items():
+        if not alphas[name]:
+            loss = hard_label_parts(readings[name], labels, num_items)
+            losses.append(loss)
+            parts[f"{name}_hard"] = loss.detach()
+            continue
+        mixed = [
+            soft_label_parts(
+                readings[name],
+                _detached(readings.get(f"stale {other}", readings[other])),
+                labels,
+                vocabulary=vocabulary,
+                alpha=alphas[name],
+                num_items=num_items,
+                **options,
+            )
+            for other in others
+        ]
+        losses.append(torch.stack([part.loss for part in mixed]).mean())
+        parts[f"{name}_soft"] = torch.stack([p.soft.detach() for p in mixed]).mean()
+        parts[f"{name}_hard"] = mixed[0].hard.detach()
+    return {"loss": torch.stack(losses).sum(), **parts}
 
 
 def _detached(reading: Reading) -> Reading:
