@@ -92,6 +92,7 @@ def _parser(
         ("cache", _cache, "store a teacher's soft labels on disk"),
         ("train", _train, "train a student on soft or hard labels"),
         ("evaluate", _evaluate, "judge a model on held-out text"),
+        ("plan", _plan, "memory, time and cost of a training run, without running it"),
     ):
         parents = [_options(name)] if name in asked else []
         command = commands.add_parser(
@@ -134,6 +135,7 @@ def _dataclass(command: str) -> type[Any]:
         "cache": configs.CacheOptions,
         "train": configs.TrainOptions,
         "evaluate": configs.EvaluateOptions,
+        "plan": configs.PlanOptions,
     }
     return kinds[command]
 
@@ -337,6 +339,39 @@ def _pretrain(chosen: argparse.Namespace) -> int:
         report["sums"] = {"exact_match": pretraining.sums_accuracy(sums)}
     print(json.dumps(report, indent=2))
     return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    import torch
+
+    from distill_helpers import planning
+    from distill_helpers.profiles import get_profile, gpu_profile
+
+    options = _filled(chosen)
+    if options.profile == "gpu":
+        # Planned on any machine; its models are the same in either half precision.
+        profile = gpu_profile(torch.float16)
+    else:
+        profile = get_profile(options.profile)
+    models: Any = profile
+    if options.teacher or options.student:
+        students = profile.students or ("packaged",)
+        models = (options.teacher or profile.teacher, options.student or students[0])
+    found = planning.plan(
+        models,
+        batch_size=options.batch_size,
+        length=options.length,
+        steps=options.steps,
+        method=options.method,
+        device=options.device or ("T4" if profile.name == "gpu" else "cpu"),
+        accumulation=options.gradient_accumulation_steps,
+        fused=options.fused,
+        optimizer=options.optim,
+        checkpointing=options.gradient_checkpointing,
+        mixed_precision=options.mixed_precision,
+    )
+    print(found)
+    return 0 if found.fits else 1
 
 
 def _studies(chosen: argparse.Namespace) -> int:

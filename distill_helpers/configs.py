@@ -105,6 +105,25 @@ class EvaluateOptions(TextOptions):
     teacher: str = _option("", "compare distributions with it; see distill train")
 
 
+@dataclass
+class PlanOptions:
+    """distill plan: memory, time, money and storage, before anything is loaded."""
+
+    profile: str = _option("auto", "auto, smoke, cpu or gpu: its teacher and student")
+    teacher: str = _option("", "instead of the profile's: a folder or a hub name")
+    student: str = _option("", "likewise")
+    device: str = _option("", "cpu, T4, L4, A100 or H100; default: the profile's")
+    method: str = _option("soft", "soft, hard, stored or codistillation")
+    batch_size: int = _option(4, "rows of a micro-batch")
+    length: int = _option(512, "tokens of a row")
+    steps: int = _option(1000, "optimizer steps")
+    gradient_accumulation_steps: int = _option(1, "micro-batches per step")
+    fused: bool = _option(True, "never hold all logits")
+    optim: str = _option("adamw_torch_fused", "any optimizer of TrainingArguments")
+    gradient_checkpointing: bool = _option(False, "compute activations twice")
+    mixed_precision: bool = _option(True, "where the device has a half precision")
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The options in a JSON or YAML file."""
     if not path.is_file():

@@ -256,12 +256,7 @@ class Scratch:
     def like(cls, logits: torch.Tensor, dtype: torch.dtype | None = None) -> Scratch:
         """Buffers for blocks of ``logits`` ``[rows, vocabulary]``."""
         rows, vocabulary = logits.shape
-        if logits.device.type == "cpu":
-            # Small enough for the cache, and some rows for every thread.
-            threads = min(torch.get_num_threads(), 8)
-            size = max(1, round(2**18 / (vocabulary * threads))) * threads
-        else:
-            size = max(1, 2**25 // vocabulary)
+        size = block_rows(vocabulary, logits.device.type)
         shape = (max(1, min(rows, size)), vocabulary)
         student, teacher, spare = (logits.new_empty(shape, dtype=dtype) for _ in "abc")
         return cls(student, teacher, spare)
@@ -274,6 +269,15 @@ class Scratch:
     def copy(self, block: torch.Tensor) -> torch.Tensor:
         """A copy of a block in the spare buffer and its dtype."""
         return self.spare[: len(block)].copy_(block)
+
+
+def block_rows(vocabulary: int, device_type: str) -> int:
+    """Rows of logits that are worked on at a time."""
+    if device_type != "cpu":
+        return max(1, 2**25 // vocabulary)
+    # Small enough for the cache, and some rows for every thread.
+    threads = min(torch.get_num_threads(), 8)
+    return max(1, round(2**18 / (vocabulary * threads))) * threads
 
 
 def softmax_(logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

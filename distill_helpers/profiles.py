@@ -88,7 +88,17 @@ def get_profile(name: str = "auto") -> Profile:
             f"{source}='gpu' needs CUDA, which torch does not find here; use 'cpu', "
             "or on Colab choose Runtime > Change runtime type > T4 GPU"
         )
-    dtype = runtime.cuda_dtype()
+    return gpu_profile(runtime.cuda_dtype())
+
+
+def gpu_profile(dtype: torch.dtype) -> Profile:
+    """The ``gpu`` profile as it is on a GPU of that half precision.
+
+    :mod:`distill_helpers.planning` asks for it on machines without one.
+
+    Args:
+        dtype: ``torch.bfloat16``, or ``torch.float16`` for a T4.
+    """
     return Profile(
         name="gpu",
         device="cuda",

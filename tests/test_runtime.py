@@ -71,14 +71,14 @@ def test_missing_transformers_is_one_problem_not_two(versions):
 
 
 def test_little_memory_is_said_in_gib(monkeypatch):
-    monkeypatch.setattr(runtime, "_memory_gib", lambda: 1.9)
+    monkeypatch.setattr(runtime, "memory_gib", lambda: 1.9)
     (problem,) = runtime.check_environment().problems
     assert "1.9 GiB" in problem
     assert "Colab" in problem
 
 
 def test_unknown_memory_is_no_problem(monkeypatch):
-    monkeypatch.setattr(runtime, "_memory_gib", lambda: None)
+    monkeypatch.setattr(runtime, "memory_gib", lambda: None)
     assert runtime.check_environment().ok
 
 

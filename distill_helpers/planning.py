@@ -1,0 +1,776 @@
+"""Will it fit, how long will it take, what will it cost: asked before the long cell.
+
+:func:`plan` rehearses the real training step – the package's own objectives, forward,
+backward, clipping, optimizer – on *fake* tensors, which have shapes and dtypes but no
+memory. What the step would allocate and free is written down; its highest point is
+the peak. The operations are counted on the way, and a table of devices turns them into
+time and money.
+
+Taught in notebook 06, used in the capstone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from distill_helpers.codistillation import Partners, mutual_losses
+from distill_helpers.fused_losses import SparseTargets, working_bytes
+from distill_helpers.profiles import Profile
+from distill_helpers.runtime import matmul_flops
+from distill_helpers.soft_label_schemes import SCHEMES, scheme_for
+from distill_helpers.trainers import (
+    HardLabels,
+    Objective,
+    SoftLabels,
+    training_arguments,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Model: TypeAlias = "PreTrainedModel | PreTrainedConfig | str | Path"
+
+METHODS = ("soft", "hard", "stored", "codistillation")
+PARTS = (
+    "teacher's weights",
+    "weights",
+    "half-precision copies",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "stored labels",
+)
+# What a device needs beside tensors (its context, kernels) and what an allocator
+# leaves unused between them.
+_CONTEXT_GIB = {"cuda": 0.6, "cpu": 0.0}
+_SPARE = 0.1
+# Of a stored hybrid cache, the default of write_cache: 8 likeliest and 24 draws.
+_STORED_TOKENS = 32
+
+# Other temperatures take a buffer more, too small to matter.
+_PLAIN_MIX: dict[str, Any] = {"temperature": 1.0, "alpha": 1.0, "scale_by_t2": True}
+
+_SMOLLM2 = {"vocab_size": 49_152, "max_position_embeddings": 8192}
+_QWEN2 = {"vocab_size": 151_936, "num_key_value_heads": 2}
+# Shapes of the models that the profiles name, so that planning needs no network.
+ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
+    "packaged": (
+        "llama",
+        _SMOLLM2
+        | {
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "intermediate_size": 1536,
+        },
+    ),
+    "HuggingFaceTB/SmolLM2-360M": (
+        "llama",
+        _SMOLLM2
+        | {
+            "hidden_size": 960,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "intermediate_size": 2560,
+        },
+    ),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (
+        "llama",
+        _SMOLLM2
+        | {
+            "hidden_size": 2048,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "intermediate_size": 8192,
+        },
+    ),
+    "Qwen/Qwen2.5-0.5B": (
+        "qwen2",
+        _QWEN2
+        | {
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "intermediate_size": 4864,
+        },
+    ),
+    "Qwen/Qwen2.5-1.5B-Instruct": (
+        "qwen2",
+        _QWEN2
+        | {
+            "hidden_size": 1536,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "intermediate_size": 8960,
+        },
+    ),
+}
+ARCHITECTURES["HuggingFaceTB/SmolLM2-135M"] = ARCHITECTURES["packaged"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a step runs on.
+
+    Attributes:
+        name: As people say it.
+        kind: ``"cuda"`` or ``"cpu"``.
+        memory_gib: That programs can use.
+        half_flops: Operations per second of dense matrix products in ``half``, as the
+            vendor states them; of the CPU, measured.
+        full_flops: The same in fp32.
+        half: The half precision to train in, or ``None`` where it does not pay.
+        dollars_per_hour: To rent one; ``None`` if it is yours.
+        utilisation: Share of these operations that training reaches.
+    """
+
+    name: str
+    kind: str
+    memory_gib: float
+    half_flops: float
+    full_flops: float
+    half: torch.dtype | None
+    dollars_per_hour: float | None
+    utilisation: float = 0.3
+
+
+# Operations: NVIDIA's data sheets, dense. Prices: list prices on demand in 2026 of
+# AWS (T4: g4dn.xlarge, L4: g6.xlarge) and the middle of specialised providers (A100,
+# H100). They change; `dataclasses.replace(DEVICES["T4"], dollars_per_hour=…)` puts in
+# what you pay.
+DEVICES = {
+    "T4": Device("T4", "cuda", 14.6, 65e12, 8.1e12, torch.float16, 0.53),
+    "L4": Device("L4", "cuda", 22.0, 121e12, 30e12, torch.bfloat16, 0.81),
+    "A100": Device("A100 40 GB", "cuda", 39.4, 312e12, 19.5e12, torch.bfloat16, 1.3),
+    "H100": Device("H100", "cuda", 79.1, 989e12, 67e12, torch.bfloat16, 3.0),
+}
+
+
+def this_cpu() -> Device:
+    """This machine's CPU; its speed is measured, which takes a tenth of a second."""
+    from distill_helpers.runtime import cpu_bf16_pays, memory_gib
+
+    full = matmul_flops(torch.float32)
+    half = torch.bfloat16 if cpu_bf16_pays() else None
+    speed = full if half is None else matmul_flops(half)
+    memory = memory_gib() or 8.0
+    return Device("this CPU", "cpu", memory, speed, full, half, None, utilisation=0.5)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, as it is rehearsed.
+
+    Attributes:
+        student: Shape of the model in training; its weights are fp32.
+        teacher: Of its teacher, if it has one. In co-distillation it trains as well.
+        method: One of ``METHODS``.
+        batch_size: Rows of a micro-batch.
+        length: Tokens of a row.
+        accumulation: Micro-batches of a step.
+        fused: Never hold all logits.
+        optimizer: A name of ``TrainingArguments.optim``.
+        autocast: The half precision of the step, or ``None``.
+        teacher_dtype: Of a frozen teacher.
+        checkpointing: Compute activations again in the backward pass.
+    """
+
+    student: PreTrainedConfig
+    teacher: PreTrainedConfig | None
+    method: str
+    batch_size: int
+    length: int
+    accumulation: int = 1
+    fused: bool = True
+    optimizer: str = "adamw_torch_fused"
+    autocast: torch.dtype | None = None
+    teacher_dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole optimizer step."""
+        return self.batch_size * self.length * self.accumulation
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsed step would have needed.
+
+    Attributes:
+        parts: Part to bytes, at the moment of the peak.
+        flops: Operations of the matrix products, forward and backward.
+    """
+
+    parts: Mapping[str, int]
+    flops: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the highest point."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer of :func:`plan`; print it.
+
+    Attributes:
+        step: What was rehearsed.
+        device: Where it is to run.
+        steps: How often.
+        rehearsal: Memory by part, and operations.
+        storage: Scheme to bytes of disk that soft labels of all tokens would take.
+        remedy: What to change, if it does not fit.
+    """
+
+    step: Step
+    device: Device
+    steps: int
+    rehearsal: Rehearsal
+    storage: Mapping[str, int]
+    remedy: str | None
+
+    @property
+    def memory_gib(self) -> float:
+        """The peak, with what the device needs for itself."""
+        return self.rehearsal.peak / 2**30 + _CONTEXT_GIB[self.device.kind]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a tenth of the memory stays free."""
+        return self.memory_gib <= (1 - _SPARE) * self.device.memory_gib
+
+    @property
+    def seconds_per_step(self) -> float:
+        """From operations and what the device usually reaches; an estimate."""
+        device = self.device
+        speed = device.half_flops if self.step.autocast else device.full_flops
+        return self.rehearsal.flops / (speed * device.utilisation)
+
+    @property
+    def minutes(self) -> float:
+        """Of all steps, without loading, data and evaluation."""
+        return self.steps * self.seconds_per_step / 60
+
+    @property
+    def dollars(self) -> float | None:
+        """At the device's price; ``None`` if it has none."""
+        price = self.device.dollars_per_hour
+        return None if price is None else price * self.minutes / 60
+
+    def __str__(self) -> str:
+        step, device = self.step, self.device
+        size = f"{step.batch_size} × {step.length} tokens"
+        if step.accumulation > 1:
+            size = f"{step.accumulation} × {size}"
+        lines = [f"{step.method} labels, {size} a step, on {device.name}"]
+        if step.method == "codistillation":
+            lines[0] = lines[0].replace(" labels", "")
+        for part in PARTS:
+            if amount := self.rehearsal.parts.get(part):
+                lines.append(f"  {part:22} {amount / 2**30:7.2f} GiB")
+        if context := _CONTEXT_GIB[device.kind]:
+            lines.append(f"  {'context':22} {context:7.2f} GiB")
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        lines.append(
+            f"  {'at the peak':22} {self.memory_gib:7.2f} GiB of "
+            f"{device.memory_gib:.1f}: {verdict}"
+        )
+        took = f"  about {_duration(self.minutes)} for {self.steps:,} steps"
+        if self.dollars is not None:
+            took += f", {self.dollars:.2f} dollars"
+        lines.append(took)
+        if self.storage:
+            sizes = (f"{name} {_bytes(size)}" for name, size in self.storage.items())
+            lines.append(f"  soft labels on disk: {', '.join(sizes)}")
+        if self.remedy is not None:
+            lines.append(f"  {self.remedy}")
+        return "\n".join(lines)
+
+
+def plan(
+    models: Profile | tuple[Model | None, Model],
+    *,
+    batch_size: int,
+    length: int,
+    steps: int = 1000,
+    method: str = "soft",
+    device: str | Device | None = None,
+    accumulation: int = 1,
+    fused: bool = True,
+    optimizer: str = "adamw_torch_fused",
+    checkpointing: bool = False,
+    mixed_precision: bool = True,
+    student: int = 0,
+) -> Plan:
+    """Memory, time, money and storage of a training run, before it begins.
+
+    Args:
+        models: A profile: its teacher and one of its students. Or ``(teacher,
+            student)``: models, configs, folders, names of the hub, or ``"packaged"``;
+            the teacher may be ``None`` for hard labels.
+        batch_size: Rows of a micro-batch.
+        length: Tokens of a row.
+        steps: Optimizer steps.
+        method: ``"soft"``: the teacher reads every batch. ``"hard"``: labels alone.
+            ``"stored"``: soft labels from a cache. ``"codistillation"``: teacher and
+            student train together.
+        device: A name of ``DEVICES``, ``"cpu"``, or a :class:`Device`. Default: the
+            CPU, or for the ``gpu`` profile a T4.
+        accumulation: Micro-batches of a step.
+        fused: As the trainers have it.
+        optimizer: A name of ``TrainingArguments.optim``.
+        checkpointing: ``gradient_checkpointing``.
+        mixed_precision: ``False`` trains in plain fp32.
+        student: Which of the profile's students.
+
+    Raises:
+        ValueError: For unknown names, or a method that lacks its teacher.
+
+    Taught in notebook 06. Takes seconds; nothing is loaded or downloaded for the
+    models that profiles name.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; choose one of {METHODS}")
+    for name, value in (
+        ("batch_size", batch_size),
+        ("length", length),
+        ("steps", steps),
+        ("accumulation", accumulation),
+    ):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if device is None:
+        gpu = isinstance(models, Profile) and models.name == "gpu"
+        device = "T4" if gpu else "cpu"
+    where = _device(device)
+    teacher, learner = _pair(models, student)
+    if teacher is None and method != "hard":
+        raise ValueError(f"method={method!r} needs a teacher; models has none")
+    step = Step(
+        student=learner,
+        teacher=None if method == "hard" else teacher,
+        method=method,
+        batch_size=batch_size,
+        length=length,
+        accumulation=accumulation,
+        fused=fused,
+        optimizer=optimizer,
+        autocast=where.half if mixed_precision else None,
+        teacher_dtype=where.half or torch.float32,
+        checkpointing=checkpointing,
+    )
+    storage = {}
+    if teacher is not None and method in ("soft", "stored"):
+        for scheme in SCHEMES:
+            found = scheme_for(scheme, teacher.vocab_size)
+            storage[scheme] = found.bytes_per_position * step.tokens * steps
+    found_plan = Plan(step, where, steps, rehearse(step, where.kind), storage, None)
+    if found_plan.fits:
+        return found_plan
+    return replace(found_plan, remedy=_find_remedy(found_plan))
+
+
+def _find_remedy(too_large: Plan) -> str:
+    """The first change of the step after which it fits, cheapest changes first."""
+    step = too_large.step
+    tried: list[tuple[str, Step]] = []
+    if not step.fused:
+        tried.append(("use fused=True", replace(step, fused=True)))
+        step = replace(step, fused=True)
+    while step.batch_size > 1:
+        step = replace(
+            step,
+            batch_size=step.batch_size // 2,
+            accumulation=2 * step.accumulation,
+        )
+        size = f"batch_size={step.batch_size} and accumulation={step.accumulation}"
+        tried.append((f"use {size}", step))
+    if not step.checkpointing:
+        step = replace(step, checkpointing=True)
+        tried.append((f"use batch_size={step.batch_size} and checkpointing=True", step))
+    if step.method == "soft":
+        step = replace(step, method="stored", teacher=None)
+        tried.append(("store the soft labels first, then train without teacher", step))
+    for text, other in tried:
+        other_plan = replace(
+            too_large, step=other, rehearsal=rehearse(other, too_large.device.kind)
+        )
+        if other_plan.fits:
+            return f"{text}: {other_plan.memory_gib:.2f} GiB"
+    return "nothing helps here: take a smaller student, or a larger device"
+
+
+def _device(given: str | Device) -> Device:
+    if isinstance(given, Device):
+        return given
+    if given == "cpu":
+        return this_cpu()
+    if given not in DEVICES:
+        known = ", ".join(("cpu", *DEVICES))
+        raise ValueError(
+            f"device={given!r} is unknown; choose one of {known}, or pass a Device"
+        )
+    return DEVICES[given]
+
+
+def _pair(
+    models: Profile | tuple[Model | None, Model], student: int
+) -> tuple[PreTrainedConfig | None, PreTrainedConfig]:
+    if not isinstance(models, Profile):
+        teacher, learner = models
+        return (None if teacher is None else _config(teacher)), _config(learner)
+    teacher = _config(models.teacher)
+    if models.students:
+        return teacher, _config(models.students[student])
+    # As the lessons prune it: without the middle third of the layers.
+    learner = _config(models.teacher)
+    learner.num_hidden_layers -= learner.num_hidden_layers // 3
+    return teacher, learner
+
+
+def _config(model: Model) -> PreTrainedConfig:
+    from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        return model.config
+    if isinstance(model, PreTrainedConfig):
+        return model
+    if str(model) in ARCHITECTURES:
+        kind, shape = ARCHITECTURES[str(model)]
+        return AutoConfig.for_model(kind, **shape, tie_word_embeddings=True)
+    try:
+        return AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise ValueError(
+            f"models names {str(model)!r}, which is no folder with a config.json, and "
+            "the hub does not answer with one; known without network are "
+            f"{', '.join(ARCHITECTURES)}"
+        ) from error
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1.5:
+        return f"{60 * minutes:.0f} seconds"
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.0f} {unit}" if size >= 10 else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+# --- the rehearsal ------------------------------------------------------------------
+
+
+def rehearse(step: Step, device_type: str = "cpu") -> Rehearsal:
+    """Run a step twice on fake tensors and note what it would allocate.
+
+    Twice, because the optimizer's state is there only from the second step on; the
+    first time with few tokens.
+
+    Args:
+        step: What to run.
+        device_type: ``"cpu"`` or ``"cuda"``; the fused losses work in larger chunks on
+            a GPU. The fake tensors are a CPU's in both cases.
+    """
+    flops = FlopCounterMode(display=False)
+    with FakeTensorMode(), _Ledger() as ledger:
+        model, objective = _build(step, ledger)
+        optimizer = _optimizer(step, model)
+        first = replace(step, batch_size=1, length=8, accumulation=1)
+        _one_step(first, model, objective, optimizer, ledger)
+        with flops:
+            _one_step(step, model, objective, optimizer, ledger)
+    extra = 0
+    if step.fused:
+        extra = _working(step, device_type) - _working(step, "cpu")
+    counted = float(flops.get_total_flops())
+    return Rehearsal(
+        ledger.peak(extra), counted * step.accumulation / _rehearsed_batches(step)
+    )
+
+
+def _rehearsed_batches(step: Step) -> int:
+    """The third micro-batch takes what the second did."""
+    return min(step.accumulation, 2)
+
+
+def _one_step(
+    step: Step,
+    model: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    ledger: _Ledger,
+) -> None:
+    """As Trainer does it: micro-batches, clipping, the optimizer, gradients away."""
+    inputs = _batch(step)
+    counted = step.accumulation * step.batch_size * (step.length - 1)
+    half = step.autocast or torch.bfloat16
+    for _ in range(_rehearsed_batches(step)):
+        with torch.autocast("cpu", dtype=half, enabled=step.autocast is not None):
+            loss = objective(model, inputs, counted)["loss"]
+        loss.backward()
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        if parameter.grad is not None:
+            ledger.name(parameter.grad, "gradients")
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    for state in optimizer.state.values():
+        for value in state.values():
+            if torch.is_tensor(value):
+                ledger.name(value, "optimizer")
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _build(step: Step, ledger: _Ledger) -> tuple[nn.Module, Objective]:
+    """What is trained, and what the trainer of the method minimises."""
+    student = _model(step.student, torch.float32)
+    ledger.vocabularies.add(step.student.vocab_size)
+    if step.checkpointing:
+        _checkpoint(student)
+    ledger.name_all(student, "weights")
+    student.train()
+    if step.method == "hard":
+        return student, HardLabels(fused=step.fused)
+    if step.method == "stored":
+        store = _FakeStore(step.student.vocab_size, ledger)
+        return student, SoftLabels(
+            store, store.vocabulary, fused=step.fused, **_PLAIN_MIX
+        )
+    assert step.teacher is not None
+    ledger.vocabularies.add(step.teacher.vocab_size)
+    vocabulary = min(step.student.vocab_size, step.teacher.vocab_size)
+    if step.method == "soft":
+        teacher = _model(step.teacher, step.teacher_dtype).requires_grad_(False).eval()
+        ledger.name_all(teacher, "teacher's weights")
+        return student, SoftLabels(teacher, vocabulary, fused=step.fused, **_PLAIN_MIX)
+    teacher = _model(step.teacher, torch.float32)
+    if step.checkpointing:
+        _checkpoint(teacher)
+    ledger.name_all(teacher, "teacher's weights")
+    both = {"teacher": teacher.train(), "student": student}
+    partners = Partners(both, stale=(), fused=step.fused)
+    return partners, _CoDistillation(vocabulary)
+
+
+class _CoDistillation:
+    """What :class:`~.codistillation.CoDistillationTrainer` minimises, half and half."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        return mutual_losses(
+            model(inputs),
+            inputs["labels"],
+            partners_of={"teacher": (), "student": ("teacher",)},
+            alphas={"teacher": 0.0, "student": 0.5},
+            vocabulary=self.vocabulary,
+            num_items=num_items,
+        )
+
+
+class _FakeStore:
+    """Stored labels of the default scheme, without content."""
+
+    temperature = 1.0
+
+    def __init__(self, vocabulary: int, ledger: _Ledger) -> None:
+        self.vocabulary = vocabulary
+        self.ledger = ledger
+
+    def lookup(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> SparseTargets:
+        shape = (input_ids.numel(), _STORED_TOKENS)
+        ids = torch.zeros(shape, dtype=torch.int64)
+        weights, entropy = torch.zeros(shape), torch.zeros(shape[0])
+        for tensor in (ids, weights, entropy):
+            self.ledger.name(tensor, "stored labels")
+        return SparseTargets(ids, weights, None, entropy, self.temperature)
+
+
+def _model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    # A fake model cannot be cast, so it is built in its dtype.
+    with _default_dtype(dtype):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa"
+        )
+    return model
+
+
+def _checkpoint(model: Any) -> None:
+    # The name changed within transformers 5.
+    new = getattr(model, "activation_checkpointing_enable", None)
+    enable = new or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _optimizer(step: Step, model: nn.Module) -> torch.optim.Optimizer:
+    from transformers import Trainer
+
+    from distill_helpers.profiles import get_profile
+
+    try:
+        arguments = training_arguments(
+            get_profile("smoke"),
+            steps=1,
+            learning_rate=1e-4,
+            batch_size=1,
+            optim=step.optimizer,
+        )
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"optimizer={step.optimizer!r} cannot be rehearsed here: {error}"
+        ) from error
+    optimizer: torch.optim.Optimizer = kind(model.parameters(), **options)
+    return optimizer
+
+
+def _batch(step: Step) -> dict[str, torch.Tensor]:
+    ids = torch.zeros((step.batch_size, step.length), dtype=torch.int64)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+def _working(step: Step, device_type: str) -> int:
+    """What the fused loss holds while it works."""
+    vocabulary = step.student.vocab_size
+    if step.teacher is not None:
+        vocabulary = min(vocabulary, step.teacher.vocab_size)
+    return working_bytes(
+        step.batch_size * (step.length - 1),
+        vocabulary,
+        step.autocast or torch.float32,
+        device_type,
+        teacher=step.method in ("soft", "codistillation"),
+    )
+
+
+class _Ledger(TorchDispatchMode):
+    """Writes down when which tensor's memory comes and goes.
+
+    Fake tensors cannot say what they hold, so questions about content are answered
+    here: every number is 1, every condition is met, every position counts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocabularies: set[int] = set()
+        self._changes: list[tuple[int, int]] = []
+        self._parts: dict[int, str] = {}
+        self._keys: Any = WeakIdKeyDictionary()
+        self._weights: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _ONE[args[0].dtype](1) if args[0].dtype in _ONE else 1.0
+        if func is torch.ops.aten.nonzero.default:
+            out = torch.zeros((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        else:
+            out = func(*args, **(kwargs or {}))
+        cast = func is torch.ops.aten._to_copy.default and (
+            self._key(args[0]) in self._weights
+        )
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                self._enter(tensor, "half-precision copies" if cast else None)
+        return out
+
+    def name(self, tensor: torch.Tensor, part: str) -> None:
+        """Say what a tensor's memory is for."""
+        self._enter(tensor, None)
+        self._parts[self._keys[tensor.untyped_storage()]] = part
+
+    def name_all(self, model: nn.Module, part: str) -> None:
+        """The same for a model's weights."""
+        for tensor in [*model.parameters(), *model.buffers()]:
+            self.name(tensor, part)
+            self._weights.add(self._keys[tensor.untyped_storage()])
+
+    def peak(self, extra: int) -> dict[str, int]:
+        """Bytes of each part at the highest point.
+
+        Args:
+            extra: Bytes to add wherever logits are held.
+        """
+        now: dict[str, int] = dict.fromkeys(PARTS, 0)
+        best: dict[str, int] = dict(now)
+        highest = -1
+        for key, size in self._changes:
+            now[self._parts[key]] += size
+            total = sum(now.values()) + (extra if now["logits"] else 0)
+            if total > highest:
+                highest, best = total, dict(now)
+        if best["logits"]:
+            best["logits"] += extra
+        return best
+
+    def _key(self, tensor: Any) -> int | None:
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        found: int | None = self._keys.get(tensor.untyped_storage())
+        return found
+
+    def _enter(self, tensor: torch.Tensor, part: str | None) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._keys:
+            return
+        key = len(self._parts)
+        self._keys[storage] = key
+        if part is None:
+            wide = tensor.dim() > 1 and tensor.shape[-1] in self.vocabularies
+            part = "logits" if wide else "activations"
+        self._parts[key] = part
+        size = storage.nbytes()
+        self._changes.append((key, size))
+        weakref.finalize(storage, self._changes.append, (key, -size))
+
+
+_ONE: dict[torch.dtype, Callable[[int], Any]] = {
+    torch.bool: bool,
+    torch.int64: int,
+    torch.int32: int,
+}

@@ -1,0 +1,76 @@
+"""Train a pair for real in this process; print its highest memory and the forecast."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from distill_helpers.data import austen, pack
+from distill_helpers.models import (
+    build_student,
+    load_teacher,
+    load_tiny_teacher,
+    prune_layers,
+)
+from distill_helpers.planning import plan
+from distill_helpers.profiles import get_profile
+from distill_helpers.trainers import SoftLabelTrainer, training_arguments
+
+SIZES = {"tiny": (64, 256), "packaged": (4, 128)}
+
+
+def status_bytes(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) * 1024
+
+
+def load(pair: str):
+    if pair == "tiny":
+        teacher = load_tiny_teacher("prose")
+        student = build_student(teacher.tokenizer, layers=2, width=96)
+    else:
+        teacher = load_teacher(get_profile("cpu"))
+        student = prune_layers(teacher.model, [*range(10), *range(20, 30)])
+    return teacher, student
+
+
+def train(teacher, student, batch_size: int, length: int, steps: int) -> None:
+    rows = pack(austen("train").select(range(200)), teacher.tokenizer, length)
+    SoftLabelTrainer(
+        student,
+        teacher=teacher.model,
+        tokenizer=teacher.tokenizer,
+        train_dataset=rows,
+        args=training_arguments(
+            get_profile("cpu"),
+            steps=steps,
+            learning_rate=1e-4,
+            batch_size=batch_size,
+            mixed_precision=pair != "tiny",
+            disable_tqdm=True,
+        ),
+    ).train()
+
+
+pair = sys.argv[1]
+batch_size, length = SIZES[pair]
+# Libraries and thread pools allocate at their first use.
+tiny, student = load("tiny")
+train(tiny, student, 2, 16, steps=1)
+del tiny, student
+before = status_bytes("VmRSS")
+teacher, student = load(pair)
+Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark
+train(teacher, student, batch_size, length, steps=3)
+measured = status_bytes("VmHWM") - before
+found = plan(
+    (teacher.model, student),
+    batch_size=batch_size,
+    length=length,
+    mixed_precision=pair != "tiny",
+    device="cpu",
+)
+print(found)
+print(json.dumps({"measured": measured, "predicted": found.rehearsal.peak}))

@@ -1,0 +1,279 @@
+"""What a rehearsal says, against what really happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from distill_helpers import planning
+from distill_helpers.fused_losses import working_bytes
+from distill_helpers.models import prepare_packaged_teacher
+from distill_helpers.planning import DEVICES, Step, plan, rehearse
+from distill_helpers.profiles import get_profile, gpu_profile
+from distill_helpers.trainers import SoftLabels
+
+HERE = Path(__file__).parent
+T4_GIB = 14.6
+# The largest training step of each lesson's `gpu` path.
+GPU_STEPS = {
+    "02": {"method": "soft", "student": 1, "batch_size": 4, "length": 128},
+    "03": {"method": "stored", "student": 1, "batch_size": 8, "length": 256},
+    "04": {"method": "hard", "batch_size": 2, "length": 512, "accumulation": 2},
+    "05": {"method": "hard", "batch_size": 2, "length": 1024, "accumulation": 2},
+}
+
+
+def shape(width=64, layers=2, vocabulary=3000, **more):
+    return AutoConfig.for_model(
+        "llama",
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        **more,
+    )
+
+
+def step(**changes):
+    known = {
+        "student": shape(),
+        "teacher": shape(96, 3),
+        "method": "soft",
+        "batch_size": 2,
+        "length": 64,
+    }
+    return Step(**(known | changes))
+
+
+def weights(config):
+    model = AutoModelForCausalLM.from_config(config)
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_weights_gradients_and_optimizer_are_counted_exactly():
+    chosen = step(method="hard", teacher=None, optimizer="adamw_torch", fused=False)
+    # So few tokens that the optimizer's step is the highest point.
+    chosen = dataclasses.replace(chosen, batch_size=1, length=4)
+    parts = rehearse(chosen).parts
+    size = weights(chosen.student)
+    # Rotary frequencies are buffers.
+    assert parts["weights"] == pytest.approx(size, rel=1e-3)
+    assert parts["gradients"] == pytest.approx(size, rel=1e-3)
+    assert parts["optimizer"] == pytest.approx(2 * size, rel=1e-3)
+    assert parts["teacher's weights"] == parts["stored labels"] == 0
+
+
+def test_peak_is_that_of_the_real_tensors():
+    """Against torch's own tracker, which watched the step on real memory."""
+    chosen = step(fused=False, optimizer="adamw_torch")
+    student = AutoModelForCausalLM.from_config(chosen.student)
+    teacher = AutoModelForCausalLM.from_config(chosen.teacher)
+    # Not frozen: the tracker cannot follow weights without gradients.
+    teacher.eval()
+    objective = SoftLabels(teacher, chosen.student.vocab_size, fused=False)
+    optimizer = torch.optim.AdamW(student.parameters())
+    ids = torch.zeros((chosen.batch_size, chosen.length), dtype=torch.int64)
+    inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    tracker = MemTracker()
+    tracker.track_external(student, teacher, optimizer)
+    with tracker:
+        for _ in range(2):
+            tracker.reset_mod_stats()
+            objective(student, inputs, None)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    seen = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    assert rehearse(chosen).peak == pytest.approx(seen, rel=0.03)
+
+
+def test_logits_are_what_fusing_saves():
+    whole = rehearse(step(fused=False, length=256, batch_size=4)).parts
+    fused = rehearse(step(length=256, batch_size=4)).parts
+    one = 4 * 4 * 256 * 3000
+    assert whole["logits"] >= 2 * one
+    tokens = 4 * (256 - 1)
+    expected = working_bytes(tokens, 3000, torch.float32, "cpu")
+    assert fused["logits"] == pytest.approx(expected, rel=0.01)
+    assert whole["weights"] == fused["weights"]
+
+
+def test_half_precision_and_a_half_teacher():
+    full = rehearse(step())
+    half = rehearse(step(autocast=torch.bfloat16, teacher_dtype=torch.bfloat16))
+    sizes = [found.parts["teacher's weights"] for found in (half, full)]
+    assert 2 * sizes[0] == pytest.approx(sizes[1], rel=1e-3)
+    assert half.parts["weights"] == full.parts["weights"]
+    assert half.parts["activations"] < full.parts["activations"]
+    assert half.flops == full.flops
+
+
+def test_operations_follow_the_tokens():
+    few, many = rehearse(step(batch_size=2)), rehearse(step(batch_size=4))
+    assert many.flops == pytest.approx(2 * few.flops, rel=0.05)
+    # Forward and backward of every weight, and the teacher's forward.
+    tokens = 2 * 64
+    student, teacher = weights(shape()) / 4, weights(shape(96, 3)) / 4
+    assert few.flops == pytest.approx(tokens * (6 * student + 2 * teacher), rel=0.15)
+
+
+@pytest.mark.parametrize("method", planning.METHODS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_method_rehearses(method, fused):
+    parts = rehearse(step(method=method, fused=fused, batch_size=4)).parts
+    assert (parts["stored labels"] > 0) == (method == "stored")
+    assert (parts["teacher's weights"] > 0) == (method in ("soft", "codistillation"))
+    if method == "codistillation":
+        both = weights(shape()) + weights(shape(96, 3))
+        assert parts["gradients"] + parts["optimizer"] >= 2 * both
+
+
+def test_checkpointing_and_accumulation():
+    deep = shape(layers=8)
+    plain = rehearse(step(student=deep, batch_size=8))
+    again = rehearse(step(student=deep, batch_size=8, checkpointing=True))
+    assert again.parts["activations"] < 0.7 * plain.parts["activations"]
+    assert again.flops > plain.flops
+    # Gradients wait through the second micro-batch.
+    twice = rehearse(step(student=deep, batch_size=8, accumulation=2))
+    assert twice.parts["gradients"] > plain.parts["gradients"]
+
+
+def test_a_gpu_works_in_larger_chunks():
+    wide = step(student=shape(vocabulary=50_000), teacher=shape(vocabulary=50_000))
+    wide = dataclasses.replace(wide, batch_size=8, length=512)
+    on_cpu, on_gpu = rehearse(wide).parts, rehearse(wide, "cuda").parts
+    assert on_cpu["logits"] < 0.2 * 2**30 < on_gpu["logits"] < 1.2 * 2**30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", GPU_STEPS)
+def test_every_gpu_lesson_fits_a_t4(lesson):
+    models = gpu_profile(torch.float16)
+    if lesson in ("04", "05"):
+        models = (None, models.second_students[0])
+    found = plan(models, device="T4", **GPU_STEPS[lesson])
+    print(found)
+    assert DEVICES["T4"].memory_gib == T4_GIB
+    assert found.memory_gib <= 0.9 * T4_GIB
+    assert found.fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["tiny", "packaged"])
+def test_prediction_and_measured_peak_agree(pair):
+    """A fresh process trains the pair for real; the kernel says how much it took."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "measure_memory.py"), pair],
+        env=os.environ | {"MKL_DISABLE_FAST_MM": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["predicted"] == pytest.approx(found["measured"], rel=0.15), found
+
+
+def test_what_does_not_fit_says_what_to_change():
+    small = dataclasses.replace(DEVICES["T4"], memory_gib=0.68)
+    models = (shape(256, 4), shape(256, 4))
+    found = plan(models, batch_size=8, length=128, fused=False, device=small)
+    assert not found.fits
+    assert found.remedy is not None
+    assert "use fused=True" in found.remedy or "batch_size" in found.remedy
+    assert "DOES NOT FIT" in str(found)
+    hopeless = plan(
+        models,
+        batch_size=1,
+        length=8,
+        device=dataclasses.replace(small, memory_gib=0.6),
+    )
+    assert "smaller student" in str(hopeless)
+
+
+def test_time_money_and_disk():
+    found = plan(
+        (shape(96, 3), shape()), batch_size=4, length=64, steps=500, device="A100"
+    )
+    device = DEVICES["A100"]
+    seconds = found.rehearsal.flops / (device.half_flops * device.utilisation)
+    assert found.minutes == pytest.approx(500 * seconds / 60)
+    assert found.dollars == pytest.approx(device.dollars_per_hour * found.minutes / 60)
+    assert found.storage["full"] == 4 * 64 * 500 * (2 * 3000 + 4)
+    assert found.storage["hybrid"] < 0.02 * found.storage["full"]
+    text = str(found)
+    assert "A100" in text
+    assert "dollars" in text
+    assert "soft labels on disk" in text
+
+
+def test_micro_batches_count_in_full():
+    models = (shape(96, 3), shape())
+    one = plan(models, batch_size=4, length=64, device="T4")
+    four = plan(models, batch_size=4, length=64, device="T4", accumulation=4)
+    assert four.seconds_per_step == pytest.approx(4 * one.seconds_per_step)
+    assert four.storage["full"] == 4 * one.storage["full"]
+
+
+def test_profiles_and_folders(tmp_path):
+    shape().save_pretrained(tmp_path / "student")
+    models = ("packaged", tmp_path / "student")
+    assert plan(models, batch_size=1, length=8, method="hard", device="cpu").fits
+    found = plan(get_profile("smoke"), batch_size=1, length=8, method="hard")
+    assert found.device.name == "this CPU"
+    # As the lessons prune it.
+    assert found.step.student.num_hidden_layers == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "magic"}, "method='magic'"),
+        ({"device": "TPU"}, "device='TPU'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"models": (None, shape())}, "needs a teacher"),
+        ({"models": (None, "no/such-model"), "method": "hard"}, "no/such-model"),
+        ({"optimizer": "nonsense"}, "optimizer='nonsense'"),
+    ],
+)
+def test_errors_are_sentences(changes, message):
+    options = {"models": (shape(), shape()), "batch_size": 1, "length": 8}
+    options |= {"device": "T4"} | changes
+    models = options.pop("models")
+    with pytest.raises(ValueError, match=message):
+        plan(models, **options)
+
+
+@pytest.mark.parametrize("name", planning.ARCHITECTURES)
+def test_known_shapes_have_the_published_sizes(name):
+    published = {
+        "packaged": 134.5e6,
+        "HuggingFaceTB/SmolLM2-135M": 134.5e6,
+        "HuggingFaceTB/SmolLM2-360M": 361.8e6,
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711.4e6,
+        "Qwen/Qwen2.5-0.5B": 494.0e6,
+        "Qwen/Qwen2.5-1.5B-Instruct": 1543.7e6,
+    }
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(planning._config(name))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == pytest.approx(published[name], rel=1e-3)
+
+
+def test_the_packaged_shape_is_the_shipped_one():
+    real = AutoConfig.from_pretrained(prepare_packaged_teacher())
+    mine = planning._config("packaged")
+    for field in planning.ARCHITECTURES["packaged"][1]:
+        assert getattr(mine, field) == getattr(real, field), field
