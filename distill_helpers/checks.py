@@ -1912,3 +1912,269 @@ def pass_at_k(fn: Any) -> CheckResult:
         ),
         fn,
     )
+
+
+# --- notebook 06 --------------------------------------------------------------------
+
+
+def mix_weight(fn: Any) -> CheckResult:
+    """Check a schedule for the weight of a partner's word.
+
+    Args:
+        fn: ``fn(progress, alpha, warm_up, ramp)``, shares of the run in [0, 1] → 0
+            until ``warm_up``, then a straight line up to ``alpha`` at ``warm_up +
+            ramp``, then ``alpha``. ``ramp`` may be 0.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 06.
+    """
+
+    def weight(progress: float, alpha: float, warm_up: float, ramp: float) -> float:
+        if progress < warm_up:
+            return 0.0
+        return alpha * min(1.0, (progress - warm_up) / ramp) if ramp else alpha
+
+    return _judge(
+        _Exercise(
+            name="mix_weight",
+            probes=(
+                _Probe("during the warm-up", (0.1, 0.8, 0.2, 0.4)),
+                _Probe("half-way up", (0.4, 0.8, 0.2, 0.4)),
+                _Probe("a quarter of the way up", (0.3, 0.8, 0.2, 0.4)),
+                _Probe("after the ramp", (0.9, 0.8, 0.2, 0.4)),
+                _Probe("without a ramp", (0.5, 0.8, 0.2, 0.0)),
+                _Probe("without a warm-up", (0.1, 0.8, 0.0, 0.4)),
+                _Probe("at the very start", (0.0, 0.6, 0.0, 0.0)),
+            ),
+            reference=weight,
+            suspects=(
+                _Suspect(
+                    "never_stops",
+                    "the weight rises beyond alpha",
+                    "After the ramp it stays where it is.",
+                    lambda progress, alpha, warm_up, ramp: (
+                        alpha * max(0.0, progress - warm_up) / ramp
+                        if ramp
+                        else alpha * (progress >= warm_up)
+                    ),
+                ),
+                _Suspect(
+                    "below_zero",
+                    "the weight is negative during the warm-up",
+                    "The student would learn to be unlike its partner.",
+                    lambda progress, alpha, warm_up, ramp: (
+                        alpha * min(1.0, (progress - warm_up) / ramp)
+                        if ramp
+                        else alpha * (progress >= warm_up)
+                    ),
+                ),
+                _Suspect(
+                    "from_the_start",
+                    "the ramp begins at step 0",
+                    "It begins when the warm-up ends.",
+                    lambda progress, alpha, warm_up, ramp: (
+                        0.0
+                        if progress < warm_up
+                        else alpha * min(1.0, progress / (warm_up + ramp or 1.0))
+                        if ramp
+                        else alpha
+                    ),
+                ),
+                _Suspect(
+                    "ramp_is_its_end",
+                    "the ramp is over when progress reaches ramp",
+                    "Its length is counted from the end of the warm-up.",
+                    lambda progress, alpha, warm_up, ramp: (
+                        0.0
+                        if progress < warm_up
+                        else alpha
+                        * min(1.0, (progress - warm_up) / max(ramp - warm_up, 1e-9))
+                        if ramp
+                        else alpha
+                    ),
+                ),
+                _Suspect(
+                    "all_at_once",
+                    "the weight jumps to alpha when the warm-up ends",
+                    "It should rise in a straight line over the ramp.",
+                    lambda progress, alpha, warm_up, ramp: (
+                        alpha * float(progress >= warm_up)
+                    ),
+                ),
+            ),
+            taught_in="notebook 06",
+        ),
+        fn,
+    )
+
+
+def learn_together(fn: Any) -> CheckResult:
+    """Check the loss of one step of co-distillation.
+
+    Args:
+        fn: ``fn(teacher_logits, student_logits, labels, alpha)`` for logits ``[rows,
+            vocabulary]`` and labels ``[rows]``, aligned → the teacher's cross-entropy,
+            plus ``1 - alpha`` times the student's, plus ``alpha`` times KL(teacher ‖
+            student) at temperature 1; means over the rows. The student's part must not
+            move the teacher.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 06.
+    """
+    draw = torch.Generator().manual_seed(6)
+    teacher, student = (2 * torch.randn(5, 7, generator=draw) for _ in "ts")
+    labels = torch.tensor([0, 3, 6, 2, 2])
+
+    def loss(
+        teacher: Tensor,
+        student: Tensor,
+        labels: Tensor,
+        alpha: float,
+        *,
+        detach: bool = True,
+        own: float = 1.0,
+        swapped: bool = False,
+        frozen: bool = False,
+    ) -> Tensor:
+        partner = teacher.detach() if detach else teacher
+        p, q = partner.softmax(-1), student.softmax(-1)
+        soft = _kl(q, p) if swapped else _kl(p, q)
+        cross_entropy = torch.nn.functional.cross_entropy
+        hard = cross_entropy(student, labels)
+        theirs = cross_entropy(teacher.detach() if frozen else teacher, labels)
+        return own * theirs + (1 - alpha) * hard + alpha * soft.mean()
+
+    def suspect(name: str, mistake: str, symptom: str, **options: Any) -> _Suspect:
+        return _Suspect(name, mistake, symptom, lambda *a: loss(*a, **options))
+
+    return _judge(
+        _Exercise(
+            name="learn_together",
+            probes=(
+                _Probe("for labels alone", (teacher, student, labels, 0.0)),
+                _Probe("for soft labels alone", (teacher, student, labels, 1.0)),
+                _Probe("for two that agree", (teacher, teacher.clone(), labels, 0.3)),
+                _Probe("for a mix", (teacher, student, labels, 0.3)),
+            ),
+            reference=loss,
+            suspects=(
+                suspect(
+                    "partner_attached",
+                    "the student's loss moves the teacher",
+                    "The teacher learns to be easy to imitate. Detach its logits.",
+                    detach=False,
+                ),
+                suspect(
+                    "teacher_does_not_learn",
+                    "the teacher has no loss of its own",
+                    "That is distillation from a teacher that stays a beginner.",
+                    own=0.0,
+                ),
+                suspect(
+                    "teacher_frozen",
+                    "the teacher's own loss does not reach it",
+                    "Detach its logits for the student's part only.",
+                    frozen=True,
+                ),
+                suspect(
+                    "reverse",
+                    "it is KL(student ‖ teacher)",
+                    "The teacher's probabilities are the weights of the sum.",
+                    swapped=True,
+                ),
+                _Suspect(
+                    "alpha_swapped",
+                    "alpha weighs the labels",
+                    "It is the weight of the soft term.",
+                    lambda t, s, labels, alpha: loss(t, s, labels, 1 - alpha),
+                ),
+            ),
+            taught_in="notebook 06",
+            differentiate=2,
+        ),
+        fn,
+    )
+
+
+def ensemble_nll(fn: Any) -> CheckResult:
+    """Check the loss of several models that answer together.
+
+    Args:
+        fn: ``fn(logits, labels)`` for logits ``[models, rows, vocabulary]`` and labels
+            ``[rows]`` → mean negative log-likelihood, in nats, of the mean of their
+            probabilities.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 06.
+    """
+    draw = torch.Generator().manual_seed(7)
+    logits, labels = 3 * torch.randn(3, 6, 5, generator=draw), torch.arange(6) % 5
+    far = torch.tensor([[[400.0, 0.0]], [[0.0, 400.0]]])
+
+    def picked(log_p: Tensor, labels: Tensor) -> Tensor:
+        return -log_p.gather(-1, labels.unsqueeze(-1)).mean()
+
+    def nll(logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+        return picked(log_p, labels)
+
+    return _judge(
+        _Exercise(
+            name="ensemble_nll",
+            probes=(
+                _Probe("for one model", (logits[:1], labels)),
+                _Probe("for twins", (logits[:1].repeat(2, 1, 1), labels)),
+                _Probe("for two sure of opposite things", (far, torch.tensor([0]))),
+                _Probe("for three models", (logits, labels)),
+            ),
+            reference=nll,
+            suspects=(
+                _Suspect(
+                    "mean_of_losses",
+                    "it is the mean of the models' own losses",
+                    "An ensemble is better than that: its members err in different "
+                    "places. Average the probabilities first.",
+                    lambda logits, labels: torch.stack(
+                        [picked(one.log_softmax(-1), labels) for one in logits]
+                    ).mean(),
+                ),
+                _Suspect(
+                    "mean_of_logits",
+                    "the logits are averaged, not the probabilities",
+                    "That multiplies the models' opinions: one that is sure overrules "
+                    "the others.",
+                    lambda logits, labels: picked(
+                        logits.mean(0).log_softmax(-1), labels
+                    ),
+                ),
+                _Suspect(
+                    "sum_of_probabilities",
+                    "the probabilities are added up and never divided",
+                    "They no longer sum to one, so the loss comes out too low.",
+                    lambda logits, labels: picked(
+                        logits.log_softmax(-1).logsumexp(0), labels
+                    ),
+                ),
+                _Suspect(
+                    "likelihood",
+                    "the logarithm comes after the mean over rows",
+                    "Each row has its own negative log-likelihood.",
+                    lambda logits, labels: (
+                        -logits.softmax(-1)
+                        .mean(0)
+                        .gather(-1, labels.unsqueeze(-1))
+                        .mean()
+                        .log()
+                    ),
+                ),
+            ),
+            taught_in="notebook 06",
+        ),
+        fn,
+    )

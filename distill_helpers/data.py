@@ -263,6 +263,54 @@ def pack(
     return _dataset([{"input_ids": row} for row in rows])
 
 
+def stream_rows(
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+    *,
+    split: str = "train",
+    column: str = "text",
+) -> Dataset:
+    """The first rows of a text that is too large to download, packed as it arrives.
+
+    Args:
+        source: A dataset on the hub, or a folder that holds one.
+        tokenizer: As in :func:`pack`, and so is ``length``.
+        length: See there.
+        count: Rows wanted; reading stops when they are full.
+        split: Of the dataset.
+        column: That holds the text.
+
+    Returns:
+        As :func:`pack`.
+
+    Raises:
+        DataError: If the text ends before.
+        ValueError: If ``length`` is below 2 or ``count`` below 1.
+    """
+    if length < 2 or count < 1:
+        raise ValueError(f"length={length} must be at least 2, count={count} positive")
+    from datasets import load_dataset
+
+    rows: list[dict[str, list[int]]] = []
+    ids: list[int] = []
+    texts = load_dataset(str(source), split=split, streaming=True)
+    for batch in texts.iter(batch_size=100):
+        for encoded in tokenizer(batch[column], add_special_tokens=False)["input_ids"]:
+            ids.extend(encoded)
+            if tokenizer.eos_token_id is not None:
+                ids.append(tokenizer.eos_token_id)
+        full = min(len(ids) // length, count - len(rows))
+        rows += [{"input_ids": ids[i * length : (i + 1) * length]} for i in range(full)]
+        if len(rows) == count:
+            return _dataset(rows)
+        del ids[: full * length]
+    raise DataError(
+        f"count={count}, but {source} holds only {len(rows)} rows of {length} tokens"
+    )
+
+
 def spread(rows: Dataset, count: int) -> Dataset:
     """``count`` rows at equal distances, so that every part of a text is there."""
     step = max(1, len(rows) // count)

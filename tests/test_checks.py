@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from distill_helpers import checks
+from distill_helpers.codistillation import MixSchedule
 from distill_helpers.known_bugs import KNOWN_BUGS
 
 NO_LABEL = -100
@@ -730,6 +731,23 @@ def share_of_sets(drawn, right, k):
     return np.float64(1 - none)
 
 
+def risen(progress, alpha, warm_up, ramp):
+    return MixSchedule(alpha, warm_up, ramp).weight(progress)
+
+
+def together(teacher, student, labels, alpha, *, detach=True, own=1):
+    p = (teacher.detach() if detach else teacher).log_softmax(-1)
+    q = student.log_softmax(-1)
+    soft = F.kl_div(q, p, log_target=True, reduction="batchmean")
+    hard = F.nll_loss(q, labels)
+    return own * F.cross_entropy(teacher, labels) + (1 - alpha) * hard + alpha * soft
+
+
+def ensemble(logits, labels):
+    log_p = torch.stack([one.log_softmax(-1) for one in logits])
+    return F.nll_loss(log_p.logsumexp(0) - math.log(len(logits)), labels)
+
+
 @pytest.mark.parametrize(
     ("check", "answer"),
     [
@@ -748,6 +766,11 @@ def share_of_sets(drawn, right, k):
         ("keep_right", lambda s, r: torch.tensor(kept_places(s, r)).long()),
         ("pass_at_k", lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k)),
         ("pass_at_k", share_of_sets),
+        ("mix_weight", risen),
+        ("learn_together", together),
+        ("ensemble_nll", ensemble),
+        ("ensemble_nll", lambda z, y: F.nll_loss(z.softmax(-1).mean(0).log(), y)),
+        ("ensemble_nll", lambda z, y: ensemble(z, y).item()),
     ],
 )
 def test_later_exercises_pass_the_right_answers(check, answer):
@@ -794,6 +817,25 @@ def test_later_exercises_pass_the_right_answers(check, answer):
         ("keep_right", lambda s, r: kept_places(s, [True] * len(s)), "wrong_kept"),
         ("pass_at_k", lambda n, c, k: 1 - (1 - c / n) ** k, "plugged_in"),
         ("pass_at_k", lambda n, c, k: c / n, "share_right"),
+        ("mix_weight", lambda t, a, w, r: a * (t >= w), "all_at_once"),
+        (
+            "mix_weight",
+            lambda t, a, w, r: a * min(1, (t - w) / r) if r else a * (t >= w),
+            "below_zero",
+        ),
+        ("learn_together", lambda *a: together(*a, detach=False), "partner_attached"),
+        ("learn_together", lambda *a: together(*a, own=0), "teacher_does_not_learn"),
+        (
+            "learn_together",
+            lambda t, *a: together(t.detach(), *a),
+            "teacher_frozen",
+        ),
+        ("ensemble_nll", lambda z, y: F.cross_entropy(z.mean(0), y), "mean_of_logits"),
+        (
+            "ensemble_nll",
+            lambda z, y: sum(F.cross_entropy(one, y) for one in z) / len(z),
+            "mean_of_losses",
+        ),
     ],
 )
 def test_later_exercises_name_the_mistake(check, answer, bug):
@@ -814,6 +856,9 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "exact_checker",
         "keep_right",
         "pass_at_k",
+        "mix_weight",
+        "learn_together",
+        "ensemble_nll",
     ],
 )
 def test_later_exercises_know_when_nothing_was_tried(check):

@@ -457,3 +457,18 @@ def test_padding_of_packed_rows_is_an_example_of_its_own():
     batch = Collator(0)(list(pack_examples(examples(3, 5, 2), 8)))
     assert batch["position_ids"][1].tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
     assert batch["labels"][1].tolist() == [-100, 31] + [-100] * 6
+
+
+def test_stream_rows_are_those_of_pack(bpe, tmp_path):
+    texts = [f"It was the {word} of times. " * 9 for word in ("best", "worst") * 90]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "train.jsonl").write_text(lines, encoding="utf-8")
+    expected = data.pack(texts, bpe, 32)
+    # Further than the first batch of 100 texts.
+    count = len(expected) - 1
+    rows = data.stream_rows(tmp_path, bpe, 32, count)
+    assert rows["input_ids"] == expected["input_ids"][:count]
+    with pytest.raises(data.DataError, match=f"only {len(expected)} rows"):
+        data.stream_rows(tmp_path, bpe, 32, len(expected) + 1)
+    with pytest.raises(ValueError, match="length=1"):
+        data.stream_rows(tmp_path, bpe, 1, 5)

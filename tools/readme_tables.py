@@ -92,6 +92,19 @@ SHOWN = {
         "Right kinds on the 2,000 test glosses (share, higher is better), by training "
         "labels and number of the pool's",
     ),
+    "reasoning_traces": Shown(
+        "Reasoning traces: a teacher that is right four times in five",
+        "exact_match",
+        "Exact match on the frozen test (percent, higher is better), by what was read "
+        "and number of questions asked",
+        digits=1,
+    ),
+    "codistillation": Shown(
+        "Co-distillation: teacher and student from scratch, together",
+        "nll",
+        "Held-out loss of the student (nats per token, lower is better), by how it "
+        "learned and number of training rows",
+    ),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
 }
 

@@ -53,6 +53,8 @@ STUDIES = (
     "shared_task",
     "real_pair",
     "hard_labels",
+    "reasoning_traces",
+    "codistillation",
 )
 
 Options = tuple[tuple[str, float], ...]
@@ -282,18 +284,22 @@ class Results:
     def table(self, metrics: Sequence[str], setting: str, *, digits: int = 3) -> str:
         """Arms by metrics, mean ± half the 95 % interval, as text to print."""
         arms = [arm for arm, other in self.study.pairs() if other == setting]
-        width = max(map(len, arms))
-        lines = [" " * width + "".join(f"{metric:>18}" for metric in metrics)]
+        table = [["", *metrics]]
         for arm in arms:
             cells = [self.mean(metric, arm, setting) for metric in metrics]
-            lines.append(
-                f"{arm:{width}}"
-                + "".join(
-                    f"{f'{c.mean:.{digits}f} ± {c.high - c.mean:.{digits}f}':>18}"
-                    for c in cells
-                )
+            table.append(
+                [arm]
+                + [f"{c.mean:.{digits}f} ± {c.high - c.mean:.{digits}f}" for c in cells]
             )
-        return "\n".join(lines)
+        widths = [
+            max(18, 2 + max(map(len, column))) for column in zip(*table, strict=True)
+        ]
+        first = max(map(len, arms))
+        return "\n".join(
+            f"{name:{first}}"
+            + "".join(f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True))
+            for name, *cells in table
+        )
 
     def options(self, arm: str, setting: str) -> Options:
         """The learning rate and weight decay that exploring chose."""

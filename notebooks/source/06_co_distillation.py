@@ -1,0 +1,641 @@
+# %%
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+from distill_helpers.plots import use_style
+from distill_helpers.profiles import get_profile
+
+# %%
+use_style()
+profile = get_profile(PROFILE)
+judged = profile.name != "smoke"
+
+# %% [markdown]
+# ## Two beginners
+#
+# So far the teacher was finished before the student began. A family of models is
+# sometimes made otherwise: the large and the small one are trained **at the same
+# time**, on the same batches. The large one learns from the text. The small one
+# learns from the text *and* from what the large one says at that moment. One
+# forward pass of the large model then serves two purposes: its own training and
+# the student's soft labels. That is **co-distillation**.
+#
+# There is a catch, and it is the theme of this lesson: at first, the teacher
+# knows nothing. Both models below start from scratch on Jane Austen.
+
+# %%
+from distill_helpers.studies import codistillation as study
+from distill_helpers.studies import soft_labels
+
+pair = soft_labels.load_pair(
+    **profile.pick(
+        smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
+    )
+)
+steps = profile.pick(smoke=4, cpu=study.STEPS, gpu=study.STEPS)
+task = study.prose_task(pair, study.MANY, seed=2, steps=steps)
+
+# %%
+from distill_helpers.models import parameter_count
+
+teacher, student = task.teacher(seed=2), task.student(seed=2)
+for name, model in (("teacher", teacher), ("student", student)):
+    print(f"{name}: {parameter_count(model) / 1e6:.2f} million parameters")
+
+# %% [markdown]
+# **Predict:** how sure of the next token is the teacher before its first step?
+# Entropy says it, and the logarithm of the vocabulary's size is the most it can be.
+
+# %%
+import math
+
+import torch
+
+row = torch.tensor([task.rows[0]["input_ids"]])
+with torch.no_grad():
+    log_p = teacher(input_ids=row).logits.log_softmax(-1)
+entropy = -(log_p.exp() * log_p).sum(-1).mean()
+print(f"{entropy:.2f} nats; the most is {math.log(log_p.shape[-1]):.2f}")
+
+# %% [markdown]
+# It says next to nothing, about all tokens alike. A student that follows it learns
+# that everything is equally likely.
+#
+# ## One step by hand
+#
+# Two losses, one backward pass. The teacher's logits are *detached* before the
+# student sees them: the student's loss must not move the teacher, which would
+# otherwise learn to be easy to imitate.
+
+# %%
+from distill_helpers.losses import hard_label_loss, soft_label_loss
+
+their = teacher(input_ids=row).logits
+ours = student(input_ids=row).logits
+teacher_loss = hard_label_loss(their, row)
+student_loss = soft_label_loss(ours, their.detach(), row, alpha=0.5)
+(teacher_loss + student_loss.loss).backward()
+print(f"teacher {teacher_loss:.3f}, student {student_loss.loss:.3f} nats")
+
+# %% [markdown]
+# The sum is only there to call `backward` once. **Predict:** does the student's
+# presence change the teacher's gradient, and so its training?
+
+# %%
+together = [p.grad.clone() for p in teacher.parameters()]
+teacher.zero_grad()
+hard_label_loss(teacher(input_ids=row).logits, row).backward()
+alone = [p.grad for p in teacher.parameters()]
+same = all(map(torch.equal, together, alone))
+print("the teacher's gradients are those of training alone:", same)
+
+# %% [markdown]
+# Nothing flows back. In this *one-way* form the teacher's curve is that of a teacher
+# trained alone, and a test of the package holds it to that, bit by bit, for whole
+# runs. All that is at stake is the student.
+#
+# ## How much should a beginner be believed?
+#
+# The student's loss mixes the labels and the teacher's distribution (lesson 02),
+# with the weight α on the teacher. A `MixSchedule` lets α change over the run:
+#
+# * *soft from the start*: α = 1, the teacher's word alone;
+# * *mix from the start*: α = ½ throughout;
+# * *ramp*: labels alone for a quarter of the steps, then α rises to its place.
+
+# %%
+from distill_helpers.codistillation import MixSchedule
+
+schedules = [study.SOFT, study.MIX, study.RAMP]
+progress = [step / 100 for step in range(101)]
+fig, ax = plt.subplots(figsize=(6, 2.4))
+for name, dash in zip(schedules, ["-", "--", "-."], strict=True):
+    weights = [study.SCHEDULES[name].weight(p) for p in progress]
+    ax.plot(progress, weights, dash, label=name)
+ax.set_xlabel("share of the steps")
+ax.set_ylabel("weight α")
+ax.set_title("Three ways to believe a beginner")
+ax.legend(loc="center right", bbox_to_anchor=(1.55, 0.5))
+plt.show()
+
+# %% [markdown]
+# A fourth way is to look at the teacher instead of the clock.
+# `MixSchedule(confidence=True)` lets α follow how far the teacher's own loss has
+# come down from that of knowing nothing:
+
+# %%
+trusting = MixSchedule(alpha=0.7, confidence=True)
+for nll in (7.6, 6.0, 4.5, 3.5):
+    weight = trusting.weight(0.5, partner_nll=nll, vocabulary=2048)
+    print(f"a teacher at {nll} nats per token is believed by {weight:.2f}")
+
+# %% [markdown]
+# ## Three runs, live
+#
+# The same seed, rows and order; only α differs. Rates and sizes are those of a
+# study whose results come below. **Predict:** which student ends best? And how
+# does the teacher's curve change from run to run?
+
+# %%
+from distill_helpers.studies import load_results
+
+results = load_results(study.STUDY.name)
+grown = {}
+for name in schedules:
+    cell = dict(results.options(name, study.MANY))
+    grown[name] = study.grow(task, name, seed=2, **cell)
+
+# %% [markdown]
+# The slider moves between the runs (a page without Python shows all three). Both
+# losses are those on the training text; the grey area is α.
+
+# %%
+from distill_helpers.widgets import explore
+
+
+def draw_run(ax, number):
+    name = schedules[int(number)]
+    log = [entry for entry in grown[name].log if "student_hard" in entry]
+    at = [entry["step"] for entry in log]
+    for who, dash in (("partner", "--"), ("student", "-")):
+        label = "teacher" if who == "partner" else who
+        ax.plot(at, [entry[f"{who}_hard"] for entry in log], dash, label=label)
+    weight = ax.twinx()
+    weight.fill_between(
+        at, [entry["student_alpha"] for entry in log], color="0.5", alpha=0.2
+    )
+    weight.set_ylim(0, 4)
+    weight.set_yticks([0, 1], ["0", "α = 1"])
+    weight.grid(visible=False)
+    ax.set_ylim(4.3, 7.7)
+    ax.set_xlabel("step")
+    ax.set_ylabel("nats per token")
+    ax.set_title(name)
+    ax.legend(loc="upper right")
+
+
+# %%
+explore(
+    draw_run,
+    name="schedule: 0 soft, 1 mix, 2 ramp",
+    values=[0, 1, 2],
+    start=0,
+    still=[0, 1, 2],
+    alt="Losses of teacher and student over the steps in three runs, with the "
+    "weight of the soft labels. The teacher's curve is the same in all three; the "
+    "student falls later the more it is asked to believe early.",
+    size=(5.2, 3.4),
+)
+
+# %% [markdown]
+# The teacher's curve is the same in all three, as promised. The student that
+# believes from the start learns late: what it imitates at first is noise, and then a
+# teacher that has just begun. With the ramp it is on its own while its teacher is
+# worth little.
+#
+# What does the ramp's student follow later? The **gap**, its loss minus its
+# teacher's:
+
+# %%
+log = [entry for entry in grown[study.RAMP].log if "student_hard" in entry]
+gap = [entry["student_hard"] - entry["partner_hard"] for entry in log]
+fig, ax = plt.subplots(figsize=(6, 2.4))
+ax.plot([entry["step"] for entry in log], gap, "o-")
+ax.axhline(0, color="0.4", linestyle="--")
+ax.set_xlabel("step")
+ax.set_ylabel("student − teacher (nats)")
+ax.set_title("The gap, with a ramp")
+plt.show()
+
+# %% [markdown]
+# Below zero the *student* is ahead: small models often learn faster at first, and
+# the wide one has only begun to use its size. A teacher is worth following where the
+# gap is positive, and there was little time for that here. Remember this picture
+# when you read what the study found.
+#
+# One check: the live run with the ramp against what the study predicts for one more
+# seed. The sixth novel judges.
+
+# %%
+from distill_helpers.evaluation import evaluate
+
+score = evaluate(grown[study.RAMP].student, pair.test, pair.tokenizer).nll
+live = results.check_live("nll", study.RAMP, study.MANY, score, judged=judged)
+display(live)
+
+# %% [markdown]
+# ## Where does it pay?
+#
+# The study compares, at equal steps of the student:
+#
+# * *alone*: labels, no partner; *two averaged*: two of these, whose probabilities
+#   are averaged (so answering costs twice as much);
+# * the three schedules from above, and a *head start*: an equal mix, but the teacher
+#   has already half a run behind it;
+# * *two peers*: two students of one size teach each other (mutual learning, Zhang et
+#   al. 2018);
+# * *teacher first*: the teacher is trained to the end, and the student then learns
+#   from it alone (lesson 02).
+#
+# **Predict** the order, with 3,000 rows to learn from.
+
+# %%
+from distill_helpers.plots import compare_arms
+
+fig, ax = plt.subplots(figsize=(7, 3.6))
+compare_arms(ax, results, "nll", study.MANY)
+ax.set_xlabel("held-out loss, nats per token (left is better)")
+ax.set_title("3,000 rows, equal steps of the student; five seeds")
+plt.show()
+
+# %%
+print(results.table(("nll", "tflops"), study.MANY))
+for claim in ("noisy_start", "ramp_helps", "head_start_helps"):
+    display(results.verdict(claim, judged=judged))
+
+# %% [markdown]
+# Dots are means, lines 95 % intervals over five seeds. `tflops` counts what the
+# whole arm cost, teacher included, in units of $10^{12}$ operations.
+#
+# Now the two questions that decide. Does the student gain by having a teacher
+# beside it? And would a teacher that was *finished* have been better?
+
+# %%
+for claim in ("pays_many", "after_is_better"):
+    display(results.verdict(claim, judged=judged))
+
+# %% [markdown]
+# ### The same with less text
+#
+# With 800 rows, every row is read six times. **Predict:** does that make the
+# partner more useful, or less?
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.6))
+compare_arms(ax, results, "nll", study.FEW)
+ax.set_xlabel("held-out loss, nats per token (left is better)")
+ax.set_title("800 rows, equal steps of the student; five seeds")
+plt.show()
+for claim in ("pays_few", "peers_pay"):
+    display(results.verdict(claim, judged=judged))
+
+# %% [markdown]
+# Where text is scarce, a soft label is more than a better answer: it keeps the
+# student from learning its few rows by heart, because a partner that errs in other
+# places does not repeat them word for word. Two rows of verdicts, two amounts of
+# text, and not the same answer: that is how such a technique should be reported.
+#
+# ## The bill
+#
+# Equal steps hide a cost: beside every student a larger model was trained. What if
+# the student alone may spend **the same number of operations**? A teacher that
+# comes first pays one thing more, the forward pass that labels the student's
+# batches; in co-distillation that pass is part of the teacher's training.
+
+# %%
+cost = study.count_cost(task)
+budget = cost.of(study.RAMP, study.STEPS, 0)
+print(f"one step of the student {1e3 * cost.student:.2f} GFLOPs,")
+print(f"of the teacher {1e3 * cost.teacher:.2f}, its labels alone ", end="")
+print(f"{1e3 * cost.labelling:.2f}")
+for arm in (study.ALONE, study.TWO, study.AFTER):
+    print(f"{arm:14} {cost.steps(arm, budget):5} steps for the same bill")
+
+# %% [markdown]
+# **Predict:** the pair's student after 300 steps, or the student alone after
+# its many?
+
+# %%
+print(results.table(("nll", "steps", "tflops"), study.EQUAL), end="\n\n")
+pair_nll = results.mean("nll", study.RAMP, study.MANY)
+print(
+    f"co-distilled, with a ramp: {pair_nll.mean:.3f} for the same operations"
+)
+display(results.verdict("equal_flops", judged=judged))
+
+# %% [markdown]
+# This is the honest baseline, and at this size it settles the matter: whoever wants
+# *only the student* should train the student. So when is co-distillation for you?
+#
+# * **You train the large model anyway.** Then its operations are paid for, and its
+#   soft labels are free while it trains; afterwards they cost a forward pass over
+#   all the text, or a cache (lesson 03). That is the situation of those who train
+#   families of models.
+# * **Text is what limits you**, not operations, and a finished teacher is not to be
+#   had.
+#
+# And expect less than from a finished teacher: that one was better at equal steps.
+#
+# ## Peers, ensembles, and churn
+#
+# Peers need no teacher at all: two students, different weights at the start, each
+# learning from labels and from the other. Equal weights would be useless: both would
+# see the same batches, agree for ever, and teach each other nothing. The trainer
+# refuses them:
+
+# %%
+from distill_helpers.codistillation import CoDistillationTrainer
+from distill_helpers.trainers import training_arguments
+
+arguments = training_arguments(
+    get_profile("cpu"), steps=1, learning_rate=1e-3, batch_size=4
+)
+twins = {"one": task.student(seed=0), "two": task.student(seed=0)}
+try:
+    CoDistillationTrainer(
+        twins,
+        args=arguments,
+        train_dataset=task.rows,
+        tokenizer=pair.tokenizer,
+    )
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# Two runs of two peers, and two of a student alone, with fresh seeds. `compare`
+# measures partners one by one, against each other, and averaged:
+
+# %%
+from distill_helpers.codistillation import compare
+
+cell = dict(results.options(study.PEERS, study.MANY))
+peers, alone = {}, {}
+for seed in (2, 3):
+    peers[seed] = study.grow(task, study.PEERS, seed=seed, **cell)
+    alone[seed] = study.grow(task, study.ALONE, seed=seed, **cell).student
+
+# %%
+models = {"one": peers[2].student, "other": peers[2].partner}
+two = compare(models, pair.test, pair.tokenizer)
+strangers = compare(
+    {"one": alone[2], "other": alone[3]}, pair.test, pair.tokenizer
+)
+for name, found in (("peers", two), ("strangers", strangers)):
+    mean = sum(found.nll.values()) / 2
+    print(
+        f"{name:10} each {mean:.3f}, averaged {found.ensemble_nll:.3f} nats; "
+        f"same likeliest token at {found.agreement:.0%} of positions"
+    )
+
+# %% [markdown]
+# *Peers* have learned from each other, *strangers* have never met. Averaging
+# helps most where models differ, and peers have grown alike: what they gain from
+# each other, an ensemble of them can gain no more.
+#
+# **Churn** is how many predictions change when a model is trained again with
+# another seed. Users notice it; each new version errs in new places.
+
+# %%
+from distill_helpers.codistillation import churn
+
+first = churn(alone[2], alone[3], pair.test, pair.tokenizer)
+second = churn(peers[2].student, peers[3].student, pair.test, pair.tokenizer)
+print(f"two runs alone:    {first:.1%} of likeliest tokens differ")
+print(f"two runs of peers: {second:.1%}")
+
+# %% [markdown]
+# One pair of runs each: a look, not a result. Anil et al. (2018) report that
+# codistilled models agree more from run to run.
+#
+# ## A pair of your own
+#
+# The trainer takes named models. Each has its own clipping, its own optimizer
+# state and its own folder in every checkpoint, which `from_pretrained` reads. With a
+# GPU, the pair below is larger and reads *TinyStories* as it streams in from
+# the hub; elsewhere it is the pair from above for a few steps.
+
+# %%
+from distill_helpers.data import stream_rows
+from distill_helpers.models import build_student
+
+stories = profile.pick(smoke=None, cpu=None, gpu="roneneldan/TinyStories")
+text = task.rows
+if stories is not None:
+    text = stream_rows(stories, pair.tokenizer, length=256, count=40_000)
+rows = text.select(range(len(text) - 80))
+held_out = text.select(range(len(text) - 80, len(text)))
+
+# %%
+sizes = profile.pick(
+    smoke={"teacher": (2, 64), "student": (1, 32)},
+    cpu={"teacher": (4, 192), "student": (2, 96)},
+    gpu={"teacher": (8, 512), "student": (4, 256)},
+)
+own = {
+    name: build_student(
+        pair.tokenizer, layers=layers, width=width, seed=seed
+    ).to(profile.device)
+    for seed, (name, (layers, width)) in enumerate(sizes.items())
+}
+
+# %% [markdown]
+# Two models in training, their optimizers, and all the logits of both: will it fit?
+# `plan` rehearses the real training step on tensors that have shapes but no
+# content, and says so before the long cell.
+
+# %%
+from distill_helpers.planning import plan
+
+steps = profile.pick(smoke=2, cpu=20, gpu=3000)
+batch_size = profile.pick(smoke=4, cpu=16, gpu=32)
+forecast = plan(
+    (own["teacher"], own["student"]),
+    method="codistillation",
+    batch_size=batch_size,
+    length=len(rows[0]["input_ids"]),
+    steps=steps,
+    device=profile.pick(smoke="cpu", cpu="cpu", gpu="T4"),
+)
+print(forecast)
+
+# %%
+rate = profile.pick(smoke=4e-3, cpu=4e-3, gpu=1e-3)
+trainer = CoDistillationTrainer(
+    own,
+    teacher="teacher",
+    schedule=MixSchedule(0.7, warm_up=0.25, ramp=0.5),
+    tokenizer=pair.tokenizer,
+    train_dataset=rows,
+    args=training_arguments(
+        profile, steps=steps, learning_rate=rate, batch_size=batch_size, seed=0
+    ),
+)
+trainer.train()
+found = compare(own, held_out, pair.tokenizer)
+print({name: round(nll, 3) for name, nll in found.nll.items()})
+
+# %% [markdown]
+# `exchange_every=100` would let each learn from *copies* of its partners that are
+# refreshed every hundred steps. That is how models on distant machines can teach each
+# other: they exchange weights now and then instead of logits at every step (Anil
+# et al. 2018).
+#
+# ## Planning what does not fit
+#
+# The same question for models that you would not dare to try: SmolLM2 with 360
+# million weights teaching the one with 135 million, both in training, on the GPU
+# that Colab lends for nothing.
+
+# %%
+sizes = profile.pick(
+    smoke=(own["teacher"], own["student"]),
+    cpu=("HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-135M"),
+    gpu=("HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-135M"),
+)
+for method in ("codistillation", "soft"):
+    forecast = plan(
+        sizes, method=method, batch_size=8, length=512, device="T4"
+    )
+    print(forecast, end="\n\n")
+
+# %% [markdown]
+# Read it part by part. In co-distillation the teacher needs what a student needs:
+# gradients, two optimizer states, and activations that wait for the backward
+# pass. A frozen teacher in half precision needs its weights, and next to nothing
+# else. `distill plan` says the same on the command line.
+
+# %% [markdown] tags=["published"]
+# ## What others found
+#
+# * Meta writes of Llama 4 Maverick that it was *codistilled* from a larger model,
+#   Behemoth, while that one was still in training, with a loss that weighs soft and
+#   hard targets dynamically (Llama 4 announcement, April 2025). No numbers were
+#   published that would tell what it gained.
+# * Anil et al. (2018) trained copies of a language model on different parts of the
+#   data, let them predict for each other, and report that very large data sets were
+#   fitted about twice as fast, and that predictions became more reproducible. Their
+#   baseline is one model whose batch can grow no further: machines were plenty, and
+#   more of them did not help any other way.
+# * Zhang et al. (2018) found that small image classifiers teaching each other beat
+#   the same ones alone, and one that learns from a larger, finished teacher.
+#
+# Different questions, different bills. Ours counted operations.
+
+# %% [markdown]
+# ## Exercise 1 · The weight of a beginner's word
+#
+# *easy · off by a warm-up, and the student starts on noise · 5 minutes*
+#
+# Write `mix_weight(progress, alpha, warm_up, ramp)`, all shares of the run between 0
+# and 1: zero before `warm_up`, then a straight line that reaches `alpha` a `ramp`
+# later, then `alpha`. With `ramp=0` it jumps.
+#
+# By hand: with `alpha=0.8, warm_up=0.2, ramp=0.4` the weight is 0 at 0.1, and 0.4
+# at 0.4.
+
+# %% tags=["exercise"]
+from distill_helpers import checks
+
+
+def mix_weight(progress, alpha, warm_up, ramp):
+    return None  # your code here
+
+
+checks.mix_weight(mix_weight)
+
+# %% [markdown] tags=["hint"]
+# Three cases. `min` takes care of the last one; a ramp of zero must not be divided
+# by.
+
+# %% tags=["solution"]
+from distill_helpers import checks
+
+
+def mix_weight(progress, alpha, warm_up, ramp):
+    if progress < warm_up:
+        return 0.0
+    if ramp == 0:
+        return alpha
+    return alpha * min(1.0, (progress - warm_up) / ramp)
+
+
+checks.mix_weight(mix_weight)
+
+# %% [markdown]
+# ## Exercise 2 · One loss for two
+#
+# *medium · one forgotten word, and the teacher learns to be easy · 10 minutes*
+#
+# Write `learn_together(teacher_logits, student_logits, labels, alpha)` for logits
+# `[rows, vocabulary]`: the teacher's cross-entropy, plus `1 - alpha` times the
+# student's, plus `alpha` times KL(teacher ‖ student) at temperature 1. Means over the
+# rows. The student's part must not move the teacher.
+
+# %% tags=["exercise"]
+import torch.nn.functional as F
+
+
+def learn_together(teacher_logits, student_logits, labels, alpha):
+    return None  # your code here
+
+
+checks.learn_together(learn_together)
+
+# %% [markdown] tags=["hint"]
+# `F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")` is KL(p ‖ q).
+# `teacher_logits.detach()` belongs into the student's part, and only there.
+
+# %% tags=["solution"]
+import torch.nn.functional as F
+
+
+def learn_together(teacher_logits, student_logits, labels, alpha):
+    log_p = teacher_logits.detach().log_softmax(-1)
+    log_q = student_logits.log_softmax(-1)
+    soft = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    student = (1 - alpha) * F.nll_loss(log_q, labels) + alpha * soft
+    return F.cross_entropy(teacher_logits, labels) + student
+
+
+checks.learn_together(learn_together)
+
+# %% [markdown]
+# ## Exercise 3 · Two heads
+#
+# *easy · averaging the wrong thing · 5 minutes*
+#
+# Write `ensemble_nll(logits, labels)` for logits `[models, rows, vocabulary]` and
+# labels `[rows]`: the mean negative log-likelihood, in nats, of the mean of the
+# models' *probabilities*.
+
+
+# %% tags=["exercise"]
+def ensemble_nll(logits, labels):
+    return None  # your code here
+
+
+checks.ensemble_nll(ensemble_nll)
+
+# %% [markdown] tags=["hint"]
+# Softmax, mean over the models, logarithm; then pick each row's label with
+# `gather`, or let `F.nll_loss` do it.
+
+
+# %% tags=["solution"]
+def ensemble_nll(logits, labels):
+    mean = logits.softmax(-1).mean(0)
+    return F.nll_loss(mean.log(), labels)
+
+
+checks.ensemble_nll(ensemble_nll)
+
+# %% [markdown]
+# ## Recap
+#
+# | question | answer |
+# |---|---|
+# | what is co-distillation? | teacher and student learn from the same batches at the same time |
+# | why does the student not follow at once? | a beginner's soft labels are noise |
+# | what helps? | a ramp, a head start, or a weight that follows the teacher's loss |
+# | does the teacher suffer? | not one-way: its gradients are those of training alone |
+# | which baseline is forgotten? | the student alone, for the operations of both |
+#
+# **When would you not co-distil?**
+#
+# * You want only the small model: spend the operations on it.
+# * A finished teacher is there: learn from that.
+# * The two do not fit into memory together: ask `plan` first.
+#
+# *Read on:* Zhang et al. 2018 (arXiv:1706.00384); Anil et al. 2018
+# (arXiv:1804.03235); Busbridge et al. 2025 (arXiv:2502.08606) on when distilling
+# pays at all.
