@@ -487,7 +487,8 @@ class _FusedLoss(torch.autograd.Function):
                 logits, theirs, targets[start : start + len(buffer)]
             )
             gradients.add(student, chosen, logits)
-        ctx.gradients = gradients.finished(hidden, weight, bias)
+        ctx.gradients = gradients.finished()
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         soft, hard = (total / plan.count).unbind()
         soft = soft * plan.scale
         # A term with weight zero is reported, but an infinite one cannot spoil the sum.
@@ -513,14 +514,20 @@ class _FusedLoss(torch.autograd.Function):
         on_cpu = grad_loss.device.type == "cpu"
         if not (on_cpu and grad_loss.item() == 1):
             gradients = [g if g is None else g.mul_(grad_loss) for g in gradients]
-        return (*gradients, None, None, None, None, None, None)
+        # Not before: what a scaled loss lifts into the range of fp16 would be lost.
+        rounded = [
+            g if g is None else g.to(dtype)
+            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*rounded, None, None, None, None, None, None)
 
 
 class _Gradients:
     """Gradients of hidden states, head and bias, filled chunk by chunk.
 
-    The head's are summed in fp32: a sum that is rounded to bf16 after every chunk is
-    biased.
+    All are kept in fp32. The head's are a sum, and one that is rounded to bf16 after
+    every chunk is biased; and divided by the tokens of a step, gradients may be too
+    small for fp16 before a scaled loss comes back in ``backward``.
     """
 
     def __init__(
@@ -531,7 +538,9 @@ class _Gradients:
         # A mix is weighted in the blocks; soft labels alone are weighted here.
         outer = plan.scale / plan.temperature if plan.alpha == 1 else 1.0
         self.factor = outer * head.scale / plan.count
-        self.hidden = torch.zeros_like(hidden) if plan.wanted[0] else None
+        self.hidden = None
+        if plan.wanted[0]:
+            self.hidden = torch.zeros_like(hidden, dtype=precise)
         self.weight = self.bias = None
         if plan.wanted[1]:
             self.weight = hidden.new_empty((width, hidden.shape[1]), dtype=precise)
@@ -545,8 +554,8 @@ class _Gradients:
     ) -> None:
         """Carry the gradient of a chunk's logits on to what they came from."""
         if self.hidden is not None:
-            product = torch.mm(gradient, student.head.weight).mul_(self.factor)
-            self.hidden.index_copy_(0, chosen, product)
+            product = torch.mm(gradient, student.head.weight).to(self.hidden.dtype)
+            self.hidden.index_copy_(0, chosen, product.mul_(self.factor))
         if self.bias is not None:
             sums = gradient.sum(0, dtype=self.bias.dtype)
             self.bias[: self.vocabulary].add_(sums, alpha=self.factor)
@@ -572,15 +581,11 @@ class _Gradients:
                 total[part].add_(product, alpha=self.factor)
         self.empty = False
 
-    def finished(self, *like: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """The gradients in the dtypes of what they belong to."""
+    def finished(self) -> list[torch.Tensor | None]:
+        """The gradients."""
         if self.empty and self.weight is not None:
             self.weight.zero_()
-        found = (self.hidden, self.weight, self.bias)
-        return [
-            None if g is None or x is None else g.to(x.dtype)
-            for g, x in zip(found, like, strict=True)
-        ]
+        return [self.hidden, self.weight, self.bias]
 
 
 class _Work:

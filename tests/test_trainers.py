@@ -15,7 +15,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from tiny_models import byte_level_bpe, ragged_rows, random_rows, tiny
 from training_runs import SGD, bf16_profile, trainer, weights
-from transformers import TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from distill_helpers import profiles, three_sums
 from distill_helpers.data import collator_for, pack_examples
@@ -572,6 +572,62 @@ def test_bf16_autocast_trains_fp32_weights(bpe):
     assert {p.dtype for p in made.model.parameters()} == {torch.float32}
     found = [log["loss"] for log in training_logs(made)]
     assert found[-1] < 0.8 * found[0]
+
+
+def shrunk(kind, vocabulary, *, tied, seed=0):
+    """A model of the architectures that the gpu profile names, made small."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        kind,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("llama", True), ("llama", False), ("qwen2", True)]
+)
+def test_a_step_in_fp16_loses_no_gradient(family, tied, fused, kind):
+    """As Trainer does it on a T4: fp16 autocast, a scaled loss, weights in fp32.
+
+    Divided by the tokens of a whole step, a gradient is too small for fp16 until the
+    loss is scaled; so nothing may be rounded before that.
+    """
+    student = shrunk(family, 320, tied=tied)
+    # The teacher's head is padded to another width.
+    teacher = shrunk(family, 352, tied=tied, seed=1).requires_grad_(False)
+    objective = HardLabels(fused=fused)
+    if kind == "soft":
+        options = {"temperature": 1.0, "alpha": 0.5, "scale_by_t2": True}
+        objective = SoftLabels(teacher, 300, fused=fused, **options)
+    ids = random_rows(4, 16, 300).with_format("torch")[:]["input_ids"]
+    inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    count = 2**17
+
+    objective(student, inputs, count)["loss"].backward()
+    expected = {name: p.grad.clone() for name, p in student.named_parameters()}
+    student.zero_grad()
+
+    teacher.half()
+    optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = objective(student, inputs, count)["loss"]
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    for name, parameter in student.named_parameters():
+        gap = (parameter.grad - expected[name]).norm()
+        assert gap < 0.03 * expected[name].norm(), name
+        lost = (parameter.grad == 0) & (expected[name] != 0)
+        assert lost.float().mean() < 0.02, name
 
 
 def test_mixed_precision_can_be_turned_off():
