@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -348,27 +349,29 @@ def _plan(chosen: argparse.Namespace) -> int:
     from distill_helpers.profiles import get_profile, gpu_profile
 
     options = _filled(chosen)
-    if options.profile == "gpu":
-        # Planned on any machine; its models are the same in either half precision.
-        profile = gpu_profile(torch.float16)
-    else:
-        profile = get_profile(options.profile)
+    name = options.profile
+    if name == "auto":
+        name = os.environ.get("DISTILL_PROFILE") or name
+    # The gpu profile is planned on any machine; its models are the same in bf16.
+    gpu = name == "gpu"
+    profile = gpu_profile(torch.float16) if gpu else get_profile(name)
     models: Any = profile
     if options.teacher or options.student:
-        students = profile.students or ("packaged",)
-        models = (options.teacher or profile.teacher, options.student or students[0])
+        teacher, student = planning.models_of(profile)
+        models = (options.teacher or teacher, options.student or student)
     found = planning.plan(
         models,
         batch_size=options.batch_size,
         length=options.length,
         steps=options.steps,
         method=options.method,
-        device=options.device or ("T4" if profile.name == "gpu" else "cpu"),
+        device=options.device or None,
         accumulation=options.gradient_accumulation_steps,
         fused=options.fused,
         optimizer=options.optim,
         checkpointing=options.gradient_checkpointing,
         mixed_precision=options.mixed_precision,
+        packed=options.packed,
     )
     print(found)
     return 0 if found.fits else 1

@@ -149,6 +149,15 @@ class Partners(nn.Module):
         self.stale.eval()
         return self
 
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Compute every model's activations again in the backward pass; for Trainer."""
+        for model in self.models.values():
+            # The name changed within transformers 5.
+            new = getattr(model, "activation_checkpointing_enable", None)
+            (new or model.gradient_checkpointing_enable)(**options)  # type: ignore[operator]
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Bring the frozen copies up to date."""

@@ -112,7 +112,9 @@ class PlanOptions:
     profile: str = _option("auto", "auto, smoke, cpu or gpu: its teacher and student")
     teacher: str = _option("", "instead of the profile's: a folder or a hub name")
     student: str = _option("", "likewise")
-    device: str = _option("", "cpu, T4, L4, A100 or H100; default: the profile's")
+    device: str = _option(
+        "", "cpu, T4, L4, A100 or H100; default: the CPU, or a T4 for gpu"
+    )
     method: str = _option("soft", "soft, hard, stored or codistillation")
     batch_size: int = _option(4, "rows of a micro-batch")
     length: int = _option(512, "tokens of a row")
@@ -122,6 +124,7 @@ class PlanOptions:
     optim: str = _option("adamw_torch_fused", "any optimizer of TrainingArguments")
     gradient_checkpointing: bool = _option(False, "compute activations twice")
     mixed_precision: bool = _option(True, "where the device has a half precision")
+    packed: bool = _option(False, "rows hold several examples")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -11,32 +11,38 @@ Taught in notebook 06, used in the capstone.
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
+from unittest.mock import patch
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers import TrainingArguments
 
 from distill_helpers.codistillation import Partners, mutual_losses
 from distill_helpers.fused_losses import SparseTargets, working_bytes
+from distill_helpers.losses import block_rows
 from distill_helpers.profiles import Profile
 from distill_helpers.runtime import matmul_flops
 from distill_helpers.soft_label_schemes import SCHEMES, scheme_for
-from distill_helpers.trainers import (
-    HardLabels,
-    Objective,
-    SoftLabels,
-    training_arguments,
-)
+from distill_helpers.trainers import HardLabels, Objective, SoftLabels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -54,9 +60,9 @@ PARTS = (
     "logits",
     "stored labels",
 )
-# What a device needs beside tensors (its context, kernels) and what an allocator
-# leaves unused between them.
-_CONTEXT_GIB = {"cuda": 0.6, "cpu": 0.0}
+# What there is beside tensors, CUDA's context and kernels, Python and its libraries;
+# and what an allocator leaves unused between them.
+_CONTEXT_GIB = {"cuda": 0.6, "cpu": 0.5}
 _SPARE = 0.1
 # Of a stored hybrid cache, the default of write_cache: 8 likeliest and 24 draws.
 _STORED_TOKENS = 32
@@ -139,6 +145,7 @@ class Device:
         half: The half precision to train in, or ``None`` where it does not pay.
         dollars_per_hour: To rent one; ``None`` if it is yours.
         utilisation: Share of these operations that training reaches.
+        flash: Whether it has flash attention: every CPU, and GPUs from Ampere on.
     """
 
     name: str
@@ -149,6 +156,7 @@ class Device:
     half: torch.dtype | None
     dollars_per_hour: float | None
     utilisation: float = 0.3
+    flash: bool = True
 
 
 # Operations: NVIDIA's data sheets, dense. Prices: list prices on demand in 2026 of
@@ -156,7 +164,7 @@ class Device:
 # H100). They change; `dataclasses.replace(DEVICES["T4"], dollars_per_hour=…)` puts in
 # what you pay.
 DEVICES = {
-    "T4": Device("T4", "cuda", 14.6, 65e12, 8.1e12, torch.float16, 0.53),
+    "T4": Device("T4", "cuda", 14.6, 65e12, 8.1e12, torch.float16, 0.53, flash=False),
     "L4": Device("L4", "cuda", 22.0, 121e12, 30e12, torch.bfloat16, 0.81),
     "A100": Device("A100 40 GB", "cuda", 39.4, 312e12, 19.5e12, torch.bfloat16, 1.3),
     "H100": Device("H100", "cuda", 79.1, 989e12, 67e12, torch.bfloat16, 3.0),
@@ -190,6 +198,7 @@ class Step:
         autocast: The half precision of the step, or ``None``.
         teacher_dtype: Of a frozen teacher.
         checkpointing: Compute activations again in the backward pass.
+        packed: Rows hold several examples, as ``pack_examples`` makes them.
     """
 
     student: PreTrainedConfig
@@ -203,6 +212,7 @@ class Step:
     autocast: torch.dtype | None = None
     teacher_dtype: torch.dtype = torch.float32
     checkpointing: bool = False
+    packed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -287,8 +297,8 @@ class Plan:
         for part in PARTS:
             if amount := self.rehearsal.parts.get(part):
                 lines.append(f"  {part:22} {amount / 2**30:7.2f} GiB")
-        if context := _CONTEXT_GIB[device.kind]:
-            lines.append(f"  {'context':22} {context:7.2f} GiB")
+        context = _CONTEXT_GIB[device.kind]
+        lines.append(f"  {'context and libraries':22} {context:7.2f} GiB")
         verdict = "fits" if self.fits else "DOES NOT FIT"
         lines.append(
             f"  {'at the peak':22} {self.memory_gib:7.2f} GiB of "
@@ -297,10 +307,12 @@ class Plan:
         took = f"  about {_duration(self.minutes)} for {self.steps:,} steps"
         if self.dollars is not None:
             took += f", {self.dollars:.2f} dollars"
+        if step.method in ("hard", "stored"):
+            took += "; writing the labels is not counted"
         lines.append(took)
         if self.storage:
             sizes = (f"{name} {_bytes(size)}" for name, size in self.storage.items())
-            lines.append(f"  soft labels on disk: {', '.join(sizes)}")
+            lines.append(f"  on disk, if no row comes twice: {', '.join(sizes)}")
         if self.remedy is not None:
             lines.append(f"  {self.remedy}")
         return "\n".join(lines)
@@ -319,6 +331,7 @@ def plan(
     optimizer: str = "adamw_torch_fused",
     checkpointing: bool = False,
     mixed_precision: bool = True,
+    packed: bool = False,
     student: int = 0,
 ) -> Plan:
     """Memory, time, money and storage of a training run, before it begins.
@@ -340,6 +353,7 @@ def plan(
         optimizer: A name of ``TrainingArguments.optim``.
         checkpointing: ``gradient_checkpointing``.
         mixed_precision: ``False`` trains in plain fp32.
+        packed: Rows of ``pack_examples``: attention needs a mask.
         student: Which of the profile's students.
 
     Raises:
@@ -352,12 +366,15 @@ def plan(
         raise ValueError(f"method={method!r} is unknown; choose one of {METHODS}")
     for name, value in (
         ("batch_size", batch_size),
-        ("length", length),
+        ("length", length - 1),
         ("steps", steps),
         ("accumulation", accumulation),
     ):
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+            least = "2: one token predicts one" if name == "length" else "1"
+            raise ValueError(
+                f"{name}={value + (name == 'length')} must be at least {least}"
+            )
     if device is None:
         gpu = isinstance(models, Profile) and models.name == "gpu"
         device = "T4" if gpu else "cpu"
@@ -365,6 +382,7 @@ def plan(
     teacher, learner = _pair(models, student)
     if teacher is None and method != "hard":
         raise ValueError(f"method={method!r} needs a teacher; models has none")
+    half, teacher_dtype = _precision(models, where)
     step = Step(
         student=learner,
         teacher=None if method == "hard" else teacher,
@@ -374,16 +392,17 @@ def plan(
         accumulation=accumulation,
         fused=fused,
         optimizer=optimizer,
-        autocast=where.half if mixed_precision else None,
-        teacher_dtype=where.half or torch.float32,
+        autocast=half if mixed_precision else None,
+        teacher_dtype=teacher_dtype,
         checkpointing=checkpointing,
+        packed=packed,
     )
     storage = {}
     if teacher is not None and method in ("soft", "stored"):
         for scheme in SCHEMES:
             found = scheme_for(scheme, teacher.vocab_size)
             storage[scheme] = found.bytes_per_position * step.tokens * steps
-    found_plan = Plan(step, where, steps, rehearse(step, where.kind), storage, None)
+    found_plan = Plan(step, where, steps, rehearse(step, where), storage, None)
     if found_plan.fits:
         return found_plan
     return replace(found_plan, remedy=_find_remedy(found_plan))
@@ -391,32 +410,42 @@ def plan(
 
 def _find_remedy(too_large: Plan) -> str:
     """The first change of the step after which it fits, cheapest changes first."""
-    step = too_large.step
-    tried: list[tuple[str, Step]] = []
-    if not step.fused:
-        tried.append(("use fused=True", replace(step, fused=True)))
-        step = replace(step, fused=True)
-    while step.batch_size > 1:
-        step = replace(
-            step,
-            batch_size=step.batch_size // 2,
-            accumulation=2 * step.accumulation,
-        )
-        size = f"batch_size={step.batch_size} and accumulation={step.accumulation}"
-        tried.append((f"use {size}", step))
-    if not step.checkpointing:
+    start = too_large.step
+    step = replace(start, fused=True)
+    tried = [] if start.fused else [step]
+    rows = start.batch_size * start.accumulation
+    for batch_size in range(start.batch_size - 1, 0, -1):
+        # The step is to read as many rows as before; halves, thirds, …
+        if rows % batch_size == 0 and 2 * batch_size <= step.batch_size:
+            step = replace(step, batch_size=batch_size, accumulation=rows // batch_size)
+            tried.append(step)
+    if not start.checkpointing:
         step = replace(step, checkpointing=True)
-        tried.append((f"use batch_size={step.batch_size} and checkpointing=True", step))
-    if step.method == "soft":
+        tried.append(step)
+    if start.method == "soft":
         step = replace(step, method="stored", teacher=None)
-        tried.append(("store the soft labels first, then train without teacher", step))
-    for text, other in tried:
-        other_plan = replace(
-            too_large, step=other, rehearsal=rehearse(other, too_large.device.kind)
+        tried.append(step)
+    for other in tried:
+        found = replace(
+            too_large, step=other, rehearsal=rehearse(other, too_large.device)
         )
-        if other_plan.fits:
-            return f"{text}: {other_plan.memory_gib:.2f} GiB"
-    return "nothing helps here: take a smaller student, or a larger device"
+        if found.fits:
+            return f"{_changes(start, other)}: {found.memory_gib:.2f} GiB"
+    return (
+        "nothing that was tried helps; what is left: shorter rows, an optimizer with "
+        "less state, a smaller student, a larger device"
+    )
+
+
+def _changes(before: Step, after: Step) -> str:
+    """What differs, as keywords of :func:`plan`."""
+    names = ("fused", "batch_size", "accumulation", "checkpointing", "method")
+    changed = [
+        f"{name}={getattr(after, name)!r}"
+        for name in names
+        if getattr(after, name) != getattr(before, name)
+    ]
+    return f"it fits with {', '.join(changed)}"
 
 
 def _device(given: str | Device) -> Device:
@@ -436,15 +465,48 @@ def _pair(
     models: Profile | tuple[Model | None, Model], student: int
 ) -> tuple[PreTrainedConfig | None, PreTrainedConfig]:
     if not isinstance(models, Profile):
+        if not isinstance(models, (tuple, list)) or len(models) != 2:
+            raise ValueError(
+                f"models={models!r} must be a profile or (teacher, student)"
+            )
         teacher, learner = models
         return (None if teacher is None else _config(teacher)), _config(learner)
-    teacher = _config(models.teacher)
-    if models.students:
-        return teacher, _config(models.students[student])
+    return models_of(models, student)
+
+
+def models_of(
+    profile: Profile, student: int = 0
+) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """The shapes of a profile's teacher and of one of its students.
+
+    Args:
+        profile: From ``get_profile`` or ``gpu_profile``.
+        student: Which, where it has several.
+    """
+    teacher = _config(profile.teacher)
+    if profile.students:
+        if not 0 <= student < len(profile.students):
+            raise ValueError(
+                f"student={student}: the profile has {len(profile.students)} students"
+            )
+        return teacher, _config(profile.students[student])
     # As the lessons prune it: without the middle third of the layers.
-    learner = _config(models.teacher)
+    learner = _config(profile.teacher)
     learner.num_hidden_layers -= learner.num_hidden_layers // 3
     return teacher, learner
+
+
+def _precision(
+    models: Profile | tuple[Model | None, Model], device: Device
+) -> tuple[torch.dtype | None, torch.dtype]:
+    """Of the step, and of a frozen teacher's weights."""
+    half = device.half
+    if isinstance(models, Profile):
+        if models.device == device.kind == "cpu":
+            return models.autocast_dtype, models.teacher_dtype
+    elif isinstance(models[0], nn.Module):
+        return half, models[0].dtype
+    return half, half or torch.float32
 
 
 def _config(model: Model) -> PreTrainedConfig:
@@ -484,7 +546,7 @@ def _bytes(size: float) -> str:
 # --- the rehearsal ------------------------------------------------------------------
 
 
-def rehearse(step: Step, device_type: str = "cpu") -> Rehearsal:
+def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
     """Run a step twice on fake tensors and note what it would allocate.
 
     Twice, because the optimizer's state is there only from the second step on; the
@@ -492,24 +554,75 @@ def rehearse(step: Step, device_type: str = "cpu") -> Rehearsal:
 
     Args:
         step: What to run.
-        device_type: ``"cpu"`` or ``"cuda"``; the fused losses work in larger chunks on
-            a GPU. The fake tensors are a CPU's in both cases.
+        device: A GPU works in larger chunks, and an old one attends otherwise. The
+            fake tensors are a CPU's in any case. Default: a CPU.
     """
-    flops = FlopCounterMode(display=False)
-    with FakeTensorMode(), _Ledger() as ledger:
+    device_type = "cpu" if device is None else device.kind
+    flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS)
+    ledger = _Ledger(packed=step.packed)
+    with _taken_for_real(), FakeTensorMode(), ledger:
         model, objective = _build(step, ledger)
-        optimizer = _optimizer(step, model)
+        optimizer = _optimizer(step, model, device_type)
+        if step.autocast is not None:
+            # As accelerate prepares a model for mixed precision.
+            model.forward = convert_outputs_to_fp32(model.forward)
         first = replace(step, batch_size=1, length=8, accumulation=1)
-        _one_step(first, model, objective, optimizer, ledger)
-        with flops:
-            _one_step(step, model, objective, optimizer, ledger)
-    extra = 0
-    if step.fused:
-        extra = _working(step, device_type) - _working(step, "cpu")
+        with _attention(step, device):
+            _one_step(first, model, objective, optimizer, ledger)
+            with flops:
+                _one_step(step, model, objective, optimizer, ledger)
+    extra = _working(step, device_type) - _working(step, "cpu")
     counted = float(flops.get_total_flops())
     return Rehearsal(
         ledger.peak(extra), counted * step.accumulation / _rehearsed_batches(step)
     )
+
+
+def _taken_for_real() -> Any:
+    """Let transformers go the ways that it goes with tensors that have content.
+
+    It would build attention masks to be safe, where it otherwise finds none needed.
+    """
+    from transformers.utils import import_utils
+
+    return patch.object(import_utils, "is_fake_tensor", lambda _: False, create=True)
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# What a CPU calls its attention is not in torch's table.
+_ATTENTION_FLOPS: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        _attention_backward_flops
+    ),
+}
+
+
+def _attention(step: Step, device: Device | None) -> Any:
+    """The kernel that the device would choose.
+
+    Where fewer heads of keys than of queries meet no mask, transformers leaves it to
+    the kernel to share them. Flash attention can, and needs Ampere; the memory-saving
+    kernel cannot; what is left keeps every score in fp32.
+    """
+    models = [step.student] + ([] if step.teacher is None else [step.teacher])
+    grouped = any(
+        getattr(model, "num_key_value_heads", model.num_attention_heads)
+        < model.num_attention_heads
+        for model in models
+    )
+    if device is None or device.flash or step.packed or not grouped:
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _rehearsed_batches(step: Step) -> int:
@@ -621,11 +734,10 @@ class _FakeStore:
 def _model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    # A fake model cannot be cast, so it is built in its dtype.
-    with _default_dtype(dtype):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa"
-        )
+    # A copy, for transformers notes dtype and attention in the config it is given.
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), dtype=dtype, attn_implementation="sdpa"
+    )
     return model
 
 
@@ -636,48 +748,47 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _optimizer(step: Step, model: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(step: Step, model: nn.Module, device_type: str) -> Any:
     from transformers import Trainer
+    from transformers.training_args import OptimizerNames
 
-    from distill_helpers.profiles import get_profile
-
+    # The defaults alone: a TrainingArguments that is made in earnest resets what
+    # accelerate knows of the processes, under the feet of a trainer that exists.
+    arguments: Any = SimpleNamespace(
+        **{
+            field.name: field.default
+            for field in fields(TrainingArguments)
+            if field.default is not MISSING
+        }
+    )
     try:
-        arguments = training_arguments(
-            get_profile("smoke"),
-            steps=1,
-            learning_rate=1e-4,
-            batch_size=1,
-            optim=step.optimizer,
-        )
+        arguments.optim = OptimizerNames(step.optimizer)
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    except (ImportError, ValueError) as error:
+        if device_type == "cuda" and step.optimizer == "adamw_torch":
+            options["foreach"] = True  # torch's choice there; it takes more memory
+        return kind(model.parameters(), **options)
+    except Exception as error:
         raise ValueError(
-            f"optimizer={step.optimizer!r} cannot be rehearsed here: {error}"
+            f"optimizer={step.optimizer!r} cannot be rehearsed here ({error}); "
+            "adamw_torch_fused, adamw_torch, adafactor and sgd can"
         ) from error
-    optimizer: torch.optim.Optimizer = kind(model.parameters(), **options)
-    return optimizer
 
 
 def _batch(step: Step) -> dict[str, torch.Tensor]:
     ids = torch.zeros((step.batch_size, step.length), dtype=torch.int64)
+    if step.packed:
+        return {"input_ids": ids, "position_ids": ids.clone(), "labels": ids}
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
 def _working(step: Step, device_type: str) -> int:
-    """What the fused loss holds while it works."""
+    """What the loss holds while it works, by the rules of a kind of device."""
     vocabulary = step.student.vocab_size
     if step.teacher is not None:
         vocabulary = min(vocabulary, step.teacher.vocab_size)
+    if not step.fused:
+        soft = step.method in ("soft", "codistillation")
+        return 3 * 4 * vocabulary * block_rows(vocabulary, device_type) * soft
     return working_bytes(
         step.batch_size * (step.length - 1),
         vocabulary,
@@ -692,10 +803,16 @@ class _Ledger(TorchDispatchMode):
 
     Fake tensors cannot say what they hold, so questions about content are answered
     here: every number is 1, every condition is met, every position counts.
+
+    Args:
+        packed: Whether rows hold several examples: transformers asks if *all* of them
+            hold one, and builds a mask if not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, packed: bool) -> None:
         super().__init__()
+        self.packed = packed
+        self._all: set[int] = set()
         self.vocabularies: set[int] = set()
         self._changes: list[tuple[int, int]] = []
         self._parts: dict[int, str] = {}
@@ -706,6 +823,8 @@ class _Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
+            if self.packed and self._key(args[0]) in self._all:
+                return False
             return _ONE[args[0].dtype](1) if args[0].dtype in _ONE else 1.0
         if func is torch.ops.aten.nonzero.default:
             out = torch.zeros((args[0].numel(), args[0].dim()), dtype=torch.int64)
@@ -717,6 +836,8 @@ class _Ledger(TorchDispatchMode):
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor):
                 self._enter(tensor, "half-precision copies" if cast else None)
+        if func is torch.ops.aten.all.default:
+            self._all.add(self._keys[out.untyped_storage()])
         return out
 
     def name(self, tensor: torch.Tensor, part: str) -> None:

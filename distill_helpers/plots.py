@@ -6,7 +6,7 @@ figure compares also differ in marker or position, never in colour alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def compare_arms(
     setting: str,
     *,
     live: dict[str, float] | None = None,
+    soft: Collection[str] | None = None,
 ) -> None:
     """A study's arms, one row each: mean, 95 % interval, and a live run beside it.
 
@@ -93,11 +94,15 @@ def compare_arms(
         metric: A column of the study.
         setting: Of the study.
         live: Arm to the number of the run in front of the reader.
+        soft: Arms that learn from soft labels, drawn in the teacher's colour; default:
+            those whose names say so.
     """
-    arms = results.study.arms
+    arms = [arm for arm, other in results.study.pairs() if other == setting]
+    if soft is None:
+        soft = [arm for arm in arms if "soft" in arm or arm == "mix"]
     for place, arm in enumerate(arms):
         found = results.mean(metric, arm, setting)
-        color = TEACHER if "soft" in arm or arm == "mix" else STUDENT
+        color = TEACHER if arm in soft else STUDENT
         ax.plot([found.low, found.high], [place, place], color=color, lw=3)
         ax.plot(found.mean, place, "o", color=color, ms=7)
     if live:
@@ -111,7 +116,7 @@ def compare_arms(
             label="your live run",
         )
         ax.legend()
-    ax.set_yticks(range(len(arms)), list(arms))
+    ax.set_yticks(range(len(arms)), arms)
     ax.set_ylim(len(arms) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
 

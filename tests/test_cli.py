@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill_helpers.cli import main
+from distill_helpers.data import data_folder
 
 TINY = ["--teacher", "tiny-prose", "--rows", "48", "--length", "24"]
 FRESH = ["--student", "fresh:1x16", "--profile", "smoke"]
@@ -23,7 +24,7 @@ def train(*arguments):
     return main(["train", *arguments])
 
 
-@pytest.mark.parametrize("command", ["cache", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["cache", "train", "evaluate", "plan"])
 def test_help_names_every_option(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -147,3 +148,15 @@ def test_label_glosses_writes_a_file_that_goes_on(tmp_path, capsys):
     assert main(["label-glosses", *options, "--count", "4"]) == 0
     # The same seed gives the same teacher, whose answers are not asked for again.
     assert output.read_text().splitlines()[:2] == first
+
+
+def test_plan_says_what_fits(tmp_path, capsys):
+    common = ["--batch-size", "1", "--length", "8", "--steps", "10"]
+    tiny = ["--teacher", str(data_folder("tiny_prose"))]
+    tiny += ["--student", str(data_folder("tiny_prose"))]
+    assert main(["plan", *tiny, *common, "--device", "T4", "--profile", "gpu"]) == 0
+    assert "of 14.6: fits" in capsys.readouterr().out
+    assert main(["plan", *tiny, "--device", "T4", "--length", "1"]) == 1
+    assert "length=1" in capsys.readouterr().err
+    assert main(["plan", *tiny, *common, "--device", "TPU"]) == 1
+    assert "device='TPU'" in capsys.readouterr().err

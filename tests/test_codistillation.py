@@ -399,3 +399,13 @@ def test_a_model_does_not_churn_against_itself():
     tokenizer = byte_level_bpe()
     model = tiny(tokenizer, seed=1)
     assert churn(model, model, ragged_rows(4, len(tokenizer)), tokenizer) == 0
+
+
+def test_checkpointed_activations_change_nothing():
+    plain = trained(kind="together", steps=1, **SGD)
+    again = trained(kind="together", steps=1, gradient_checkpointing=True, **SGD)
+    for name in ("teacher", "student"):
+        torch.testing.assert_close(
+            weights(model_of(plain, name)), weights(model_of(again, name))
+        )
+        assert model_of(again, name).is_gradient_checkpointing

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
+from training_runs import trainer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill_helpers import planning
@@ -23,27 +24,34 @@ from distill_helpers.trainers import SoftLabels
 
 HERE = Path(__file__).parent
 T4_GIB = 14.6
-# The largest training step of each lesson's `gpu` path.
+# The largest training step of each lesson's `gpu` path, and how many further copies of
+# the student's weights lie beside it.
 GPU_STEPS = {
     "02": {"method": "soft", "student": 1, "batch_size": 4, "length": 128},
-    "03": {"method": "stored", "student": 1, "batch_size": 8, "length": 256},
-    "04": {"method": "hard", "batch_size": 2, "length": 512, "accumulation": 2},
-    "05": {"method": "hard", "batch_size": 2, "length": 1024, "accumulation": 2},
+    "03": {"method": "soft", "student": 1, "batch_size": 4, "length": 256},
+    "04": {"method": "hard", "batch_size": 2, "length": 512, "packed": True},
+    "05": {"method": "hard", "batch_size": 2, "length": 1024, "packed": True},
+    "06": {"method": "codistillation", "batch_size": 32, "length": 256},
 }
+COPIES = {"02": 2}
 
 
 def shape(width=64, layers=2, vocabulary=3000, **more):
-    return AutoConfig.for_model(
-        "llama",
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=vocabulary,
-        tie_word_embeddings=True,
-        **more,
-    )
+    known = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }
+    return AutoConfig.for_model("llama", **(known | more))
+
+
+def many_heads(**more):
+    """As many heads of keys as of queries: every kernel can do it."""
+    return shape(num_key_value_heads=4, **more)
 
 
 def step(**changes):
@@ -106,7 +114,7 @@ def test_logits_are_what_fusing_saves():
     assert whole["logits"] >= 2 * one
     tokens = 4 * (256 - 1)
     expected = working_bytes(tokens, 3000, torch.float32, "cpu")
-    assert fused["logits"] == pytest.approx(expected, rel=0.01)
+    assert fused["logits"] == pytest.approx(expected, rel=0.06)
     assert whole["weights"] == fused["weights"]
 
 
@@ -154,7 +162,7 @@ def test_checkpointing_and_accumulation():
 def test_a_gpu_works_in_larger_chunks():
     wide = step(student=shape(vocabulary=50_000), teacher=shape(vocabulary=50_000))
     wide = dataclasses.replace(wide, batch_size=8, length=512)
-    on_cpu, on_gpu = rehearse(wide).parts, rehearse(wide, "cuda").parts
+    on_cpu, on_gpu = rehearse(wide).parts, rehearse(wide, DEVICES["A100"]).parts
     assert on_cpu["logits"] < 0.2 * 2**30 < on_gpu["logits"] < 1.2 * 2**30
 
 
@@ -164,14 +172,17 @@ def test_every_gpu_lesson_fits_a_t4(lesson):
     models = gpu_profile(torch.float16)
     if lesson in ("04", "05"):
         models = (None, models.second_students[0])
+    if lesson == "06":
+        big = {"width": 512, "layers": 8, "vocabulary": 2048}
+        models = (many_heads(**big), many_heads(**big | {"width": 256, "layers": 4}))
     found = plan(models, device="T4", **GPU_STEPS[lesson])
-    print(found)
     assert DEVICES["T4"].memory_gib == T4_GIB
-    assert found.memory_gib <= 0.9 * T4_GIB
-    assert found.fits
+    beside = COPIES.get(lesson, 0) * found.rehearsal.parts["weights"] / 2**30
+    assert found.memory_gib + beside <= 0.9 * T4_GIB, str(found)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("pair", ["tiny", "packaged"])
 def test_prediction_and_measured_peak_agree(pair):
     """A fresh process trains the pair for real; the kernel says how much it took."""
@@ -180,27 +191,77 @@ def test_prediction_and_measured_peak_agree(pair):
         env=os.environ | {"MKL_DISABLE_FAST_MM": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        check=True,
     )
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["predicted"] == pytest.approx(found["measured"], rel=0.15), found
 
 
 def test_what_does_not_fit_says_what_to_change():
-    small = dataclasses.replace(DEVICES["T4"], memory_gib=0.68)
     models = (shape(256, 4), shape(256, 4))
-    found = plan(models, batch_size=8, length=128, fused=False, device=small)
-    assert not found.fits
-    assert found.remedy is not None
-    assert "use fused=True" in found.remedy or "batch_size" in found.remedy
+    options = {"batch_size": 6, "length": 128}
+    whole = plan(models, fused=False, device="T4", **options).memory_gib
+    third = plan(models, device="T4", length=128, batch_size=2, accumulation=3)
+    # Room for what a batch of two needs, and a little more.
+    room = (third.memory_gib + 0.002) / 0.9
+    small = dataclasses.replace(DEVICES["T4"], memory_gib=room)
+    assert whole > 0.9 * room
+    found = plan(models, fused=False, device=small, **options)
     assert "DOES NOT FIT" in str(found)
-    hopeless = plan(
-        models,
-        batch_size=1,
-        length=8,
-        device=dataclasses.replace(small, memory_gib=0.6),
+    # Six rows a step, as before.
+    assert "fused=True, batch_size=2, accumulation=3:" in found.remedy
+    assert plan(models, device=small, length=128, batch_size=2, accumulation=3).fits
+
+
+def test_hopeless_cases_are_called_so():
+    none = dataclasses.replace(DEVICES["T4"], memory_gib=0.6)
+    found = plan((shape(), shape()), batch_size=1, length=8, device=none)
+    assert "smaller student" in str(found)
+
+
+def test_the_models_given_stay_as_they_were():
+    """A dtype in a config is that of a file, not of the training."""
+    halved = shape(dtype="bfloat16")
+    before = halved.to_dict()
+    found = plan((halved, halved), batch_size=1, length=8, device="T4")
+    assert halved.to_dict() == before
+    size = weights(shape())
+    assert found.rehearsal.parts["weights"] == pytest.approx(size, rel=1e-3)
+
+
+def test_planning_leaves_a_trainer_alone(tmp_path):
+    made = trainer(output_dir=str(tmp_path))
+    plan((shape(), shape()), batch_size=1, length=8, method="hard", device="T4")
+    assert made.accelerator.num_processes == 1
+    made.train()
+
+
+def test_attention_is_counted():
+    short, long = (
+        rehearse(step(method="hard", teacher=None, batch_size=1, length=length)).flops
+        for length in (512, 4096)
     )
-    assert "smaller student" in str(hopeless)
+    # Scores and their sum, forward and twice that backward, in two layers 64 wide;
+    # the backward pass computes the scores once more.
+    quadratic = 2 * (2 + 5) * 64 * 2
+    linear = short / 512 - quadratic * 512
+    expected = 4096 * (linear + quadratic * 4096)
+    assert long == pytest.approx(expected, rel=0.1)
+
+
+def test_an_old_gpu_keeps_every_score_of_grouped_heads():
+    grouped = step(length=512, method="hard", teacher=None)
+    plain = step(length=512, method="hard", teacher=None, student=many_heads())
+    scores = 2 * 4 * 512 * 512 * 4  # rows, heads, fp32
+    new, old = (
+        rehearse(grouped, DEVICES[name]).parts["activations"] for name in ("A100", "T4")
+    )
+    assert old - new > 2 * scores  # one per layer at least
+    same = [rehearse(plain, DEVICES[name]).peak for name in ("A100", "T4")]
+    assert same[0] == same[1]
+    # Several examples in a row need a mask, and with a mask heads are repeated.
+    packed = dataclasses.replace(grouped, packed=True)
+    assert rehearse(packed, DEVICES["T4"]).peak < rehearse(grouped, DEVICES["T4"]).peak
 
 
 def test_time_money_and_disk():
@@ -216,7 +277,7 @@ def test_time_money_and_disk():
     text = str(found)
     assert "A100" in text
     assert "dollars" in text
-    assert "soft labels on disk" in text
+    assert "on disk" in text
 
 
 def test_micro_batches_count_in_full():
@@ -243,6 +304,9 @@ def test_profiles_and_folders(tmp_path):
         ({"method": "magic"}, "method='magic'"),
         ({"device": "TPU"}, "device='TPU'"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"length": 1}, "length=1"),
+        ({"models": "packaged"}, "models='packaged'"),
+        ({"models": gpu_profile(torch.float16), "student": 5}, "student=5"),
         ({"models": (None, shape())}, "needs a teacher"),
         ({"models": (None, "no/such-model"), "method": "hard"}, "no/such-model"),
         ({"optimizer": "nonsense"}, "optimizer='nonsense'"),

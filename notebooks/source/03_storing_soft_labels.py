@@ -550,7 +550,7 @@ arguments = training_arguments(
     profile,
     steps=steps,
     learning_rate=2e-4,
-    batch_size=profile.pick(smoke=1, cpu=4, gpu=8),
+    batch_size=profile.pick(smoke=1, cpu=4, gpu=4),
     disable_tqdm=True,
     logging_steps=1,
 )

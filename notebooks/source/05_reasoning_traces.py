@@ -517,16 +517,39 @@ heldout = [
 ]
 solve(heldout)
 
+# %% [markdown]
+# Before the long cell: will it fit, and how long will it take? `plan` rehearses the
+# training step on tensors without content (more in lesson 06).
+
+# %%
+from distill_helpers.planning import plan
+
+size = {
+    "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
+    "steps": profile.pick(smoke=2, cpu=40, gpu=300),
+}
+micro = profile.pick(smoke=1, cpu=1, gpu=2)
+where = profile.pick(smoke="cpu", cpu="cpu", gpu="T4")
+forecast = plan(
+    (None, pupil.model),
+    method="hard",
+    packed=True,
+    length=length,
+    accumulation=micro,
+    device=where,
+    **size,
+)
+print(forecast)
+
 # %%
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
 arguments = training_arguments(
     profile,
-    steps=profile.pick(smoke=2, cpu=40, gpu=300),
     learning_rate=profile.pick(smoke=1e-4, cpu=2e-4, gpu=2e-5),
-    batch_size=profile.pick(smoke=1, cpu=4, gpu=2),
-    gradient_accumulation_steps=profile.pick(smoke=1, cpu=1, gpu=2),
+    gradient_accumulation_steps=micro,
     seed=0,
+    **size,
 )
 
 # %%

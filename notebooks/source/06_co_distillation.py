@@ -14,7 +14,7 @@ judged = profile.name != "smoke"
 # ## Two beginners
 #
 # So far the teacher was finished before the student began. A family of models is
-# sometimes made otherwise: the large and the small one are trained **at the same
+# sometimes trained differently: the large and the small one learn **at the same
 # time**, on the same batches. The large one learns from the text. The small one
 # learns from the text *and* from what the large one says at that moment. One
 # forward pass of the large model then serves two purposes: its own training and
@@ -43,8 +43,8 @@ for name, model in (("teacher", teacher), ("student", student)):
     print(f"{name}: {parameter_count(model) / 1e6:.2f} million parameters")
 
 # %% [markdown]
-# **Predict:** how sure of the next token is the teacher before its first step?
-# Entropy says it, and the logarithm of the vocabulary's size is the most it can be.
+# **Predict:** how sure of the next token is the teacher before its first step? Its
+# entropy tells, and the logarithm of the vocabulary's size is the most it can be.
 
 # %%
 import math
@@ -58,8 +58,8 @@ entropy = -(log_p.exp() * log_p).sum(-1).mean()
 print(f"{entropy:.2f} nats; the most is {math.log(log_p.shape[-1]):.2f}")
 
 # %% [markdown]
-# It says next to nothing, about all tokens alike. A student that follows it learns
-# that everything is equally likely.
+# Close to the most there is. What is missing is no knowledge but chance: its random
+# weights favour random tokens. A student that follows it learns these accidents.
 #
 # ## One step by hand
 #
@@ -79,20 +79,36 @@ print(f"teacher {teacher_loss:.3f}, student {student_loss.loss:.3f} nats")
 
 # %% [markdown]
 # The sum is only there to call `backward` once. **Predict:** does the student's
-# presence change the teacher's gradient, and so its training?
+# presence change the teacher's gradient, and so its training? And what if we forget
+# `detach`? (`soft_label_loss` detaches by itself, so we write the soft term out.)
 
 # %%
-together = [p.grad.clone() for p in teacher.parameters()]
 teacher.zero_grad()
 hard_label_loss(teacher(input_ids=row).logits, row).backward()
-alone = [p.grad for p in teacher.parameters()]
-same = all(map(torch.equal, together, alone))
-print("the teacher's gradients are those of training alone:", same)
+alone = [p.grad.clone() for p in teacher.parameters()]
+
+
+def soft_term(their):
+    log_p = their[:, :-1].log_softmax(-1)
+    log_q = student(input_ids=row).logits[:, :-1].log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+# %%
+for name, change in (("detached", torch.detach), ("forgotten", torch.clone)):
+    teacher.zero_grad()
+    their = teacher(input_ids=row).logits
+    (hard_label_loss(their, row) + soft_term(change(their))).backward()
+    now = [p.grad for p in teacher.parameters()]
+    same = all(map(torch.allclose, now, alone))
+    print(
+        f"{name}: the teacher's gradients are those of training alone: {same}"
+    )
 
 # %% [markdown]
-# Nothing flows back. In this *one-way* form the teacher's curve is that of a teacher
-# trained alone, and a test of the package holds it to that, bit by bit, for whole
-# runs. All that is at stake is the student.
+# Detached, nothing flows back. In this *one-way* form the teacher's curve is that of
+# a teacher trained alone; a test of the package checks its weights and losses,
+# clipping and optimizer included. All that is at stake is the student.
 #
 # ## How much should a beginner be believed?
 #
@@ -101,7 +117,8 @@ print("the teacher's gradients are those of training alone:", same)
 #
 # * *soft from the start*: α = 1, the teacher's word alone;
 # * *mix from the start*: α = ½ throughout;
-# * *ramp*: labels alone for a quarter of the steps, then α rises to its place.
+# * *ramp*: labels alone for a quarter of the steps; over the next half α rises
+#   beyond the equal mix, and stays there.
 
 # %%
 from distill_helpers.codistillation import MixSchedule
@@ -119,9 +136,10 @@ ax.legend(loc="center right", bbox_to_anchor=(1.55, 0.5))
 plt.show()
 
 # %% [markdown]
-# A fourth way is to look at the teacher instead of the clock.
-# `MixSchedule(confidence=True)` lets α follow how far the teacher's own loss has
-# come down from that of knowing nothing:
+# A fourth way is to look at the teacher instead of the clock. With
+# `confidence=True`, α is multiplied by $1 - \text{loss} / \ln(\text{vocabulary})$:
+# how far the teacher's own loss has come down from that of knowing nothing. The
+# given `alpha` is a ceiling then:
 
 # %%
 trusting = MixSchedule(alpha=0.7, confidence=True)
@@ -132,30 +150,38 @@ for nll in (7.6, 6.0, 4.5, 3.5):
 # %% [markdown]
 # ## Three runs, live
 #
-# The same seed, rows and order; only α differs. Rates and sizes are those of a
-# study whose results come below. **Predict:** which student ends best? And how
-# does the teacher's curve change from run to run?
+# The same seed, rows, order and learning rate (the one that a study, whose results
+# come below, chose for the ramp); only α differs. **Predict:** which student ends
+# best? And how does the teacher's curve change from run to run?
 
 # %%
 from distill_helpers.studies import load_results
 
 results = load_results(study.STUDY.name)
-grown = {}
-for name in schedules:
-    cell = dict(results.options(name, study.MANY))
-    grown[name] = study.grow(task, name, seed=2, **cell)
+cell = dict(results.options(study.RAMP, study.MANY))
+grown = {name: study.grow(task, name, seed=2, **cell) for name in schedules}
 
 # %% [markdown]
 # The slider moves between the runs (a page without Python shows all three). Both
-# losses are those on the training text; the grey area is α.
+# losses are those on the training text; the grey area is α. (The study calls a
+# teacher or a peer *partner*, and so does the log.)
 
 # %%
 from distill_helpers.widgets import explore
 
+logs = {
+    name: [entry for entry in run.log if "student_hard" in entry]
+    for name, run in grown.items()
+}
+heights = [entry["student_hard"] for log in logs.values() for entry in log]
+
+
+# %%
+
 
 def draw_run(ax, number):
     name = schedules[int(number)]
-    log = [entry for entry in grown[name].log if "student_hard" in entry]
+    log = logs[name]
     at = [entry["step"] for entry in log]
     for who, dash in (("partner", "--"), ("student", "-")):
         label = "teacher" if who == "partner" else who
@@ -167,7 +193,7 @@ def draw_run(ax, number):
     weight.set_ylim(0, 4)
     weight.set_yticks([0, 1], ["0", "α = 1"])
     weight.grid(visible=False)
-    ax.set_ylim(4.3, 7.7)
+    ax.set_ylim(min(heights) - 0.6, max(heights) + 0.4)
     ax.set_xlabel("step")
     ax.set_ylabel("nats per token")
     ax.set_title(name)
@@ -188,16 +214,15 @@ explore(
 )
 
 # %% [markdown]
-# The teacher's curve is the same in all three, as promised. The student that
-# believes from the start learns late: what it imitates at first is noise, and then a
-# teacher that has just begun. With the ramp it is on its own while its teacher is
-# worth little.
+# The teacher's curve is the same in all three, as promised. A student that believes
+# from the start learns late: what it imitates at first is noise, and then a teacher
+# that has just begun. With the ramp it is on its own while its teacher is worth
+# little.
 #
-# What does the ramp's student follow later? The **gap**, its loss minus its
-# teacher's:
+# And what is it worth later? The **gap** is the student's loss minus the teacher's:
 
 # %%
-log = [entry for entry in grown[study.RAMP].log if "student_hard" in entry]
+log = logs[study.RAMP]
 gap = [entry["student_hard"] - entry["partner_hard"] for entry in log]
 fig, ax = plt.subplots(figsize=(6, 2.4))
 ax.plot([entry["step"] for entry in log], gap, "o-")
@@ -208,10 +233,10 @@ ax.set_title("The gap, with a ramp")
 plt.show()
 
 # %% [markdown]
-# Below zero the *student* is ahead: small models often learn faster at first, and
-# the wide one has only begun to use its size. A teacher is worth following where the
-# gap is positive, and there was little time for that here. Remember this picture
-# when you read what the study found.
+# Below zero the student predicts the text better than its teacher. Part of that may
+# be the learning rate, which both share and which suits the student. A teacher that
+# is behind can still help, since a distribution is less noisy than one token, but it
+# has less to give. Remember this picture when you read what the study found.
 #
 # One check: the live run with the ramp against what the study predicts for one more
 # seed. The sixth novel judges.
@@ -230,20 +255,23 @@ display(live)
 #
 # * *alone*: labels, no partner; *two averaged*: two of these, whose probabilities
 #   are averaged (so answering costs twice as much);
-# * the three schedules from above, and a *head start*: an equal mix, but the teacher
-#   has already half a run behind it;
-# * *two peers*: two students of one size teach each other (mutual learning, Zhang et
-#   al. 2018);
+# * the three schedules from above; and a *head start*: an equal mix, but the teacher
+#   has first had half as many steps to itself;
+# * *two peers*: two students of one size teach each other, with a ramp up to an
+#   equal mix (mutual learning, Zhang et al. 2018);
 # * *teacher first*: the teacher is trained to the end, and the student then learns
 #   from it alone (lesson 02).
 #
-# **Predict** the order, with 3,000 rows to learn from.
+# **Predict** the order, with 3,000 rows to learn from. In the figure, dots are
+# means, lines 95 % intervals over five seeds; blue are those who learn from
+# somebody's soft labels.
 
 # %%
 from distill_helpers.plots import compare_arms
 
 fig, ax = plt.subplots(figsize=(7, 3.6))
-compare_arms(ax, results, "nll", study.MANY)
+partnered = [arm for arm in study.ARMS if arm not in (study.ALONE, study.TWO)]
+compare_arms(ax, results, "nll", study.MANY, soft=partnered)
 ax.set_xlabel("held-out loss, nats per token (left is better)")
 ax.set_title("3,000 rows, equal steps of the student; five seeds")
 plt.show()
@@ -254,15 +282,14 @@ for claim in ("noisy_start", "ramp_helps", "head_start_helps"):
     display(results.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Dots are means, lines 95 % intervals over five seeds. `tflops` counts what the
-# whole arm cost, teacher included, in units of $10^{12}$ operations.
+# `tflops` counts what the whole arm cost, teacher included, in units of $10^{12}$
+# operations. The second verdict compares two schedules, not ramps in general; and a
+# head start is also more training for the teacher.
 #
-# Now the two questions that decide. Does the student gain by having a teacher
-# beside it? And would a teacher that was *finished* have been better?
+# Would a teacher that was *finished* have been better?
 
 # %%
-for claim in ("pays_many", "after_is_better"):
-    display(results.verdict(claim, judged=judged))
+display(results.verdict("after_is_better", judged=judged))
 
 # %% [markdown]
 # ### The same with less text
@@ -272,18 +299,19 @@ for claim in ("pays_many", "after_is_better"):
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 2.6))
-compare_arms(ax, results, "nll", study.FEW)
+compare_arms(ax, results, "nll", study.FEW, soft=partnered)
 ax.set_xlabel("held-out loss, nats per token (left is better)")
 ax.set_title("800 rows, equal steps of the student; five seeds")
 plt.show()
-for claim in ("pays_few", "peers_pay"):
+for claim in ("pays_few", "pays_many", "peers_pay"):
     display(results.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Where text is scarce, a soft label is more than a better answer: it keeps the
-# student from learning its few rows by heart, because a partner that errs in other
-# places does not repeat them word for word. Two rows of verdicts, two amounts of
-# text, and not the same answer: that is how such a technique should be reported.
+# Compare the first two verdicts. A plausible reason for a difference: a student that
+# reads its few rows many times learns them by heart, and a partner that errs in
+# other places does not repeat them word for word. We did not measure that reason.
+# Two amounts of text, and not the same answer: that is how such a technique should
+# be reported.
 #
 # ## The bill
 #
@@ -302,8 +330,8 @@ for arm in (study.ALONE, study.TWO, study.AFTER):
     print(f"{arm:14} {cost.steps(arm, budget):5} steps for the same bill")
 
 # %% [markdown]
-# **Predict:** the pair's student after 300 steps, or the student alone after
-# its many?
+# **Predict:** which is better, the pair's student, or the student alone with so many
+# more steps? (It reads the same 3,000 rows again and again.)
 
 # %%
 print(results.table(("nll", "steps", "tflops"), study.EQUAL), end="\n\n")
@@ -314,23 +342,23 @@ print(
 display(results.verdict("equal_flops", judged=judged))
 
 # %% [markdown]
-# This is the honest baseline, and at this size it settles the matter: whoever wants
-# *only the student* should train the student. So when is co-distillation for you?
+# This is the honest baseline. If it wins, then whoever wants *only the student* should
+# train the student. So when is co-distillation for you?
 #
 # * **You train the large model anyway.** Then its operations are paid for, and its
 #   soft labels are free while it trains; afterwards they cost a forward pass over
-#   all the text, or a cache (lesson 03). That is the situation of those who train
-#   families of models.
-# * **Text is what limits you**, not operations, and a finished teacher is not to be
-#   had.
+#   all the text, once if a cache keeps them (lesson 03). That is the situation of
+#   those who train families of models.
+# * **Time on the clock is what limits you**: teacher and student train side by side.
 #
-# And expect less than from a finished teacher: that one was better at equal steps.
+# Otherwise train the teacher first; it costs that one forward pass more. With 800
+# rows we did not test equal operations.
 #
 # ## Peers, ensembles, and churn
 #
 # Peers need no teacher at all: two students, different weights at the start, each
 # learning from labels and from the other. Equal weights would be useless: both would
-# see the same batches, agree for ever, and teach each other nothing. The trainer
+# see the same batches, stay identical, and teach each other nothing. The trainer
 # refuses them:
 
 # %%
@@ -352,7 +380,7 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# Two runs of two peers, and two of a student alone, with fresh seeds. `compare`
+# Two runs of two peers, and two of a student alone, with seeds 2 and 3. `compare`
 # measures partners one by one, against each other, and averaged:
 
 # %%
@@ -378,9 +406,8 @@ for name, found in (("peers", two), ("strangers", strangers)):
     )
 
 # %% [markdown]
-# *Peers* have learned from each other, *strangers* have never met. Averaging
-# helps most where models differ, and peers have grown alike: what they gain from
-# each other, an ensemble of them can gain no more.
+# *Peers* have learned from each other, *strangers* have never met. Averaging helps
+# most where models differ: compare the two gains with the two agreements.
 #
 # **Churn** is how many predictions change when a model is trained again with
 # another seed. Users notice it; each new version errs in new places.
@@ -399,8 +426,9 @@ print(f"two runs of peers: {second:.1%}")
 #
 # ## A pair of your own
 #
-# The trainer takes named models. Each has its own clipping, its own optimizer
-# state and its own folder in every checkpoint, which `from_pretrained` reads. With a
+# The trainer takes named models of one vocabulary. Each has its own clipping and its
+# own optimizer state; with an `output_dir`, every checkpoint holds each of them in a
+# folder of its name, which `from_pretrained` reads. With a
 # GPU, the pair below is larger and reads *TinyStories* as it streams in from
 # the hub; elsewhere it is the pair from above for a few steps.
 
@@ -429,7 +457,7 @@ own = {
 }
 
 # %% [markdown]
-# Two models in training, their optimizers, and all the logits of both: will it fit?
+# Two models in training, and two optimizer states: will it fit?
 # `plan` rehearses the real training step on tensors that have shapes but no
 # content, and says so before the long cell.
 
@@ -468,13 +496,15 @@ print({name: round(nll, 3) for name, nll in found.nll.items()})
 # `exchange_every=100` would let each learn from *copies* of its partners that are
 # refreshed every hundred steps. That is how models on distant machines can teach each
 # other: they exchange weights now and then instead of logits at every step (Anil
-# et al. 2018).
+# et al. 2018). Here the copies lie in the same memory, so it rehearses the idea and
+# saves nothing.
 #
 # ## Planning what does not fit
 #
-# The same question for models that you would not dare to try: SmolLM2 with 360
-# million weights teaching the one with 135 million, both in training, on the GPU
-# that Colab lends for nothing.
+# The same question for models too large to try blindly: SmolLM2 with 360 million
+# weights teaching the one with 135 million, both in training, on the GPU that Colab
+# lends free of charge. (Where something does not fit, `plan` rehearses remedies,
+# which takes half a minute.)
 
 # %%
 sizes = profile.pick(
@@ -489,10 +519,14 @@ for method in ("codistillation", "soft"):
     print(forecast, end="\n\n")
 
 # %% [markdown]
-# Read it part by part. In co-distillation the teacher needs what a student needs:
-# gradients, two optimizer states, and activations that wait for the backward
-# pass. A frozen teacher in half precision needs its weights, and next to nothing
-# else. `distill plan` says the same on the command line.
+# The parts are those at the highest point of the step; what does not exist at that
+# moment is missing, as gradients are while the losses are computed. *Half-precision
+# copies* are made by mixed precision, *context* is what CUDA takes for itself.
+#
+# In co-distillation the teacher needs what a student needs: gradients, two optimizer
+# states, and activations that wait for the backward pass. A frozen teacher in half
+# precision needs its weights, and next to nothing else. `distill plan` says the
+# same on the command line.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -501,7 +535,7 @@ for method in ("codistillation", "soft"):
 #   Behemoth, while that one was still in training, with a loss that weighs soft and
 #   hard targets dynamically (Llama 4 announcement, April 2025). No numbers were
 #   published that would tell what it gained.
-# * Anil et al. (2018) trained copies of a language model on different parts of the
+# * Anil et al. (2018) trained language models of one shape on different parts of the
 #   data, let them predict for each other, and report that very large data sets were
 #   fitted about twice as fast, and that predictions became more reproducible. Their
 #   baseline is one model whose batch can grow no further: machines were plenty, and
@@ -516,9 +550,10 @@ for method in ("codistillation", "soft"):
 #
 # *easy · off by a warm-up, and the student starts on noise · 5 minutes*
 #
-# Write `mix_weight(progress, alpha, warm_up, ramp)`, all shares of the run between 0
-# and 1: zero before `warm_up`, then a straight line that reaches `alpha` a `ramp`
-# later, then `alpha`. With `ramp=0` it jumps.
+# Write `mix_weight(progress, alpha, warm_up, ramp)`. `progress`, `warm_up` and `ramp`
+# are shares of the run, `alpha` is the highest weight: zero before `warm_up`, then a
+# straight line that reaches `alpha` a `ramp` later, then `alpha`. With `ramp=0` it
+# jumps, and is `alpha` at `warm_up` itself.
 #
 # By hand: with `alpha=0.8, warm_up=0.2, ramp=0.4` the weight is 0 at 0.1, and 0.4
 # at 0.4.
@@ -557,9 +592,12 @@ checks.mix_weight(mix_weight)
 # *medium · one forgotten word, and the teacher learns to be easy · 10 minutes*
 #
 # Write `learn_together(teacher_logits, student_logits, labels, alpha)` for logits
-# `[rows, vocabulary]`: the teacher's cross-entropy, plus `1 - alpha` times the
-# student's, plus `alpha` times KL(teacher ‖ student) at temperature 1. Means over the
-# rows. The student's part must not move the teacher.
+# `[rows, vocabulary]` and labels `[rows]`, aligned: the teacher's cross-entropy, plus
+# `1 - alpha` times the student's, plus `alpha` times KL(teacher ‖ student) at
+# temperature 1. Means over the rows. The student's part must not move the teacher.
+#
+# By hand: teacher logits `(0, 0)`, student `(ln 3, 0)`, label 0, α = ½. The teacher's
+# loss is ln 2, the student's ln 4⁄3, the divergence ½ ln 4⁄3; so ln 2 + ¾ ln 4⁄3.
 
 # %% tags=["exercise"]
 import torch.nn.functional as F
@@ -597,6 +635,9 @@ checks.learn_together(learn_together)
 # Write `ensemble_nll(logits, labels)` for logits `[models, rows, vocabulary]` and
 # labels `[rows]`: the mean negative log-likelihood, in nats, of the mean of the
 # models' *probabilities*.
+#
+# By hand: two models say `(¾, ¼)` and `(¼, ¾)`, the label is 0. Together they say ½,
+# so the loss is ln 2.
 
 
 # %% tags=["exercise"]
@@ -608,13 +649,14 @@ checks.ensemble_nll(ensemble_nll)
 
 # %% [markdown] tags=["hint"]
 # Softmax, mean over the models, logarithm; then pick each row's label with
-# `gather`, or let `F.nll_loss` do it.
+# `gather`, or let `F.nll_loss` do it. With `log_softmax` and `logsumexp` nothing
+# underflows.
 
 
 # %% tags=["solution"]
 def ensemble_nll(logits, labels):
-    mean = logits.softmax(-1).mean(0)
-    return F.nll_loss(mean.log(), labels)
+    together = logits.log_softmax(-1).logsumexp(0)
+    return F.nll_loss(together - math.log(len(logits)), labels)
 
 
 checks.ensemble_nll(ensemble_nll)
@@ -626,15 +668,16 @@ checks.ensemble_nll(ensemble_nll)
 # |---|---|
 # | what is co-distillation? | teacher and student learn from the same batches at the same time |
 # | why does the student not follow at once? | a beginner's soft labels are noise |
-# | what helps? | a ramp, a head start, or a weight that follows the teacher's loss |
-# | does the teacher suffer? | not one-way: its gradients are those of training alone |
+# | what can be done? | a ramp, a head start for the teacher, or a weight that follows its loss (not tested here) |
+# | does the teacher suffer? | not in the one-way form: its gradients are those of training alone |
 # | which baseline is forgotten? | the student alone, for the operations of both |
 #
 # **When would you not co-distil?**
 #
 # * You want only the small model: spend the operations on it.
 # * A finished teacher is there: learn from that.
-# * The two do not fit into memory together: ask `plan` first.
+# * The two do not share a vocabulary, or do not fit into memory together: ask `plan`
+#   first.
 #
 # *Read on:* Zhang et al. 2018 (arXiv:1706.00384); Anil et al. 2018
 # (arXiv:1804.03235); Busbridge et al. 2025 (arXiv:2502.08606) on when distilling
