@@ -531,8 +531,8 @@ def _config(model: Model) -> PreTrainedConfig:
 
 def _duration(minutes: float) -> str:
     if minutes < 1.5:
-        return f"{60 * minutes:.0f} seconds"
-    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _bytes(size: float) -> str:

@@ -526,7 +526,7 @@ from distill_helpers.planning import plan
 
 size = {
     "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
-    "steps": profile.pick(smoke=2, cpu=40, gpu=300),
+    "steps": profile.pick(smoke=2, cpu=24, gpu=300),
 }
 micro = profile.pick(smoke=1, cpu=1, gpu=2)
 where = profile.pick(smoke="cpu", cpu="cpu", gpu="T4")
