@@ -415,8 +415,8 @@ def _find_remedy(too_large: Plan) -> str:
     tried = [] if start.fused else [step]
     rows = start.batch_size * start.accumulation
     for batch_size in range(start.batch_size - 1, 0, -1):
-        # The step is to read as many rows as before; halves, thirds, …
-        if rows % batch_size == 0 and 2 * batch_size <= step.batch_size:
+        # The step is to read as many rows as before.
+        if rows % batch_size == 0:
             step = replace(step, batch_size=batch_size, accumulation=rows // batch_size)
             tried.append(step)
     if not start.checkpointing:

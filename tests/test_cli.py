@@ -31,7 +31,10 @@ def test_help_names_every_option(command, capsys):
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--config" in shown
-    assert "austen, glosses, or a .txt or .jsonl file of your own" in shown
+    if command == "plan":
+        assert "cpu, T4, L4, A100 or H100" in shown
+    else:
+        assert "austen, glosses, or a .txt or .jsonl file of your own" in shown
 
 
 def test_cache_train_evaluate(tmp_path, capsys):

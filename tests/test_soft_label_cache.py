@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -296,22 +297,30 @@ def write_whole(path):
 
 
 @pytest.mark.slow
+def _opens(folder):
+    try:
+        SoftLabelCache.open(folder)
+    except CacheError as error:
+        if re.search("unfinished|no soft-label cache", str(error)) is None:
+            raise
+        return False
+    return True
+
+
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
     whole = tmp_path / "whole"
     write_whole(whole)
     cut = tmp_path / "cut"
-    kills = 0
+    unfinished = 0
     for delay in (0.05, 0.2, 0.1, 0.3):
         process = _writer(cut)
         process.stdout.readline()
         time.sleep(delay)
-        kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    assert kills, "every run was over before it could be killed"
-    with pytest.raises(CacheError, match=r"unfinished|no soft-label cache"):
-        SoftLabelCache.open(cut)
+        unfinished += not _opens(cut)
+    assert unfinished, "every run was over before it could be killed"
     write_whole(cut)
     assert content(cut) == content(whole)
     assert len(content(whole)) > 5
