@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -343,18 +342,11 @@ def _pretrain(chosen: argparse.Namespace) -> int:
 
 
 def _plan(chosen: argparse.Namespace) -> int:
-    import torch
-
     from distill_helpers import planning
-    from distill_helpers.profiles import get_profile, gpu_profile
+    from distill_helpers.profiles import get_profile
 
     options = _filled(chosen)
-    name = options.profile
-    if name == "auto":
-        name = os.environ.get("DISTILL_PROFILE") or name
-    # The gpu profile is planned on any machine; its models are the same in bf16.
-    gpu = name == "gpu"
-    profile = gpu_profile(torch.float16) if gpu else get_profile(name)
+    profile = get_profile(options.profile, planned=True)
     models: Any = profile
     if options.teacher or options.student:
         teacher, student = planning.models_of(profile)

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from distill_helpers.evaluation import evaluate
 from distill_helpers.heads import HeadReader
-from distill_helpers.models import weights_hash
+from distill_helpers.models import checkpoint_activations, weights_hash
 from distill_helpers.trainers import (
     DistillationTrainer,
     Reading,
@@ -152,10 +152,9 @@ class Partners(nn.Module):
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Compute every model's activations again in the backward pass; for Trainer."""
         for model in self.models.values():
-            # The name changed within transformers 5.
-            new = getattr(model, "activation_checkpointing_enable", None)
-            (new or model.gradient_checkpointing_enable)(**options)  # type: ignore[operator]
+            checkpoint_activations(model, **options)
 
+    # As it was called before, and as older versions call it.
     gradient_checkpointing_enable = activation_checkpointing_enable
 
     @torch.no_grad()

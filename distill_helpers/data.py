@@ -248,12 +248,7 @@ def pack(
         raise ValueError("corpus is one string; pass a list of texts, or a dataset")
     column: Any = corpus
     texts = list(column["text"] if hasattr(corpus, "column_names") else column)
-    ids: list[int] = []
-    if texts:
-        for encoded in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            ids.extend(encoded)
-            if tokenizer.eos_token_id is not None:
-                ids.append(tokenizer.eos_token_id)
+    ids = _joined(texts, tokenizer)
     rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
     if not rows:
         raise DataError(
@@ -261,6 +256,15 @@ def pack(
             f"length={length}; use more text or shorter rows"
         )
     return _dataset([{"input_ids": row} for row in rows])
+
+
+def _joined(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of all texts in a row, with the end-of-text token behind each."""
+    if not texts:
+        return []  # a tokenizer refuses an empty list
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [token for ids in found for token in (*ids, *end)]
 
 
 def stream_rows(
@@ -297,10 +301,7 @@ def stream_rows(
     ids: list[int] = []
     texts = load_dataset(str(source), split=split, streaming=True)
     for batch in texts.iter(batch_size=100):
-        for encoded in tokenizer(batch[column], add_special_tokens=False)["input_ids"]:
-            ids.extend(encoded)
-            if tokenizer.eos_token_id is not None:
-                ids.append(tokenizer.eos_token_id)
+        ids += _joined(batch[column], tokenizer)
         full = min(len(ids) // length, count - len(rows))
         rows += [{"input_ids": ids[i * length : (i + 1) * length]} for i in range(full)]
         if len(rows) == count:

@@ -229,27 +229,23 @@ def working_bytes(
     dtype: torch.dtype,
     device_type: str,
     *,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
     teacher: bool = True,
 ) -> int:
     """Memory that the fused losses hold while they work, gradients left aside.
 
-    For planning on another machine than the one that will train.
+    For planning on another machine than the one that will train. A mix at another
+    temperature than 1 takes one more block of rows, which is small.
 
     Args:
         tokens: Positions that count.
         vocabulary: Outputs that both heads share.
         dtype: Of the matrix products: the half precision under autocast.
         device_type: ``"cpu"`` or ``"cuda"``.
-        temperature: As in :func:`fused_soft_label_loss`, and so is ``alpha``.
-        alpha: See there.
         teacher: Whether a teacher's logits are computed as well.
     """
     chunk = _chunk_size(_Plan(), tokens, device_type, vocabulary, dtype.itemsize)
     block = min(chunk, block_rows(vocabulary, device_type))
-    mixed = temperature != 1 and alpha < 1
-    precise = 3 + (dtype.itemsize < 4) + mixed
+    precise = 3 + (dtype.itemsize < 4)
     buffers = (1 + teacher) * chunk * dtype.itemsize
     return vocabulary * (buffers + 4 * precise * block)
 

@@ -458,6 +458,19 @@ class RememberingTeacher(nn.Module):
         return CausalLMOutput(logits=torch.stack([self._rows[k] for k in keys]).float())
 
 
+def checkpoint_activations(model: Any, **options: Any) -> None:
+    """Let a model compute its activations again in the backward pass.
+
+    The method's name changed within transformers 5.
+
+    Args:
+        model: Of ``transformers``.
+        options: As that version has them.
+    """
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)(**options)
+
+
 # --- vocabularies -------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -39,8 +39,9 @@ from transformers import TrainingArguments
 from distill_helpers.codistillation import Partners, mutual_losses
 from distill_helpers.fused_losses import SparseTargets, working_bytes
 from distill_helpers.losses import block_rows
+from distill_helpers.models import checkpoint_activations
 from distill_helpers.profiles import Profile
-from distill_helpers.runtime import matmul_flops
+from distill_helpers.runtime import cpu_bf16_pays, matmul_flops, memory_gib
 from distill_helpers.soft_label_schemes import SCHEMES, scheme_for
 from distill_helpers.trainers import HardLabels, Objective, SoftLabels
 
@@ -64,9 +65,8 @@ PARTS = (
 # and what an allocator leaves unused between them.
 _CONTEXT_GIB = {"cuda": 0.6, "cpu": 0.5}
 _SPARE = 0.1
-# Of a stored hybrid cache, the default of write_cache: 8 likeliest and 24 draws.
-_STORED_TOKENS = 32
-
+# Methods in which a teacher is there.
+_TAUGHT = ("soft", "codistillation")
 # Other temperatures take a buffer more, too small to matter.
 _PLAIN_MIX: dict[str, Any] = {"temperature": 1.0, "alpha": 1.0, "scale_by_t2": True}
 
@@ -173,8 +173,6 @@ DEVICES = {
 
 def this_cpu() -> Device:
     """This machine's CPU; its speed is measured, which takes a tenth of a second."""
-    from distill_helpers.runtime import cpu_bf16_pays, memory_gib
-
     full = matmul_flops(torch.float32)
     half = torch.bfloat16 if cpu_bf16_pays() else None
     speed = full if half is None else matmul_flops(half)
@@ -188,7 +186,7 @@ class Step:
 
     Attributes:
         student: Shape of the model in training; its weights are fp32.
-        teacher: Of its teacher, if it has one. In co-distillation it trains as well.
+        teacher: Of its teacher, if it is there. In co-distillation it trains as well.
         method: One of ``METHODS``.
         batch_size: Rows of a micro-batch.
         length: Tokens of a row.
@@ -291,9 +289,8 @@ class Plan:
         size = f"{step.batch_size} × {step.length} tokens"
         if step.accumulation > 1:
             size = f"{step.accumulation} × {size}"
-        lines = [f"{step.method} labels, {size} a step, on {device.name}"]
-        if step.method == "codistillation":
-            lines[0] = lines[0].replace(" labels", "")
+        what = step.method + " labels" * (step.method != "codistillation")
+        lines = [f"{what}, {size} a step, on {device.name}"]
         for part in PARTS:
             if amount := self.rehearsal.parts.get(part):
                 lines.append(f"  {part:22} {amount / 2**30:7.2f} GiB")
@@ -364,17 +361,14 @@ def plan(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose one of {METHODS}")
-    for name, value in (
-        ("batch_size", batch_size),
-        ("length", length - 1),
-        ("steps", steps),
-        ("accumulation", accumulation),
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("length", length, 2),
+        ("steps", steps, 1),
+        ("accumulation", accumulation, 1),
     ):
-        if value < 1:
-            least = "2: one token predicts one" if name == "length" else "1"
-            raise ValueError(
-                f"{name}={value + (name == 'length')} must be at least {least}"
-            )
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
     if device is None:
         gpu = isinstance(models, Profile) and models.name == "gpu"
         device = "T4" if gpu else "cpu"
@@ -385,7 +379,7 @@ def plan(
     half, teacher_dtype = _precision(models, where)
     step = Step(
         student=learner,
-        teacher=None if method == "hard" else teacher,
+        teacher=teacher if method in _TAUGHT else None,
         method=method,
         batch_size=batch_size,
         length=length,
@@ -480,7 +474,7 @@ def models_of(
     """The shapes of a profile's teacher and of one of its students.
 
     Args:
-        profile: From ``get_profile`` or ``gpu_profile``.
+        profile: From ``get_profile``.
         student: Which, where it has several.
     """
     teacher = _config(profile.teacher)
@@ -491,7 +485,7 @@ def models_of(
             )
         return teacher, _config(profile.students[student])
     # As the lessons prune it: without the middle third of the layers.
-    learner = _config(profile.teacher)
+    learner = copy.deepcopy(teacher)
     learner.num_hidden_layers -= learner.num_hidden_layers // 3
     return teacher, learner
 
@@ -663,7 +657,7 @@ def _build(step: Step, ledger: _Ledger) -> tuple[nn.Module, Objective]:
     student = _model(step.student, torch.float32)
     ledger.vocabularies.add(step.student.vocab_size)
     if step.checkpointing:
-        _checkpoint(student)
+        checkpoint_activations(student)
     ledger.name_all(student, "weights")
     student.train()
     if step.method == "hard":
@@ -682,21 +676,11 @@ def _build(step: Step, ledger: _Ledger) -> tuple[nn.Module, Objective]:
         return student, SoftLabels(teacher, vocabulary, fused=step.fused, **_PLAIN_MIX)
     teacher = _model(step.teacher, torch.float32)
     if step.checkpointing:
-        _checkpoint(teacher)
+        checkpoint_activations(teacher)
     ledger.name_all(teacher, "teacher's weights")
     both = {"teacher": teacher.train(), "student": student}
-    partners = Partners(both, stale=(), fused=step.fused)
-    return partners, _CoDistillation(vocabulary)
 
-
-class _CoDistillation:
-    """What :class:`~.codistillation.CoDistillationTrainer` minimises, half and half."""
-
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
-
-    def __call__(
-        self,
+    def learn_together(
         model: nn.Module,
         inputs: Mapping[str, torch.Tensor],
         num_items: torch.Tensor | int | None,
@@ -706,9 +690,11 @@ class _CoDistillation:
             inputs["labels"],
             partners_of={"teacher": (), "student": ("teacher",)},
             alphas={"teacher": 0.0, "student": 0.5},
-            vocabulary=self.vocabulary,
+            vocabulary=vocabulary,
             num_items=num_items,
         )
+
+    return Partners(both, stale=(), fused=step.fused), learn_together
 
 
 class _FakeStore:
@@ -723,7 +709,8 @@ class _FakeStore:
     def lookup(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> SparseTargets:
-        shape = (input_ids.numel(), _STORED_TOKENS)
+        scheme = scheme_for("hybrid", self.vocabulary)
+        shape = (input_ids.numel(), scheme.top_k + scheme.samples)
         ids = torch.zeros(shape, dtype=torch.int64)
         weights, entropy = torch.zeros(shape), torch.zeros(shape[0])
         for tensor in (ids, weights, entropy):
@@ -739,13 +726,6 @@ def _model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         copy.deepcopy(config), dtype=dtype, attn_implementation="sdpa"
     )
     return model
-
-
-def _checkpoint(model: Any) -> None:
-    # The name changed within transformers 5.
-    new = getattr(model, "activation_checkpointing_enable", None)
-    enable = new or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def _optimizer(step: Step, model: nn.Module, device_type: str) -> Any:
@@ -786,15 +766,16 @@ def _working(step: Step, device_type: str) -> int:
     vocabulary = step.student.vocab_size
     if step.teacher is not None:
         vocabulary = min(vocabulary, step.teacher.vocab_size)
+    taught = step.method in _TAUGHT
     if not step.fused:
-        soft = step.method in ("soft", "codistillation")
-        return 3 * 4 * vocabulary * block_rows(vocabulary, device_type) * soft
+        # The three blocks of the plain loss; labels alone are torch's own.
+        return 3 * 4 * vocabulary * block_rows(vocabulary, device_type) if taught else 0
     return working_bytes(
         step.batch_size * (step.length - 1),
         vocabulary,
         step.autocast or torch.float32,
         device_type,
-        teacher=step.method in ("soft", "codistillation"),
+        teacher=taught,
     )
 
 
@@ -825,7 +806,7 @@ class _Ledger(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             if self.packed and self._key(args[0]) in self._all:
                 return False
-            return _ONE[args[0].dtype](1) if args[0].dtype in _ONE else 1.0
+            return _ONE.get(args[0].dtype, 1.0)
         if func is torch.ops.aten.nonzero.default:
             out = torch.zeros((args[0].numel(), args[0].dim()), dtype=torch.int64)
         else:
@@ -890,8 +871,5 @@ class _Ledger(TorchDispatchMode):
         weakref.finalize(storage, self._changes.append, (key, -size))
 
 
-_ONE: dict[torch.dtype, Callable[[int], Any]] = {
-    torch.bool: bool,
-    torch.int64: int,
-    torch.int32: int,
-}
+# As what a tensor of a dtype gives it; of all others, 1.0.
+_ONE: dict[torch.dtype, Any] = {torch.bool: True, torch.int64: 1, torch.int32: 1}

@@ -50,13 +50,14 @@ class Profile:
         return {"smoke": smoke, "cpu": cpu, "gpu": gpu}[self.name]
 
 
-def get_profile(name: str = "auto") -> Profile:
+def get_profile(name: str = "auto", *, planned: bool = False) -> Profile:
     """Look a profile up by name.
 
     Args:
         name: ``"smoke"``, ``"cpu"``, ``"gpu"`` or ``"auto"``. ``auto`` reads the
             environment variable ``DISTILL_PROFILE``, then takes ``gpu`` if CUDA is
             there, else ``cpu``.
+        planned: Only to plan with: without CUDA, ``gpu`` is what it is on a T4.
 
     Raises:
         ValueError: For an unknown name, or ``gpu`` without CUDA.
@@ -83,22 +84,13 @@ def get_profile(name: str = "auto") -> Profile:
             teacher_dtype=dtype,
             autocast_dtype=dtype if fast else None,
         )
-    if not torch.cuda.is_available():
+    found = torch.cuda.is_available()
+    if not (found or planned):
         raise ValueError(
             f"{source}='gpu' needs CUDA, which torch does not find here; use 'cpu', "
             "or on Colab choose Runtime > Change runtime type > T4 GPU"
         )
-    return gpu_profile(runtime.cuda_dtype())
-
-
-def gpu_profile(dtype: torch.dtype) -> Profile:
-    """The ``gpu`` profile as it is on a GPU of that half precision.
-
-    :mod:`distill_helpers.planning` asks for it on machines without one.
-
-    Args:
-        dtype: ``torch.bfloat16``, or ``torch.float16`` for a T4.
-    """
+    dtype = runtime.cuda_dtype() if found else torch.float16
     return Profile(
         name="gpu",
         device="cuda",

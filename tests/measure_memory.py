@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from bench_losses import status_bytes
 
 from distill_helpers.data import austen, pack
 from distill_helpers.models import (
@@ -19,11 +21,6 @@ from distill_helpers.profiles import get_profile
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
 SIZES = {"tiny": (64, 256), "packaged": (4, 128)}
-
-
-def status_bytes(field: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) * 1024
 
 
 def load(pair: str):

@@ -19,7 +19,7 @@ from distill_helpers import planning
 from distill_helpers.fused_losses import working_bytes
 from distill_helpers.models import prepare_packaged_teacher
 from distill_helpers.planning import DEVICES, Step, plan, rehearse
-from distill_helpers.profiles import get_profile, gpu_profile
+from distill_helpers.profiles import get_profile
 from distill_helpers.trainers import SoftLabels
 
 HERE = Path(__file__).parent
@@ -169,7 +169,7 @@ def test_a_gpu_works_in_larger_chunks():
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", GPU_STEPS)
 def test_every_gpu_lesson_fits_a_t4(lesson):
-    models = gpu_profile(torch.float16)
+    models = get_profile("gpu", planned=True)
     if lesson in ("04", "05"):
         models = (None, models.second_students[0])
     if lesson == "06":
@@ -309,7 +309,7 @@ def test_profiles_and_folders(tmp_path):
         ({"batch_size": 0}, "batch_size=0"),
         ({"length": 1}, "length=1"),
         ({"models": "packaged"}, "models='packaged'"),
-        ({"models": gpu_profile(torch.float16), "student": 5}, "student=5"),
+        ({"models": get_profile("gpu", planned=True), "student": 5}, "student=5"),
         ({"models": (None, shape())}, "needs a teacher"),
         ({"models": (None, "no/such-model"), "method": "hard"}, "no/such-model"),
         ({"optimizer": "nonsense"}, "optimizer='nonsense'"),

@@ -36,8 +36,7 @@ from nbformat import NotebookNode
 FINDING = "application/vnd.distill-helpers+json"
 PROFILES = ("smoke", "cpu", "gpu")
 # A smoke run is for CI: seconds, whatever a lesson's other minutes are.
-# Meant are 25 s, and none over 40; the rest is for a machine that is slow today.
-SMOKE_WARNING, SMOKE_LIMIT = 25.0, 60.0
+SMOKE_WARNING, SMOKE_LIMIT = 25.0, 40.0
 
 
 @dataclass

@@ -28,14 +28,18 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_helpers.data import results_root
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import TrainingArguments
 
 EXPLORE_SEEDS = (0, 1, 2)
 CONFIRM_SEEDS = (100, 101, 102, 103, 104)
@@ -222,6 +226,46 @@ class LiveCheck:
 def _bundle(kind: str, name: str, status: str, ok: bool, text: str) -> dict[str, Any]:
     facts = {"kind": kind, "name": name, "status": status, "ok": ok, "message": text}
     return {"text/plain": text, "text/html": f"<p>{escape(text)}</p>", MIME: facts}
+
+
+# --- what studies share -------------------------------------------------------------
+
+
+def tiny_arguments(*, progress: bool = False, **options: Any) -> TrainingArguments:
+    """Training arguments of models this small: plain fp32, on a CPU.
+
+    Args:
+        progress: Show a bar.
+        options: As for :func:`~distill_helpers.trainers.training_arguments`.
+    """
+    from distill_helpers.profiles import get_profile
+    from distill_helpers.trainers import training_arguments
+
+    return training_arguments(
+        get_profile("cpu"),
+        mixed_precision=False,
+        disable_tqdm=not progress,
+        **options,
+    )
+
+
+def count_tflops(
+    model: nn.Module, inputs: Mapping[str, Tensor], *, backward: bool
+) -> float:
+    """What a pass through a model costs, in 10¹² operations.
+
+    Args:
+        model: Causal.
+        inputs: Keywords that it is called with.
+        backward: Count the backward pass, too.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        logits = model(**inputs).logits
+        if backward:
+            logits.sum().backward()
+    return float(counter.get_total_flops()) / 1e12
 
 
 # --- reading results ----------------------------------------------------------------

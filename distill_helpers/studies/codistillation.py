@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill_helpers.codistillation import (
     CoDistillationTrainer,
@@ -26,14 +25,12 @@ from distill_helpers.codistillation import (
 from distill_helpers.data import collator_for
 from distill_helpers.evaluation import evaluate, held_out_nll
 from distill_helpers.models import RememberingTeacher, build_student
-from distill_helpers.profiles import get_profile
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies import Claim, Run, Study, count_tflops, tiny_arguments
 from distill_helpers.studies.soft_labels import BATCH_SIZE, Pair, load_pair
 from distill_helpers.trainers import (
     HardLabelTrainer,
     KeepBest,
     SoftLabelTrainer,
-    training_arguments,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +69,6 @@ class Task:
         steps: Of the teacher, and of every student where steps are equal.
         batch_size: Rows of a step.
         teacher_shape: Layers and width.
-        options: Further fields of the training arguments.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -81,7 +77,6 @@ class Task:
     steps: int
     batch_size: int
     teacher_shape: tuple[int, int]
-    options: tuple[tuple[str, Any], ...] = ()
 
     def student(self, seed: int) -> PreTrainedModel:
         """2 layers, 96 wide, from scratch."""
@@ -109,7 +104,6 @@ class Grown:
         partner: The teacher or the peer at that step, or when it was finished.
         ensemble: The mean of two students, where two were averaged.
         validation_loss: The student's.
-        curve: ``(step, validation loss)`` of the student.
         log: What the trainer logged.
     """
 
@@ -117,7 +111,6 @@ class Grown:
     partner: PreTrainedModel | None
     ensemble: Ensemble | None
     validation_loss: float
-    curve: tuple[tuple[int, float], ...]
     log: tuple[dict[str, float], ...]
 
 
@@ -142,8 +135,6 @@ def grow(
     learning_rate: float,
     weight_decay: float = 0.1,
     steps: int | None = None,
-    schedule: MixSchedule | None = None,
-    progress: bool = False,
 ) -> Grown:
     """Train one arm from scratch.
 
@@ -155,24 +146,18 @@ def grow(
         weight_decay: Of AdamW.
         steps: Of the student; default: the task's. A teacher that comes first takes
             as many.
-        schedule: Instead of the arm's own.
-        progress: Show a bar.
     """
     steps = steps or task.steps
 
-    def train(kind: Callable[..., Any], *models: Any, count: int, **more: Any) -> Any:
+    def train(kind: Callable[..., Any], models: Any, count: int, **more: Any) -> Any:
         trainer = kind(
-            *models,
-            args=training_arguments(
-                get_profile("cpu"),
+            models,
+            args=tiny_arguments(
                 steps=count,
                 learning_rate=learning_rate,
                 batch_size=task.batch_size,
                 weight_decay=weight_decay,
                 seed=seed,
-                mixed_precision=False,
-                disable_tqdm=not progress,
-                **dict(task.options),
             ),
             train_dataset=task.rows,
             tokenizer=task.tokenizer,
@@ -181,53 +166,48 @@ def grow(
         trainer.train()
         return trainer
 
-    def learn(kind: Callable[..., Any], model: nn.Module, **more: Any) -> Grown:
-        keep = KeepBest(task.judge, every=max(1, steps // 5))
-        trainer = train(kind, model, count=steps, callbacks=[keep], **more)
-        keep.restore(model)
+    def grown(
+        kind: Callable[..., Any],
+        models: Any,
+        *,
+        partner: PreTrainedModel | None = None,
+        ensemble: Ensemble | None = None,
+        **more: Any,
+    ) -> Grown:
+        keep = KeepBest(
+            lambda trained: task.judge(_student_of(trained)), every=max(1, steps // 5)
+        )
+        trainer = train(kind, models, steps, callbacks=[keep], **more)
+        keep.restore(trainer.model)
         log = tuple(trainer.state.log_history)
-        return Grown(model, None, None, keep.best, tuple(keep.curve), log)  # type: ignore[arg-type]
+        return Grown(student, partner, ensemble, keep.best, log)
 
     student = task.student(seed)
     if arm == ALONE:
-        return learn(HardLabelTrainer, student)
+        return grown(HardLabelTrainer, student)
     if arm == TWO:
-        one, other = (
-            learn(HardLabelTrainer, model)
-            for model in (student, task.student(seed + 500))
-        )
-        both = Ensemble({"one": student, "other": other.student})
-        return Grown(
-            student, other.student, both, one.validation_loss, one.curve, one.log
-        )
+        other = task.student(seed + 500)
+        grown(HardLabelTrainer, other)
+        both = Ensemble({"one": student, "other": other})
+        return grown(HardLabelTrainer, student, partner=other, ensemble=both)
     partner = task.student(seed + 500) if arm == PEERS else task.teacher(seed)
     if arm == AFTER:
-        train(HardLabelTrainer, partner, count=steps)
-        found = learn(SoftLabelTrainer, student, teacher=RememberingTeacher(partner))
-    else:
-        if arm == HEAD_START:
-            train(HardLabelTrainer, partner, count=task.head_start)
-        keep = KeepBest(
-            lambda partners: task.judge(_student_of(partners)),
-            every=max(1, steps // 5),
-        )
-        trainer = train(
-            CoDistillationTrainer,
-            {"partner": partner, "student": student},
-            count=steps,
-            callbacks=[keep],
-            teacher=None if arm == PEERS else "partner",
-            schedule=schedule or SCHEDULES[arm],
-        )
-        keep.restore(trainer.partners)
-        log = tuple(trainer.state.log_history)
-        found = Grown(student, None, None, keep.best, tuple(keep.curve), log)
-    return Grown(student, partner, None, found.validation_loss, found.curve, found.log)
+        train(HardLabelTrainer, partner, steps)
+        remembering = RememberingTeacher(partner)
+        return grown(SoftLabelTrainer, student, partner=partner, teacher=remembering)
+    if arm == HEAD_START:
+        train(HardLabelTrainer, partner, task.head_start)
+    return grown(
+        CoDistillationTrainer,
+        {"partner": partner, "student": student},
+        partner=partner,
+        teacher=None if arm == PEERS else "partner",
+        schedule=SCHEDULES[arm],
+    )
 
 
-def _student_of(partners: nn.Module) -> nn.Module:
-    assert isinstance(partners, Partners)
-    return partners.models["student"]
+def _student_of(trained: nn.Module) -> nn.Module:
+    return trained.models["student"] if isinstance(trained, Partners) else trained
 
 
 @dataclass(frozen=True)
@@ -269,18 +249,11 @@ def count_cost(task: Task) -> Cost:
     )
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def count(model: PreTrainedModel, *, backward: bool) -> float:
-        with FlopCounterMode(display=False) as counter:
-            logits = model(**inputs).logits
-            if backward:
-                logits.sum().backward()
-        return float(counter.get_total_flops()) / 1e12
-
     teacher = task.teacher(0)
     return Cost(
-        student=count(task.student(0), backward=True),
-        teacher=count(teacher, backward=True),
-        labelling=count(teacher, backward=False),
+        student=count_tflops(task.student(0), inputs, backward=True),
+        teacher=count_tflops(teacher, inputs, backward=True),
+        labelling=count_tflops(teacher, inputs, backward=False),
     )
 
 

@@ -18,9 +18,8 @@ from distill_helpers.gloss_labels import learned_rows, pool_labels
 from distill_helpers.gloss_task import Judged, judge, read_answer, splits
 from distill_helpers.hard_labels import learn_answers
 from distill_helpers.models import Loaded, load_tiny_teacher
-from distill_helpers.profiles import get_profile
-from distill_helpers.studies import Claim, Run, Study
-from distill_helpers.trainers import HardLabelTrainer, KeepBest, training_arguments
+from distill_helpers.studies import Claim, Run, Study, tiny_arguments
+from distill_helpers.trainers import HardLabelTrainer, KeepBest
 
 STEPS = 300
 BATCH_SIZE = 16
@@ -62,15 +61,13 @@ def train_student(
     )
     HardLabelTrainer(
         model,
-        args=training_arguments(
-            get_profile("cpu"),
+        args=tiny_arguments(
             steps=steps,
             learning_rate=learning_rate,
             batch_size=BATCH_SIZE,
             weight_decay=weight_decay,
             seed=seed,
-            mixed_precision=False,
-            disable_tqdm=not progress,
+            progress=progress,
         ),
         train_dataset=rows,
         tokenizer=tokenizer,

@@ -9,10 +9,8 @@ that were trained three times as long. Taught in notebook 02.
 
 from __future__ import annotations
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from distill_helpers.models import build_student
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies import Claim, Run, Study, count_tflops
 from distill_helpers.studies.soft_labels import (
     BATCH_SIZE,
     LENGTH,
@@ -28,14 +26,10 @@ def count_flops(pair: Pair, arm: str, steps: int) -> tuple[float, float]:
     """TFLOPs of a training run: the student's, and the teacher's on top."""
     student = build_student(pair.tokenizer, layers=2, width=96)
     ids = student.dummy_inputs["input_ids"].new_zeros(BATCH_SIZE, LENGTH)
-    with FlopCounterMode(display=False) as student_flops:
-        student(input_ids=ids).logits.sum().backward()
-    with FlopCounterMode(display=False) as teacher_flops:
-        pair.teacher.teacher(input_ids=ids)
     calls = steps if arm != "labels" else 0
     return (
-        student_flops.get_total_flops() * steps / 1e12,
-        teacher_flops.get_total_flops() * calls / 1e12,
+        steps * count_tflops(student, {"input_ids": ids}, backward=True),
+        calls * count_tflops(pair.teacher.teacher, {"input_ids": ids}, backward=False),
     )
 
 

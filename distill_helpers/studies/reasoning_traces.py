@@ -31,14 +31,12 @@ from distill_helpers.models import (
     load_tiny_teacher,
     parameter_count,
 )
-from distill_helpers.profiles import get_profile
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies import Claim, Run, Study, tiny_arguments
 from distill_helpers.three_sums import Problem
 from distill_helpers.trainers import (
     HardLabelTrainer,
     KeepBest,
     SoftLabelTrainer,
-    training_arguments,
 )
 
 if TYPE_CHECKING:
@@ -181,16 +179,14 @@ def train_student(
         every=max(1, steps // 6),
     )
     options: dict[str, Any] = {
-        "args": training_arguments(
-            get_profile("cpu"),
+        "args": tiny_arguments(
             steps=steps,
             learning_rate=learning_rate,
             batch_size=batch_size,
             weight_decay=weight_decay,
             adam_beta2=0.99,
             seed=seed,
-            mixed_precision=False,
-            disable_tqdm=not progress,
+            progress=progress,
         ),
         "train_dataset": rows,
         "tokenizer": tokenizer,

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from distill_helpers import three_sums
 from distill_helpers.data import collator_for, mask_prompts
 from distill_helpers.evaluation import exact_match, held_out_nll
@@ -23,13 +21,11 @@ from distill_helpers.models import (
     build_student,
     load_tiny_teacher,
 )
-from distill_helpers.profiles import get_profile
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies import Claim, Run, Study, count_tflops, tiny_arguments
 from distill_helpers.trainers import (
     HardLabelTrainer,
     KeepBest,
     SoftLabelTrainer,
-    training_arguments,
 )
 
 if TYPE_CHECKING:
@@ -91,15 +87,13 @@ def train_student(
         every=max(1, steps // 3),
     )
     options: dict[str, Any] = {
-        "args": training_arguments(
-            get_profile("cpu"),
+        "args": tiny_arguments(
             steps=steps,
             learning_rate=learning_rate,
             batch_size=BATCH_SIZE,
             weight_decay=weight_decay,
             seed=seed,
-            mixed_precision=False,
-            disable_tqdm=not progress,
+            progress=progress,
         ),
         "train_dataset": worked(three_sums.problems(count, seed=seed), tokenizer),
         "tokenizer": tokenizer,
@@ -141,14 +135,10 @@ def count_flops(arm: str) -> tuple[float, float]:
     )
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     student = build_student(tokenizer, layers=2, width=96)
-    with FlopCounterMode(display=False) as student_flops:
-        student(**inputs).logits.sum().backward()
-    with FlopCounterMode(display=False) as teacher_flops:
-        task.teacher.model(**inputs)
     calls = STEPS if arm == "soft" else 0
     return (
-        student_flops.get_total_flops() * STEPS / 1e12,
-        teacher_flops.get_total_flops() * calls / 1e12,
+        STEPS * count_tflops(student, inputs, backward=True),
+        calls * count_tflops(task.teacher.model, inputs, backward=False),
     )
 
 

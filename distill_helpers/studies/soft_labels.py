@@ -18,15 +18,13 @@ from distill_helpers.evaluation import (
     held_out_nll,
 )
 from distill_helpers.models import RememberingTeacher, build_student, load_tiny_teacher
-from distill_helpers.profiles import get_profile
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies import Claim, Run, Study, tiny_arguments
 from distill_helpers.trainers import (
     HardLabelTrainer,
     KeepBest,
     SoftLabelTrainer,
     StoredLabels,
     relabel,
-    training_arguments,
 )
 
 if TYPE_CHECKING:
@@ -190,15 +188,13 @@ def train_student(
         every=max(1, steps // 3),
     )
     options: dict[str, Any] = {
-        "args": training_arguments(
-            get_profile("cpu"),
+        "args": tiny_arguments(
             steps=steps,
             learning_rate=learning_rate,
             batch_size=BATCH_SIZE,
             weight_decay=weight_decay,
             seed=seed,
-            mixed_precision=False,
-            disable_tqdm=not progress,
+            progress=progress,
         ),
         "train_dataset": rows,
         "tokenizer": pair.tokenizer,

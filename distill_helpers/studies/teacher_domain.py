@@ -16,8 +16,7 @@ from datasets import Dataset
 from distill_helpers.data import glosses, pack, spread
 from distill_helpers.evaluation import held_out_nll
 from distill_helpers.models import RememberingTeacher, load_tiny_teacher
-from distill_helpers.profiles import get_profile
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies import Claim, Run, Study, tiny_arguments
 from distill_helpers.studies.soft_labels import (
     BATCH_SIZE,
     LENGTH,
@@ -26,7 +25,7 @@ from distill_helpers.studies.soft_labels import (
     Pair,
     train_arm,
 )
-from distill_helpers.trainers import HardLabelTrainer, KeepBest, training_arguments
+from distill_helpers.trainers import HardLabelTrainer, KeepBest
 
 CORRECTION_STEPS = 150
 # Arm: which teacher, and the arm of soft_labels that it is.
@@ -72,14 +71,11 @@ def correct_teacher(
     )
     HardLabelTrainer(
         teacher,
-        args=training_arguments(
-            get_profile("cpu"),
+        args=tiny_arguments(
             steps=steps,
             learning_rate=1e-3,
             batch_size=BATCH_SIZE,
             seed=seed,
-            mixed_precision=False,
-            disable_tqdm=True,
         ),
         train_dataset=rows,
         tokenizer=pair.tokenizer,

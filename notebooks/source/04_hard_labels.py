@@ -156,7 +156,7 @@ black_box = ApiTeacher(
 # %%
 from distill_helpers.hard_labels import plan_labels, write_labels
 
-asked = parts.labelled[: profile.pick(smoke=3, cpu=24, gpu=24)]
+asked = parts.labelled[: profile.pick(smoke=2, cpu=24, gpu=24)]
 prompts = [gloss.instruction for gloss in asked]
 request = (black_box, prompts, work / "box.jsonl")
 plan = plan_labels(*request, max_new_tokens=24)
@@ -260,6 +260,8 @@ print("dropped:", *box.dropped["answer"][:4], sep="\n  ")
 from distill_helpers.gloss_labels import pool_labels
 
 pool = pool_labels()
+count = profile.pick(smoke=300, cpu=len(pool), gpu=len(pool))
+pool = pool.select(range(count))
 truth = parts.pool[: len(pool)]
 known = judge_answers(pool["answer"], truth)
 print(
@@ -393,7 +395,8 @@ for claim in results.study.claims:
 # One more seed, live, with the teacher's 4,000 answers, before and after:
 
 # %%
-arm, setting = study.TAUGHT, study.MOST
+arm = study.TAUGHT
+setting = profile.pick(smoke=study.SOME, cpu=study.MOST, gpu=study.MOST)
 count = profile.pick(smoke=8, cpu=200, gpu=200)
 before = study.judge_student(tiny, count)
 student, _ = study.train_student(
@@ -471,7 +474,7 @@ from distill_helpers.data import pack_examples
 from distill_helpers.gloss_task import judge
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
-questions = parts.test[: profile.pick(smoke=4, cpu=200, gpu=2000)]
+questions = parts.test[: profile.pick(smoke=4, cpu=120, gpu=2000)]
 before = judge(*pupil, questions)
 length = profile.pick(smoke=150, cpu=512, gpu=512)
 rows = pack_examples(learn_answers(source, pupil.tokenizer), length)

@@ -515,8 +515,8 @@ print({name: round(nll, 3) for name, nll in found.nll.items()})
 #
 # The same question for models too large to try blindly: SmolLM2 with 360 million
 # weights teaching the one with 135 million, both in training, on the GPU that Colab
-# lends free of charge. (Where something does not fit, `plan` rehearses remedies,
-# which takes half a minute.)
+# lends free of charge. (Where something does not fit, `plan` rehearses remedies, one
+# after the other.)
 
 # %%
 sizes = profile.pick(
@@ -538,8 +538,9 @@ for method in ("codistillation", "soft"):
 # In co-distillation the teacher needs what a student needs: gradients, two optimizer
 # states, and activations that wait for the backward pass. A frozen teacher in half
 # precision needs its weights, and next to nothing else. Much of the activations are
-# attention scores, which a T4 keeps for models whose heads share keys; GPUs from
-# Ampere on (an L4, an A100) do not. `distill plan` says the same on the command line.
+# attention scores, which by PyTorch's rules a T4 keeps for models whose heads share
+# keys; GPUs from Ampere on (an L4, an A100) do not. (We have not had a T4 to measure
+# it on.) `distill plan` says the same on the command line.
 
 # %% [markdown] tags=["published"]
 # ## What others found
