@@ -113,7 +113,7 @@ class PlanOptions:
     teacher: str = _option("", "instead of the profile's: a folder or a hub name")
     student: str = _option("", "likewise")
     device: str = _option(
-        "", "cpu, T4, L4, A100 or H100; default: the CPU, or a T4 for gpu"
+        "", "cpu, T4, L4, A100 or H100; default: this machine, or a T4 for gpu"
     )
     method: str = _option("soft", "soft, hard, stored or codistillation")
     batch_size: int = _option(4, "rows of a micro-batch")

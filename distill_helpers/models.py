@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from torch import nn
 
 from distill_helpers.data import data_folder
 from distill_helpers.profiles import Profile
+from distill_helpers.runtime import has_flash_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -122,12 +124,56 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = AutoModelForCausalLM.from_pretrained(
-        name_or_folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        name_or_folder,
+        dtype=dtype,
+        attn_implementation=attention_name(flash=has_flash_attention(device)),
+        use_safetensors=True,
     )
     model = model.to(device).eval()
     if frozen:
         model.requires_grad_(False)
     return Loaded(model, AutoTokenizer.from_pretrained(name_or_folder))
+
+
+def attention_name(*, flash: bool) -> str:
+    """The attention to ask ``from_pretrained`` for, on a device with flash or without.
+
+    Where heads share keys and values, transformers' ``"sdpa"`` leaves the sharing to
+    torch's kernel. Of the kernels of a T4, which has no flash attention, only one can
+    do that; it keeps every score and is slow (transformers' issue 48633). There, keys
+    and values are repeated first, and the kernel that saves memory takes over.
+
+    Args:
+        flash: Whether the device has flash attention.
+    """
+    if flash:
+        return "sdpa"
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("sdpa_per_head", _attend_per_head)
+    AttentionMaskInterface.register("sdpa_per_head", sdpa_mask)
+    return "sdpa_per_head"
+
+
+def _attend_per_head(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> Any:
+    from transformers.integrations.sdpa_attention import (
+        repeat_kv,
+        sdpa_attention_forward,
+    )
+
+    groups: Any = getattr(module, "num_key_value_groups", 1)
+    # Of the module, only this is asked; that heads were shared is over.
+    whole: Any = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    return sdpa_attention_forward(whole, query, key, value, attention_mask, **options)
 
 
 def load_tiny_teacher(name: str = "prose", *, device: str = "cpu") -> Loaded:

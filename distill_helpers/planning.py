@@ -12,9 +12,9 @@ Taught in notebook 06, used in the capstone.
 from __future__ import annotations
 
 import copy
+import re
 import weakref
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,6 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import (
@@ -39,9 +38,15 @@ from transformers import TrainingArguments
 from distill_helpers.codistillation import Partners, mutual_losses
 from distill_helpers.fused_losses import SparseTargets, working_bytes
 from distill_helpers.losses import block_rows
-from distill_helpers.models import checkpoint_activations
+from distill_helpers.models import attention_name, checkpoint_activations
 from distill_helpers.profiles import Profile
-from distill_helpers.runtime import cpu_bf16_pays, matmul_flops, memory_gib
+from distill_helpers.runtime import (
+    cpu_bf16_pays,
+    cuda_dtype,
+    has_flash_attention,
+    matmul_flops,
+    memory_gib,
+)
 from distill_helpers.soft_label_schemes import SCHEMES, scheme_for
 from distill_helpers.trainers import HardLabels, Objective, SoftLabels
 
@@ -178,6 +183,27 @@ def this_cpu() -> Device:
     speed = full if half is None else matmul_flops(half)
     memory = memory_gib() or 8.0
     return Device("this CPU", "cpu", memory, speed, full, half, None, utilisation=0.5)
+
+
+def this_gpu() -> Device:
+    """This machine's GPU: from ``DEVICES``, or measured if it is not there."""
+    properties = torch.cuda.get_device_properties(0)
+    memory = properties.total_memory / 2**30
+    words = re.split(r"[\s-]", properties.name)
+    for name, known in DEVICES.items():
+        if name in words:  # such as "Tesla T4" or "NVIDIA A100-SXM4-80GB"
+            return replace(known, name=properties.name, memory_gib=memory)
+    half = cuda_dtype()
+    return Device(
+        properties.name,
+        "cuda",
+        memory,
+        matmul_flops(half, "cuda"),
+        matmul_flops(torch.float32, "cuda"),
+        half,
+        None,
+        flash=has_flash_attention("cuda"),
+    )
 
 
 @dataclass(frozen=True)
@@ -343,8 +369,9 @@ def plan(
         method: ``"soft"``: the teacher reads every batch. ``"hard"``: labels alone.
             ``"stored"``: soft labels from a cache. ``"codistillation"``: teacher and
             student train together.
-        device: A name of ``DEVICES``, ``"cpu"``, or a :class:`Device`. Default: the
-            CPU, or for the ``gpu`` profile a T4.
+        device: A name of ``DEVICES``, ``"cpu"``, or a :class:`Device`. Default: where
+            the student lies; without one in memory, this machine's GPU or else its
+            CPU. The ``gpu`` profile on a machine without a GPU: a T4.
         accumulation: Micro-batches of a step.
         fused: As the trainers have it.
         optimizer: A name of ``TrainingArguments.optim``.
@@ -369,10 +396,7 @@ def plan(
     ):
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
-    if device is None:
-        gpu = isinstance(models, Profile) and models.name == "gpu"
-        device = "T4" if gpu else "cpu"
-    where = _device(device)
+    where = _here(models) if device is None else _device(device)
     teacher, learner = _pair(models, student)
     if teacher is None and method != "hard":
         raise ValueError(f"method={method!r} needs a teacher; models has none")
@@ -442,6 +466,17 @@ def _changes(before: Step, after: Step) -> str:
     return f"it fits with {', '.join(changed)}"
 
 
+def _here(models: Profile | tuple[Model | None, Model]) -> Device:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(models, Profile):
+        if models.name == "gpu" and found == "cpu":
+            return DEVICES["T4"]
+        found = models.device
+    elif isinstance(models, (tuple, list)) and isinstance(models[-1], nn.Module):
+        found = next(models[-1].parameters()).device.type
+    return this_gpu() if found == "cuda" else this_cpu()
+
+
 def _device(given: str | Device) -> Device:
     if isinstance(given, Device):
         return given
@@ -499,14 +534,14 @@ def _precision(
         if models.device == device.kind == "cpu":
             return models.autocast_dtype, models.teacher_dtype
     elif isinstance(models[0], nn.Module):
-        return half, models[0].dtype
+        return half, next(models[0].parameters()).dtype
     return half, half or torch.float32
 
 
 def _config(model: Model) -> PreTrainedConfig:
-    from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+    from transformers import AutoConfig, PreTrainedConfig
 
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, nn.Module):
         return model.config
     if isinstance(model, PreTrainedConfig):
         return model
@@ -552,19 +587,19 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
             fake tensors are a CPU's in any case. Default: a CPU.
     """
     device_type = "cpu" if device is None else device.kind
+    attention = attention_name(flash=device is None or device.flash)
     flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS)
     ledger = _Ledger(packed=step.packed)
     with _taken_for_real(), FakeTensorMode(), ledger:
-        model, objective = _build(step, ledger)
+        model, objective = _build(step, attention, ledger)
         optimizer = _optimizer(step, model, device_type)
         if step.autocast is not None:
             # As accelerate prepares a model for mixed precision.
             model.forward = convert_outputs_to_fp32(model.forward)
         first = replace(step, batch_size=1, length=8, accumulation=1)
-        with _attention(step, device):
-            _one_step(first, model, objective, optimizer, ledger)
-            with flops:
-                _one_step(step, model, objective, optimizer, ledger)
+        _one_step(first, model, objective, optimizer, ledger)
+        with flops:
+            _one_step(step, model, objective, optimizer, ledger)
     extra = _working(step, device_type) - _working(step, "cpu")
     counted = float(flops.get_total_flops())
     return Rehearsal(
@@ -601,24 +636,6 @@ _ATTENTION_FLOPS: dict[Any, Any] = {
 }
 
 
-def _attention(step: Step, device: Device | None) -> Any:
-    """The kernel that the device would choose.
-
-    Where fewer heads of keys than of queries meet no mask, transformers leaves it to
-    the kernel to share them. Flash attention can, and needs Ampere; the memory-saving
-    kernel cannot; what is left keeps every score in fp32.
-    """
-    models = [step.student] + ([] if step.teacher is None else [step.teacher])
-    grouped = any(
-        getattr(model, "num_key_value_heads", model.num_attention_heads)
-        < model.num_attention_heads
-        for model in models
-    )
-    if device is None or device.flash or step.packed or not grouped:
-        return nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)
-
-
 def _rehearsed_batches(step: Step) -> int:
     """The third micro-batch takes what the second did."""
     return min(step.accumulation, 2)
@@ -652,9 +669,9 @@ def _one_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _build(step: Step, ledger: _Ledger) -> tuple[nn.Module, Objective]:
+def _build(step: Step, attention: str, ledger: _Ledger) -> tuple[nn.Module, Objective]:
     """What is trained, and what the trainer of the method minimises."""
-    student = _model(step.student, torch.float32)
+    student = _model(step.student, torch.float32, attention)
     ledger.vocabularies.add(step.student.vocab_size)
     if step.checkpointing:
         checkpoint_activations(student)
@@ -671,10 +688,14 @@ def _build(step: Step, ledger: _Ledger) -> tuple[nn.Module, Objective]:
     ledger.vocabularies.add(step.teacher.vocab_size)
     vocabulary = min(step.student.vocab_size, step.teacher.vocab_size)
     if step.method == "soft":
-        teacher = _model(step.teacher, step.teacher_dtype).requires_grad_(False).eval()
+        teacher = (
+            _model(step.teacher, step.teacher_dtype, attention)
+            .requires_grad_(False)
+            .eval()
+        )
         ledger.name_all(teacher, "teacher's weights")
         return student, SoftLabels(teacher, vocabulary, fused=step.fused, **_PLAIN_MIX)
-    teacher = _model(step.teacher, torch.float32)
+    teacher = _model(step.teacher, torch.float32, attention)
     if step.checkpointing:
         checkpoint_activations(teacher)
     ledger.name_all(teacher, "teacher's weights")
@@ -718,12 +739,14 @@ class _FakeStore:
         return SparseTargets(ids, weights, None, entropy, self.temperature)
 
 
-def _model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _model(
+    config: PreTrainedConfig, dtype: torch.dtype, attention: str
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     # A copy, for transformers notes dtype and attention in the config it is given.
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        copy.deepcopy(config), dtype=dtype, attn_implementation="sdpa"
+        copy.deepcopy(config), dtype=dtype, attn_implementation=attention
     )
     return model
 

@@ -19,6 +19,8 @@ import torch
 
 # A feed-forward layer of the packaged teacher over 256 tokens: rows, inner, columns.
 _MATMUL = (256, 576, 1536)
+# What keeps a GPU busy.
+_LARGE_MATMUL = (4096, 4096, 4096)
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,6 +126,12 @@ def cuda_dtype() -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
+def has_flash_attention(device: str) -> bool:
+    """Every CPU has, and so have GPUs from Ampere on."""
+    cuda = torch.device(device).type == "cuda"
+    return not cuda or torch.cuda.get_device_capability() >= (8, 0)
+
+
 @lru_cache
 def cpu_bf16_pays() -> bool:
     """Whether bf16 is native on this CPU and measurably faster than fp32.
@@ -145,18 +153,23 @@ def _cpu_flag(flag: str) -> bool:
         return False
 
 
-def matmul_flops(dtype: torch.dtype) -> float:
-    """Operations per second of a matrix product on this CPU, measured."""
-    return 2 * math.prod(_MATMUL) / _matmul_seconds(dtype)
+def matmul_flops(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Operations per second of a matrix product on this machine, measured."""
+    sizes = _MATMUL if device == "cpu" else _LARGE_MATMUL
+    return 2 * math.prod(sizes) / _matmul_seconds(dtype, device, sizes)
 
 
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    rows, inner, columns = _MATMUL
-    left = torch.ones(rows, inner, dtype=dtype)
-    right = torch.ones(inner, columns, dtype=dtype)
+def _matmul_seconds(
+    dtype: torch.dtype, device: str = "cpu", sizes: tuple[int, int, int] = _MATMUL
+) -> float:
+    rows, inner, columns = sizes
+    left = torch.ones(rows, inner, dtype=dtype, device=device)
+    right = torch.ones(inner, columns, dtype=dtype, device=device)
     times = []
     for _ in range(8):
         start = time.perf_counter()
         left @ right
+        if device != "cpu":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)

@@ -649,6 +649,55 @@ def logits_of(model, **options):
         return model(IDS, **options).logits
 
 
+# --- attention on GPUs without flash attention --------------------------------------
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("rows", ["whole", "padded", "packed"])
+def test_attention_per_head_says_the_same(build, rows, monkeypatch):
+    options = {"whole": {}, "padded": {"attention_mask": torch.ones_like(IDS)}}
+    options["packed"] = {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]])}
+    if rows == "padded":
+        options["padded"]["attention_mask"][1, :4] = 0
+    model = build()
+    model.set_attn_implementation("sdpa")
+    expected = logits_of(model, **options[rows])
+    shared = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*given, **named):
+        shared.append(given[0].shape[1] != given[1].shape[1])
+        return attend(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model.set_attn_implementation(models.attention_name(flash=False))
+    found = logits_of(model, **options[rows])
+    counted = options["padded"]["attention_mask"].bool()
+    assert torch.allclose(found[counted], expected[counted], atol=1e-5)
+    assert shared == [False] * 4
+
+
+@ARCHITECTURES
+def test_attention_per_head_writes_the_same(build):
+    model = build()
+    texts = []
+    for flash in (True, False):
+        model.set_attn_implementation(models.attention_name(flash=flash))
+        texts.append(model.generate(IDS, max_new_tokens=12, do_sample=False))
+    assert torch.equal(*texts)
+
+
+def test_a_device_without_flash_attention_repeats_keys(bpe, tmp_path, monkeypatch):
+    tiny(bpe).save_pretrained(tmp_path)
+    bpe.save_pretrained(tmp_path)
+    assert models.load_model(tmp_path).model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(models, "has_flash_attention", lambda _: False)
+    loaded = models.load_model(tmp_path).model
+    pruned = models.prune_layers(loaded, [0])
+    for model in (loaded, pruned):
+        assert model.config._attn_implementation == "sdpa_per_head"
+
+
 @ARCHITECTURES
 def test_keeping_all_layers_changes_nothing(build):
     model = build()

@@ -230,6 +230,21 @@ def run_live(arm, setting, seed=0):
     )
 
 
+# %% [markdown]
+# Before a long cell, ask two things: will it fit, and how long will it take?
+# `plan` rehearses a training step on tensors that have shapes but no content
+# (lesson 06 says how). This is the forecast for one of the seven, from
+# operations counted; small models spend much of their time between them.
+
+# %%
+from distill_helpers.planning import plan
+
+size = {"batch_size": study.BATCH_SIZE, "length": study.LENGTH}
+forecast = plan(
+    (pair.teacher, student), steps=steps, mixed_precision=False, **size
+)
+print(forecast)
+
 # %%
 live = {(arm, "800"): run_live(arm, "800") for arm in arms}
 
@@ -506,6 +521,11 @@ show_text("student, before", student)
 # closer to its teacher?
 
 # %%
+real_steps = profile.pick(smoke=1, cpu=real_pair.STEPS, gpu=300)
+size = {"batch_size": real_pair.BATCH_SIZE, "length": real_pair.LENGTH}
+print(plan((teacher, student), steps=real_steps, **size))
+
+# %%
 real_results = load_results("real_pair")
 setting = "20 steps"
 students, found = {}, {}
@@ -517,7 +537,7 @@ for arm in ("labels", "soft"):
         arm,
         profile,
         seed=0,
-        steps=profile.pick(smoke=1, cpu=real_pair.STEPS, gpu=300),
+        steps=real_steps,
         **dict(real_results.options(arm, setting)),
     )
     describe(arm, found[arm])

@@ -540,17 +540,27 @@ except CacheError as error:
 # The cache takes the teacher's place in the trainer; nothing else changes.
 # What does it save? Count: for the student, forward and backward are about
 # three passes; a live teacher adds one of its own, through 30 layers where our
-# pruned student has 20. **Predict** how much faster a step gets.
+# pruned student has 20. **Predict** how much faster a step gets, and how much
+# less memory it needs. Then compare with what `plan` counts, before you run it.
+
+# %%
+from distill_helpers.planning import plan
+
+student = real_pair.start_student(real, profile)
+size = {
+    "steps": profile.pick(smoke=2, cpu=7, gpu=30),
+    "batch_size": profile.pick(smoke=1, cpu=4, gpu=4),
+}
+for method in ("soft", "stored"):
+    print(plan((teacher, student), method=method, length=length, **size))
 
 # %%
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
-steps = profile.pick(smoke=2, cpu=7, gpu=30)
 arguments = training_arguments(
     profile,
-    steps=steps,
     learning_rate=2e-4,
-    batch_size=profile.pick(smoke=1, cpu=4, gpu=4),
+    **size,
     disable_tqdm=True,
     logging_steps=1,
 )
@@ -580,7 +590,7 @@ def train_from(who):
     )
     trainer.train()
     # The first step warms up, and is not counted.
-    seconds = (clock.ends[-1] - clock.ends[0]) / (steps - 1)
+    seconds = (clock.ends[-1] - clock.ends[0]) / (size["steps"] - 1)
     log = trainer.state.log_history
     return seconds, [entry["soft"] for entry in log if "soft" in entry]
 

@@ -170,7 +170,7 @@ print(f"and ${plan.cost_ahead:.4f}")
 labels = write_labels(
     *request, max_new_tokens=24, max_cost=0.01, progress=False
 )
-for row in labels.select(range(3)):
+for row in labels.to_list()[:3]:
     print(repr(row["answer"][:70]), row["finish_reason"])
 
 # %% [markdown]
@@ -480,13 +480,23 @@ length = profile.pick(smoke=150, cpu=512, gpu=512)
 rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
 
 # %%
+from distill_helpers.planning import plan
+
+size = {
+    "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
+    "steps": profile.pick(smoke=2, cpu=15, gpu=150),
+}
+micro = profile.pick(smoke=1, cpu=1, gpu=2)
+options = {"method": "hard", "packed": True, "accumulation": micro}
+print(plan((None, pupil.model), length=length, **size, **options))
+
+# %%
 arguments = training_arguments(
     profile,
-    steps=profile.pick(smoke=2, cpu=15, gpu=150),
     learning_rate=profile.pick(smoke=1e-4, cpu=3e-4, gpu=2e-5),
-    batch_size=profile.pick(smoke=1, cpu=4, gpu=2),
-    gradient_accumulation_steps=profile.pick(smoke=1, cpu=1, gpu=2),
+    gradient_accumulation_steps=micro,
     seed=0,
+    **size,
 )
 
 # %%

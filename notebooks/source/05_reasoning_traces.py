@@ -519,8 +519,7 @@ heldout = [
 solve(heldout)
 
 # %% [markdown]
-# Before the long cell: will it fit, and how long will it take? `plan` rehearses the
-# training step on tensors without content (more in lesson 06).
+# Before the long cell, once more: will it fit, and how long will it take?
 
 # %%
 from distill_helpers.planning import plan
@@ -530,17 +529,8 @@ size = {
     "steps": profile.pick(smoke=2, cpu=24, gpu=300),
 }
 micro = profile.pick(smoke=1, cpu=1, gpu=2)
-where = profile.pick(smoke="cpu", cpu="cpu", gpu="T4")
-forecast = plan(
-    (None, pupil.model),
-    method="hard",
-    packed=True,
-    length=length,
-    accumulation=micro,
-    device=where,
-    **size,
-)
-print(forecast)
+options = {"method": "hard", "packed": True, "accumulation": micro}
+print(plan((None, pupil.model), length=length, **size, **options))
 
 # %%
 from distill_helpers.trainers import HardLabelTrainer, training_arguments

@@ -451,7 +451,8 @@ from distill_helpers.models import build_student
 stories = profile.pick(smoke=None, cpu=None, gpu="roneneldan/TinyStories")
 text = task.rows
 if stories is not None:
-    text = stream_rows(stories, pair.tokenizer, length=256, count=40_000)
+    count = profile.pick(smoke=160, cpu=160, gpu=40_000)
+    text = stream_rows(stories, pair.tokenizer, length=256, count=count)
 rows = text.select(range(len(text) - 80))
 held_out = text.select(range(len(text) - 80, len(text)))
 
@@ -469,9 +470,10 @@ own = {
 }
 
 # %% [markdown]
-# Two models in training, and two optimizer states: will it fit?
-# `plan` rehearses the real training step on tensors that have shapes but no
-# content, and says so before the long cell.
+# Two models in training, and two optimizer states: will it fit? You have met
+# `plan`. It runs the real training step, with model, loss and optimizer, on *fake
+# tensors*: they have shapes and dtypes, but no memory behind them. So everything
+# that would be allocated can be added up, for models of any size.
 
 # %%
 from distill_helpers.planning import plan
@@ -484,7 +486,6 @@ forecast = plan(
     batch_size=batch_size,
     length=len(rows[0]["input_ids"]),
     steps=steps,
-    device=profile.pick(smoke="cpu", cpu="cpu", gpu="T4"),
 )
 print(forecast)
 
@@ -537,12 +538,16 @@ for method in ("codistillation", "soft"):
 #
 # In co-distillation the teacher needs what a student needs: gradients, two optimizer
 # states, and activations that wait for the backward pass. A frozen teacher in half
-# precision needs its weights, and next to nothing else. Much of the activations are
-# attention scores, which by PyTorch's rules a T4 keeps for models whose heads share
-# keys; GPUs from Ampere on (an L4, an A100) do not. (We have not had a T4 to measure
-# it on.) `distill plan` says the same on the command line.
+# precision needs its weights, and next to nothing else. `distill plan` says the same
+# on the command line.
 
 # %% [markdown] tags=["published"]
+# One trap on this GPU: a T4 has no flash attention. Where heads share keys and values,
+# as they do in most recent models, `transformers` then ends in torch's slowest kernel,
+# which keeps every attention score. Somebody measured Qwen2.5-1.5B on a T4, and it
+# wrote up to 1.8 times as fast with keys repeated first (transformers' pull request
+# 45776). `load_model` does that where it is needed, and `plan` counts it.
+#
 # ## What others found
 #
 # * Meta writes of Llama 4 Maverick that it was *codistilled* from a larger model,
