@@ -1,0 +1,371 @@
+"""The student's own text: what is written, what is learned from it, what it costs."""
+
+import math
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import byte_level_bpe, tiny
+from training_runs import SGD
+
+from distill_helpers import profiles, three_sums
+from distill_helpers.data import mask_prompts
+from distill_helpers.generation import write_batch
+from distill_helpers.losses import token_divergence
+from distill_helpers.models import build_student, load_tiny_teacher
+from distill_helpers.on_policy import (
+    OnPolicyTrainer,
+    join_row,
+    measure_exposure,
+    split_row,
+)
+from distill_helpers.studies.shared_task import worked
+from distill_helpers.trainers import SoftLabelTrainer, training_arguments
+
+PROMPTS = ["It is a truth", "However little", "Emma", "a single man in", "of a wife"]
+ANSWERS = [" universally", " known the feelings", " Woodhouse, handsome", " p", "."]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return byte_level_bpe()
+
+
+@pytest.fixture
+def rows(bpe):
+    return mask_prompts(PROMPTS * 4, ANSWERS * 4, bpe)
+
+
+def made(bpe, rows, kind=OnPolicyTrainer, *, folder=None, batch_size=4, **options):
+    more = {
+        name: options.pop(name)
+        for name in ("gradient_accumulation_steps", "save_steps", "seed", "steps")
+        if name in options
+    }
+    if folder is not None:
+        more |= {"output_dir": str(folder), "save_strategy": "steps"}
+    if kind is OnPolicyTrainer:
+        options.setdefault("max_new_tokens", 6)
+    options.setdefault("teacher", tiny(bpe, seed=0))
+    return kind(
+        tiny(bpe, seed=1),
+        args=training_arguments(
+            profiles.get_profile("smoke"),
+            batch_size=batch_size,
+            disable_tqdm=True,
+            **{"steps": 3, **SGD, **more},
+        ),
+        train_dataset=rows,
+        tokenizer=bpe,
+        **options,
+    )
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def steps_of(trainer, monkeypatch):
+    """What the objective gets, batch by batch."""
+    seen = []
+    objective = trainer.objective
+
+    def watched(model, inputs, num_items):
+        seen.append(({name: x.clone() for name, x in inputs.items()}, int(num_items)))
+        return objective(model, inputs, num_items)
+
+    monkeypatch.setattr(trainer, "objective", watched)
+    trainer.train()
+    return seen
+
+
+# --- what is learned from -----------------------------------------------------------
+
+
+def test_no_share_is_the_soft_label_trainer(bpe, rows):
+    mine = made(bpe, rows, on_policy_share=0.0, divergence="jsd", beta=0.3)
+    plain = made(bpe, rows, SoftLabelTrainer, alpha=1.0, divergence="jsd", beta=0.3)
+    mine.train()
+    plain.train()
+    assert torch.equal(weights(mine), weights(plain))
+
+
+def test_the_student_s_text_stands_behind_the_prompt(bpe, rows, monkeypatch):
+    trainer = made(bpe, rows, steps=1)
+    before = tiny(bpe, seed=1)
+    ((batch, num_items),) = steps_of(trainer, monkeypatch)
+    prompts = {tuple(ids) for ids in bpe(PROMPTS)["input_ids"]}
+    answers = {tuple(ids) for ids in bpe(ANSWERS)["input_ids"]}
+    counted = 0
+    for ids, labels, mask in zip(
+        batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
+    ):
+        size = int(mask.sum())
+        prompt, written = split_row(ids[:size].tolist(), labels[:size].tolist())
+        assert tuple(prompt) in prompts
+        assert tuple(written[:-1]) not in answers
+        assert 1 <= len(written) <= 6
+        assert labels[size:].eq(-100).all()
+        counted += len(written)
+        # Every token has a chance, and the model before the step gave it that chance.
+        with torch.no_grad():
+            p = before(torch.tensor([prompt + written])).logits.softmax(-1)
+        assert p[0, range(len(prompt) - 1, size - 1), written].min() > 0
+    assert num_items == counted
+
+
+def test_the_loss_is_the_divergence_at_the_written_tokens(bpe, rows, monkeypatch):
+    trainer = made(bpe, rows, steps=1, divergence="reverse_kl", temperature=2.0)
+    trainer.args.logging_steps = 1
+    ((batch, num_items),) = steps_of(trainer, monkeypatch)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    student, teacher = tiny(bpe, seed=1), tiny(bpe, seed=0)
+    with torch.no_grad():
+        every = token_divergence(
+            student(**inputs).logits[:, :-1],
+            teacher(**inputs).logits[:, :-1],
+            kind="reverse_kl",
+            temperature=2.0,
+        )
+    expected = 4 * every[batch["labels"][:, 1:] != -100].sum() / num_items
+    logged = next(e["soft"] for e in trainer.state.log_history if "soft" in e)
+    assert logged == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_texts_are_drawn_as_the_student_s_softmax_says(bpe):
+    """Many answers to one prompt: how often each first token comes."""
+    rows = mask_prompts(["It is"] * 512, ["."] * 512, bpe)
+    options = {"sampling_temperature": 0.2, "batch_size": 512, "steps": 1}
+    trainer = made(bpe, rows, max_new_tokens=1, **options)
+    (batch,), _ = trainer.get_batch_samples(
+        iter(trainer.get_train_dataloader()), 1, "cpu"
+    )
+    first = batch["input_ids"][:, -1]
+    with torch.no_grad():
+        prompt = torch.tensor([bpe("It is")["input_ids"]])
+        p = (trainer.model(prompt).logits[0, -1] / 0.2).softmax(-1)
+    likely = p > 0.05
+    assert likely.sum() >= 3
+    found = torch.bincount(first, minlength=len(p))[likely] / 512
+    assert torch.allclose(found, p[likely], atol=0.07)
+
+
+def test_a_share_of_the_rows_keeps_its_answers(bpe, monkeypatch):
+    rows = mask_prompts(["It is"] * 400, [" Emma"] * 400, bpe)
+    trainer = made(
+        bpe, rows, on_policy_share=0.25, batch_size=200, steps=2, max_new_tokens=3
+    )
+    kept = torch.tensor([*bpe(" Emma")["input_ids"], bpe.eos_token_id])
+    shares = []
+    for batch, _ in steps_of(trainer, monkeypatch):
+        size = len(bpe("It is")["input_ids"])
+        same = (batch["input_ids"][:, size : size + len(kept)] == kept).all(1)
+        shares.append(1 - float(same.float().mean()))
+    assert shares == pytest.approx([0.25, 0.25], abs=0.1)
+
+
+# --- the same draws, however a step is run ------------------------------------------
+
+
+def test_micro_batches_change_nothing(bpe, rows):
+    whole = made(bpe, rows)
+    parts = made(bpe, rows, batch_size=2, gradient_accumulation_steps=2)
+    whole.train()
+    parts.train()
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_decide(bpe, rows, monkeypatch):
+    def texts(**options):
+        seen = steps_of(made(bpe, rows, **options), monkeypatch)
+        return [batch["input_ids"].tolist() for batch, _ in seen]
+
+    first = texts(seed=5)
+    assert texts(seed=5) == first
+    assert texts(seed=6) != first
+    # And no step repeats another's draws.
+    prompts = mask_prompts(["It is"] * 8, ["."] * 8, bpe)
+    seen = steps_of(made(bpe, prompts), monkeypatch)
+    assert seen[0][0]["input_ids"].tolist() != seen[1][0]["input_ids"].tolist()
+
+
+def test_a_resumed_run_writes_what_it_would_have(bpe, rows, tmp_path):
+    whole = made(bpe, rows, steps=4)
+    whole.train()
+    first = made(bpe, rows, steps=4, folder=tmp_path, save_steps=2)
+    first.args.max_steps = 2
+    first.train()
+    second = made(bpe, rows, steps=4, folder=tmp_path, save_steps=2)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 4
+    torch.testing.assert_close(weights(second), weights(whole), rtol=1e-5, atol=1e-7)
+
+
+def test_writing_leaves_global_random_states_alone(bpe, rows):
+    trainer = made(bpe, rows)
+    loader = iter(trainer.get_train_dataloader())
+    batch = next(loader)
+    states = torch.random.get_rng_state(), random.getstate()
+    trainer._rewritten(batch, 0)
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+
+
+# --- learning -----------------------------------------------------------------------
+
+
+def test_what_was_written_is_logged(bpe, rows):
+    trainer = made(bpe, rows)
+    trainer.args.logging_steps = 1
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in log:
+        assert 1 <= entry["written_tokens"] <= 6
+        assert 0 <= entry["ended"] <= 1
+        assert entry["writing_seconds"] > 0
+
+
+def test_a_student_learns_from_its_own_sums():
+    """Its divergence from the teacher falls, though it never reads an answer."""
+    teacher = load_tiny_teacher("sums")
+    student = build_student(teacher.tokenizer, layers=2, width=64, seed=0)
+    rows = worked(three_sums.problems(300, seed=1), teacher.tokenizer)
+    trainer = OnPolicyTrainer(
+        student,
+        teacher=teacher.model,
+        max_new_tokens=12,
+        args=training_arguments(
+            profiles.get_profile("smoke"),
+            steps=60,
+            batch_size=32,
+            learning_rate=4e-3,
+            logging_steps=1,
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        tokenizer=teacher.tokenizer,
+    )
+    trainer.train()
+    losses = [e["soft"] for e in trainer.state.log_history if "soft" in e]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+# --- refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"on_policy_share": 1.5}, "on_policy_share=1.5"),
+        ({"sampling_temperature": -1.0}, "sampling_temperature=-1.0"),
+        ({"sampling_temperature": math.nan}, "sampling_temperature=nan"),
+        ({"alpha": 0.5}, "alpha=0.5"),
+        ({"teacher": "a cache"}, "teacher must be a model"),
+        ({"divergence": "hellinger"}, "hellinger"),
+    ],
+)
+def test_what_cannot_be(bpe, rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        made(bpe, rows, **options).train()
+
+
+def test_rows_without_a_prompt_are_refused(bpe):
+    rows = Dataset.from_dict({"input_ids": [[3, 4, 5, 6]] * 8})
+    with pytest.raises(ValueError, match="has no prompt"):
+        made(bpe, rows).train()
+
+
+def test_packed_rows_are_refused(bpe, rows):
+    from distill_helpers.data import pack_examples
+
+    with pytest.raises(ValueError, match="pack_examples"):
+        made(bpe, pack_examples(rows, 32)).train()
+
+
+# --- rows ---------------------------------------------------------------------------
+
+
+def test_a_row_is_split_where_its_answer_begins():
+    assert split_row([1, 2, 3, 4], [-100, -100, 3, 4]) == ([1, 2], [3, 4])
+    joined = join_row([1, 2], [3, 4])
+    assert joined == {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
+    # Prompts alone will do, where the student writes every answer.
+    assert split_row([1, 2], [-100, -100]) == ([1, 2], [])
+
+
+# --- exposure bias ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked(bpe):
+    return bpe(PROMPTS * 8)["input_ids"]
+
+
+def test_a_copy_of_the_teacher_has_no_exposure_bias(bpe, asked):
+    teacher = tiny(bpe, seed=0)
+    found = measure_exposure(teacher, teacher, bpe, asked, max_new_tokens=8)
+    assert found.excess == pytest.approx(0, abs=1e-6)
+    assert max(found.student_prefix) == pytest.approx(0, abs=1e-6)
+    assert found.student_repetition == found.teacher_repetition
+
+
+def test_the_numbers_are_those_of_single_texts(bpe, asked):
+    student, teacher = tiny(bpe, seed=1), tiny(bpe, seed=0)
+    found = measure_exposure(
+        student, teacher, bpe, asked[:6], max_new_tokens=5, seed=3, batch_size=4
+    )
+    sums = torch.zeros(5, dtype=torch.float64)
+    count = torch.zeros(5)
+    for index, prompt in enumerate(asked[:6]):
+        seed = random.Random(f"3/{index}").getrandbits(62)
+        (text,) = write_batch(
+            student, bpe, [prompt], max_new_tokens=5, temperature=1.0, seeds=[seed]
+        )
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt, *text.ids]])
+            both = token_divergence(student(ids).logits, teacher(ids).logits)[0]
+        for place in range(len(text.ids)):
+            sums[place] += both[len(prompt) - 1 + place]
+            count[place] += 1
+    expected = (sums / count)[: len(found.student_prefix)]
+    torch.testing.assert_close(
+        torch.tensor(found.student_prefix, dtype=torch.float64), expected, rtol=1e-4,
+        atol=1e-6,
+    )  # fmt: skip
+
+
+def test_what_comes_first_has_the_same_prefix(bpe, asked):
+    """Before anything is written, both stand behind the prompt."""
+    found = measure_exposure(
+        tiny(bpe, seed=1), tiny(bpe, seed=0), bpe, asked, max_new_tokens=4
+    )
+    assert found.student_prefix[0] == pytest.approx(found.teacher_prefix[0], rel=1e-5)
+    assert found.counts[0] == len(asked)
+
+
+def test_a_loop_is_repetition(bpe, asked):
+    """A model of few words says them again."""
+    looping = tiny(bpe, seed=2)
+    with torch.no_grad():
+        looping.model.embed_tokens.weight[5] *= 50
+    found = measure_exposure(looping, tiny(bpe, seed=0), bpe, asked, max_new_tokens=24)
+    assert found.student_repetition > 0.5 > found.teacher_repetition
+
+
+def test_no_prompts_are_refused(bpe):
+    model = tiny(bpe)
+    with pytest.raises(ValueError, match="prompts is empty"):
+        measure_exposure(model, model, bpe, [], max_new_tokens=2)
+
+
+def test_padding_of_a_batch_does_not_count(bpe, asked):
+    """One batch or several: the numbers are the same."""
+    models = tiny(bpe, seed=1), tiny(bpe, seed=0)
+    one, many = (
+        measure_exposure(*models, bpe, asked, max_new_tokens=4, batch_size=size)
+        for size in (40, 3)
+    )
+    assert one.counts == many.counts
+    assert one.excess == pytest.approx(many.excess, abs=1e-5)
