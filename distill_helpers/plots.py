@@ -152,14 +152,16 @@ def seeds_by_setting(ax: Axes, results: Results, metric: str) -> None:
         metric: A column of the study.
     """
     settings, arms = results.study.settings, results.study.arms
+    pairs = results.study.pairs()
     width = 0.3 / max(1, len(arms) - 1)
     for number, (arm, marker) in enumerate(zip(arms, "osD^vPX", strict=False)):
-        x = [
-            place - 0.15 + number * width
+        points = [
+            (place - 0.15 + number * width, value)
             for place, setting in enumerate(settings)
-            for _ in results.values(metric, arm, setting)
+            if (arm, setting) in pairs
+            for value in results.values(metric, arm, setting)
         ]
-        y = [v for s in settings for v in results.values(metric, arm, s)]
+        x, y = zip(*points, strict=True)
         ax.plot(x, y, marker, label=arm, alpha=0.8)
     ax.set_xticks(range(len(settings)), list(settings))
     ax.set_xlim(-0.5, len(settings) - 0.5)

@@ -59,6 +59,7 @@ STUDIES = (
     "hard_labels",
     "reasoning_traces",
     "codistillation",
+    "codistilled_sums",
 )
 
 Options = tuple[tuple[str, float], ...]

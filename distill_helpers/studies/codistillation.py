@@ -69,6 +69,7 @@ class Task:
         steps: Of the teacher, and of every student where steps are equal.
         batch_size: Rows of a step.
         teacher_shape: Layers and width.
+        options: Further training arguments, the same for every arm.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -77,6 +78,7 @@ class Task:
     steps: int
     batch_size: int
     teacher_shape: tuple[int, int]
+    options: tuple[tuple[str, Any], ...] = ()
 
     def student(self, seed: int) -> PreTrainedModel:
         """2 layers, 96 wide, from scratch."""
@@ -158,6 +160,7 @@ def grow(
                 batch_size=task.batch_size,
                 weight_decay=weight_decay,
                 seed=seed,
+                **dict(task.options),
             ),
             train_dataset=task.rows,
             tokenizer=task.tokenizer,
