@@ -30,8 +30,16 @@ CHATML = (
     "{{ message['content'] }}" + TURN + "\n{% endfor %}"
     "{% if add_generation_prompt %}" + START + "assistant\n{% endif %}"
 )  # fmt: skip
-# Qwen's models have more rows in the head than its tokenizer has tokens.
-QWEN_TOKENS, QWEN_ROWS = 2000, 2048
+QWEN_TOKENS = 2000
+# Heads have more rows than their tokenizers have tokens, and not always equally many;
+# larger models often have a head of their own. Rows, and whether the head is tied:
+HEADS = {
+    "HuggingFaceTB/SmolLM2-135M": (49_152, True),
+    "HuggingFaceTB/SmolLM2-360M": (49_152, True),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (49_280, False),
+    "Qwen/Qwen2.5-0.5B": (2048, True),
+    "Qwen/Qwen2.5-1.5B-Instruct": (2112, False),
+}
 KIND = '{"kind": "artifact"}'
 
 
@@ -44,7 +52,7 @@ def write_hub(folder):
             tokenizer.eos_token = tokenizer.bos_token = END
             tokenizer.pad_token = None
             tokenizer.chat_template = None
-        _write(folder, f"HuggingFaceTB/{name}", tokenizer, rows=None)
+        _write(folder, f"HuggingFaceTB/{name}", tokenizer)
     backend = _qwen_backend()
     for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B-Instruct"):
         tokenizer = PreTrainedTokenizerFast(
@@ -53,26 +61,27 @@ def write_hub(folder):
             pad_token=END,
             chat_template=CHATML,
         )
-        _write(folder, f"Qwen/{name}", tokenizer, rows=QWEN_ROWS)
+        _write(folder, f"Qwen/{name}", tokenizer)
     result = _teach(folder / "Qwen" / "Qwen2.5-1.5B-Instruct")
     _write_rows(folder / "openai" / "gsm8k", "main", _gsm8k(result))
     stories = [{"text": text} for text in austen("validation")["text"]]
     _write_rows(folder / "roneneldan" / "TinyStories", "default", {"train": stories})
 
 
-def _write(folder, name, tokenizer, rows):
+def _write(folder, name, tokenizer):
     kind, shape = ARCHITECTURES[name]
+    rows, tied = HEADS[name]
     small = {
         **shape,
         "hidden_size": 8 * shape["num_attention_heads"],
         "intermediate_size": 16 * shape["num_attention_heads"],
         "num_hidden_layers": 2,
-        "vocab_size": rows or shape["vocab_size"],
+        "vocab_size": rows,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = AutoConfig.for_model(kind, **small, tie_word_embeddings=True)
+    config = AutoConfig.for_model(kind, **small, tie_word_embeddings=tied)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder / name)
