@@ -44,8 +44,11 @@ def write_batch(
     max_new_tokens: int,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
+    more_ends: Sequence[int] = (),
 ) -> list[Written]:
     """Continue one batch of prompts.
+
+    Of a head with more rows than the tokenizer has tokens, only those are written.
 
     Args:
         model: Read in eval mode, without gradients.
@@ -56,8 +59,9 @@ def write_batch(
             softmax at this temperature, nothing cut off.
         seeds: One per prompt for drawing. A prompt's text follows from its own seed,
             whatever else is in the batch, up to rounding.
+        more_ends: Tokens that end a text, beside those of :func:`end_tokens`.
     """
-    ends = end_tokens(model, tokenizer)
+    ends = tuple(dict.fromkeys((*end_tokens(model, tokenizer), *more_ends)))
     if not ends:
         raise ValueError(
             "neither the tokenizer nor the model knows a token that ends a text; set "
@@ -72,7 +76,7 @@ def write_batch(
     for row, prompt in enumerate(prompts):
         ids[row, length - len(prompt) :] = torch.tensor(prompt)
         mask[row, length - len(prompt) :] = 1
-    processors = LogitsProcessorList()
+    processors = LogitsProcessorList([_Known(len(tokenizer))])
     if temperature:
         if seeds is None or len(seeds) != len(prompts):
             raise ValueError("drawing needs seeds, one per prompt")
@@ -106,11 +110,15 @@ def end_tokens(
     A base model that learned a template's answers ends them as the template does,
     which neither its tokenizer nor its settings need know.
     """
+    found = [tokenizer.eos_token_id, *model_ends(model), _turn_end(tokenizer)]
+    return tuple(dict.fromkeys(end for end in found if end is not None))
+
+
+def model_ends(model: nn.Module) -> tuple[int, ...]:
+    """Tokens that end a text by the model's own settings."""
     settings = getattr(model, "generation_config", None)
     known = getattr(settings, "eos_token_id", None)
-    known = [known] if isinstance(known, int) else list(known or ())
-    found = [tokenizer.eos_token_id, *known, _turn_end(tokenizer)]
-    return tuple(dict.fromkeys(end for end in found if end is not None))
+    return (known,) if isinstance(known, int) else tuple(known or ())
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -193,6 +201,20 @@ def _until_end(ids: list[int], ends: tuple[int, ...]) -> Written:
         if token in ends:
             return Written(ids[: place + 1], ended=True)
     return Written(ids, ended=False)
+
+
+class _Known(LogitsProcessor):
+    """Rules out the padding rows of a head, which stand for no token."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor
+    ) -> torch.FloatTensor:
+        if scores.shape[-1] > self.tokens:
+            scores[:, self.tokens :] = -torch.inf
+        return scores
 
 
 class _Drawing(LogitsProcessor):

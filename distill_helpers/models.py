@@ -138,10 +138,11 @@ def load_model(
 def attention_name(*, flash: bool) -> str:
     """The attention to ask ``from_pretrained`` for, on a device with flash or without.
 
-    Where heads share keys and values, transformers' ``"sdpa"`` leaves the sharing to
-    torch's kernel. Of the kernels of a T4, which has no flash attention, only one can
-    do that; it keeps every score and is slow (transformers' issue 48633). There, keys
-    and values are repeated first, and the kernel that saves memory takes over.
+    Where heads share keys and values and no mask is needed, transformers' ``"sdpa"``
+    leaves the sharing to torch's kernel. Of the kernels of a T4, which has no flash
+    attention, only one can do that; it keeps every score and is slow (transformers'
+    issue 48633). There, keys and values are repeated first, and the kernel that saves
+    memory takes over.
 
     Args:
         flash: Whether the device has flash attention.
@@ -169,11 +170,20 @@ def _attend_per_head(
         sdpa_attention_forward,
     )
 
-    groups: Any = getattr(module, "num_key_value_groups", 1)
-    # Of the module, only this is asked; that heads were shared is over.
-    whole: Any = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    return sdpa_attention_forward(whole, query, key, value, attention_mask, **options)
+    if attention_mask is None and query.shape[2] == 1:
+        # A token that is written sees all before it. With a mask that says so,
+        # transformers spares it the copies.
+        attention_mask = torch.ones((1, 1, 1, key.shape[2]), dtype=torch.bool)
+        attention_mask = attention_mask.to(query.device)
+    attending: Any = module
+    if attention_mask is None:
+        groups: Any = getattr(module, "num_key_value_groups", 1)
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        # Of the module, only this is asked; that heads were shared is over.
+        attending = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    return sdpa_attention_forward(
+        attending, query, key, value, attention_mask, **options
+    )
 
 
 def load_tiny_teacher(name: str = "prose", *, device: str = "cpu") -> Loaded:

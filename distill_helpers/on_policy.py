@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,12 +25,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_helpers.data import collator_for
-from distill_helpers.generation import Written, eval_mode, write_batch
+from distill_helpers.generation import Written, eval_mode, model_ends, write_batch
 from distill_helpers.losses import IGNORE_INDEX, token_divergence
+from distill_helpers.models import RememberingTeacher
 from distill_helpers.trainers import SoftLabelTrainer
 
 # Repetition is counted in runs of so many tokens.
 _RUN = 4
+# Rows whose logits are held at a time.
+_SCORED = 8
 
 
 class OnPolicyTrainer(SoftLabelTrainer):
@@ -40,15 +44,21 @@ class OnPolicyTrainer(SoftLabelTrainer):
     prompt; the loss is the divergence from the teacher at each written token. No
     gradient flows through the writing: which token was drawn is taken as given.
 
-    What is drawn follows from ``args.seed``, the step and the row's place in it, so a
-    resumed run writes what an uninterrupted one would have.
+    What is drawn follows from ``args.seed``, the step and the row's place in it: a
+    resumed run writes what an uninterrupted one would have, and so do two processes
+    that share a step.
+
+    With an ``eval_dataset``, ``eval_loss`` is the same divergence on the rows' own
+    answers, which nobody rewrites.
 
     Args:
         model: The student.
-        teacher: A model; stored soft labels know nothing of the student's text.
+        teacher: A model; stored soft labels know nothing of the student's text. Of a
+            ``RememberingTeacher``, the teacher inside: no text comes twice.
         max_new_tokens: Where an answer is cut off.
         on_policy_share: Of rows with the student's own text, in [0, 1]; GKD's λ. The
-            others keep their answers: 0 is ``SoftLabelTrainer``.
+            others keep their answers: 0 is ``SoftLabelTrainer``. At 1, prompts alone
+            will do: rows in which nothing is learned.
         sampling_temperature: Of the student's softmax when it writes; 0 takes the
             likeliest token.
         divergence: ``"reverse_kl"``, ``"jsd"`` or ``"forward_kl"``.
@@ -57,9 +67,9 @@ class OnPolicyTrainer(SoftLabelTrainer):
         options: As for :class:`~distill_helpers.trainers.SoftLabelTrainer`, without
             ``alpha``: cross-entropy with a student's own text teaches it nothing.
 
-    Logs, beside the loss: ``written_tokens`` and ``ended``, an answer's mean length
-    and the share that the student ended by itself, and ``writing_seconds`` of the
-    first process.
+    Logs, beside the loss and its soft term: ``written_tokens`` and ``ended``, an
+    answer's mean length and the share that the student ended by itself; and
+    ``writing_seconds``, which a process spent on it since the last log.
     """
 
     def __init__(
@@ -73,6 +83,8 @@ class OnPolicyTrainer(SoftLabelTrainer):
         divergence: str = "reverse_kl",
         **options: Any,
     ) -> None:
+        if isinstance(teacher, RememberingTeacher):
+            teacher = teacher.teacher
         if not isinstance(teacher, nn.Module):
             raise ValueError(
                 "teacher must be a model: stored soft labels cannot judge text that "
@@ -84,7 +96,8 @@ class OnPolicyTrainer(SoftLabelTrainer):
             raise ValueError(f"on_policy_share={on_policy_share} must be in [0, 1]")
         if not 0 <= sampling_temperature < math.inf:
             raise ValueError(
-                f"sampling_temperature={sampling_temperature} must not be negative"
+                f"sampling_temperature={sampling_temperature} must be 0 or a positive "
+                "number"
             )
         if "alpha" in options:
             raise ValueError(
@@ -94,98 +107,132 @@ class OnPolicyTrainer(SoftLabelTrainer):
         super().__init__(
             model, teacher=teacher, alpha=1.0, divergence=divergence, **options
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "a student whose weights are spread over processes cannot write here; "
+                "run without FSDP and DeepSpeed"
+            )
         self.max_new_tokens = max_new_tokens
         self.on_policy_share = on_policy_share
         self.sampling_temperature = sampling_temperature
-        self._written: list[Written] = []
-        self._writing_seconds = 0.0
+        self._teacher_ends = model_ends(teacher)
+        self._nothing_written()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """Fetch the batches of a step and let the student write its share."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        written, place = [], 0
-        for batch in batches:
-            written.append(self._rewritten(batch, place))
-            place += len(batch["labels"])
-        return written, self._get_num_items_in_batch(written, device)
+        batches = [
+            self._rewritten(batch, number)
+            for number, batch in enumerate(islice(epoch_iterator, num_batches))
+        ]
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _rewritten(
-        self, batch: Mapping[str, torch.Tensor], place: int
+        self, batch: Mapping[str, torch.Tensor], number: int
     ) -> Mapping[str, torch.Tensor]:
-        """The batch with the student's answers in its share of the rows."""
+        """The batch with the student's answers in its share of the rows.
+
+        Args:
+            batch: Of this process.
+            number: Which micro-batch of the step it is.
+        """
         if "position_ids" in batch:
             raise ValueError(
                 "rows of pack_examples hold several examples; on-policy rows are one "
                 "prompt and one answer each"
             )
-        # One generator per row of the step: how a step is cut into micro-batches
-        # changes nothing.
-        process = self.accelerator.process_index
-        step = f"{self.args.seed}/{self.state.global_step}/{process}"
-        count = len(batch["labels"])
-        draws = [random.Random(f"{step}/{place + row}") for row in range(count)]
-        own = [draw.random() < self.on_policy_share for draw in draws]
-        if not any(own):
-            return batch
-        rows = [split_row(*row) for row in _unpadded(batch)]
-        began = time.perf_counter()
+        # One generator per row of the step: how a step is cut into micro-batches and
+        # given to processes changes nothing.
+        dealt = number * self.accelerator.num_processes + self.accelerator.process_index
+        first = dealt * self.args.per_device_train_batch_size
+        step = f"{self.args.seed}/{self.state.global_step}"
+        rows = list(_unpadded(batch))
+        draws = [random.Random(f"{step}/{first + place}") for place in range(len(rows))]
+        own = [
+            place
+            for place, draw in enumerate(draws)
+            if draw.random() < self.on_policy_share
+        ]
+        for place in set(range(len(rows))).difference(own):
+            if max(rows[place]["labels"]) == IGNORE_INDEX:
+                raise ValueError(
+                    "a row has no answer to keep; rows of prompts alone need "
+                    "on_policy_share=1"
+                )
+        if own:
+            prompts = [prompt_of(rows[place]) for place in own]
+            seeds = [draws[place].getrandbits(62) for place in own]
+            written = self._write(prompts, seeds)
+            for place, prompt, answer in zip(own, prompts, written, strict=True):
+                rows[place] = join_row(prompt, answer.ids)
+        return self.data_collator(rows)
+
+    def _write(self, prompts: list[list[int]], seeds: list[int]) -> list[Written]:
         student: Any = self.model
         tokenizer: Any = self.processing_class
+        began = time.perf_counter()
         with self.accelerator.autocast():
             written = write_batch(
                 student,
                 tokenizer,
-                [prompt for (prompt, _), mine in zip(rows, own, strict=True) if mine],
+                prompts,
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.sampling_temperature,
-                seeds=[
-                    draw.getrandbits(62)
-                    for draw, mine in zip(draws, own, strict=True)
-                    if mine
-                ],
+                seeds=seeds,
+                more_ends=self._teacher_ends,
             )
-        self._writing_seconds += time.perf_counter() - began
-        self._written += written
-        answers = iter(written)
-        return self.data_collator(
-            [
-                join_row(prompt, next(answers).ids if mine else answer)
-                for (prompt, answer), mine in zip(rows, own, strict=True)
-            ]
-        )
+        self._seconds += time.perf_counter() - began
+        self._texts += len(written)
+        self._tokens += sum(len(one.ids) for one in written)
+        self._ended += sum(one.ended for one in written)
+        return written
+
+    def _nothing_written(self) -> None:
+        self._texts, self._tokens, self._ended, self._seconds = 0, 0, 0, 0.0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was written to a training log."""
-        if "loss" in logs and self._written:
-            count = len(self._written)
-            logs["written_tokens"] = sum(len(w.ids) for w in self._written) / count
-            logs["ended"] = sum(w.ended for w in self._written) / count
-            logs["writing_seconds"] = self._writing_seconds
-            self._written, self._writing_seconds = [], 0.0
-        super().log(logs, start_time)
+        found: dict[str, float] = {}
+        if "loss" in logs:
+            mine = torch.tensor(
+                [self._texts, self._tokens, self._ended, self._seconds],
+                device=self.accelerator.device,
+            )
+            every: Any = self.accelerator.reduce(mine, "sum")
+            texts, tokens, ended, seconds = every.tolist()
+            if texts:
+                found = {
+                    "written_tokens": tokens / texts,
+                    "ended": ended / texts,
+                    "writing_seconds": seconds / self.accelerator.num_processes,
+                }
+            self._nothing_written()
+        if self.on_policy_share:
+            # The cross-entropy of the student's text with itself: it measures nothing.
+            self._parts.pop("hard", None)
+        super().log(logs | found, start_time)
 
 
-def split_row(ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-    """A row's prompt, and the answer that follows.
+def prompt_of(row: Mapping[str, list[int]]) -> list[int]:
+    """What stands before the first token that a row learns.
 
     Args:
-        ids: Of the row, without padding.
-        labels: The same with -100 where nothing is learned.
+        row: ``input_ids`` and ``labels``, -100 where nothing is learned, unpadded.
 
     Raises:
-        ValueError: If nothing stands before the answer.
+        ValueError: If that is less than two tokens.
     """
-    learned = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
-    start = learned[0] if learned else len(ids)
-    # The collator masks every row's first token, for nothing predicts it.
+    ids, labels = row["input_ids"], row["labels"]
+    learned = (place for place, label in enumerate(labels) if label != IGNORE_INDEX)
+    start = next(learned, len(ids))
+    # The collator masks the first token of every row, so one alone is no sign of it.
     if start < 2:
         raise ValueError(
-            "a row has no prompt: its labels must begin with -100 and be learned from "
-            "where the answer begins; use mask_prompts or learn_answers"
+            "a row has no prompt: its labels must be -100 for two tokens or more, and "
+            "be learned from where the answer begins; use mask_prompts or learn_answers"
         )
-    return ids[:start], ids[start:]
+    return ids[:start]
 
 
 def join_row(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
@@ -196,14 +243,10 @@ def join_row(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int
     }
 
 
-def _unpadded(
-    batch: Mapping[str, torch.Tensor],
-) -> Iterator[tuple[list[int], list[int]]]:
-    for ids, labels, mask in zip(
-        batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
-    ):
-        size = int(mask.sum())
-        yield ids[:size].tolist(), labels[:size].tolist()
+def _unpadded(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, list[int]]]:
+    names = ("input_ids", "labels")
+    for row, mask in enumerate(batch["attention_mask"].bool()):
+        yield {name: batch[name][row][mask].tolist() for name in names}
 
 
 # --- exposure bias ------------------------------------------------------------------
@@ -218,6 +261,8 @@ class ExposureBias:
             what the student wrote before it; in nats.
         teacher_prefix: The same after what the teacher wrote.
         counts: Positions that both have, by place; shorter texts have ended.
+        student_entropy: Mean entropy of the teacher in the student's texts, in nats.
+        teacher_entropy: In its own.
         student_repetition: Share of runs of four tokens that the same text has had
             before, in the student's texts.
         teacher_repetition: In the teacher's.
@@ -226,14 +271,24 @@ class ExposureBias:
     student_prefix: tuple[float, ...]
     teacher_prefix: tuple[float, ...]
     counts: tuple[int, ...]
+    student_entropy: float
+    teacher_entropy: float
     student_repetition: float
     teacher_repetition: float
 
     @property
     def excess(self) -> float:
-        """Mean difference of the two, at equal places; 0 is no exposure bias."""
-        gaps = zip(self.student_prefix, self.teacher_prefix, self.counts, strict=True)
-        return sum(n * (own - his) for own, his, n in gaps) / sum(self.counts)
+        """Mean difference of the two at equal places, from the second on.
+
+        The first has the same prefix, the prompt. Read it beside entropy and
+        repetition: a student that has shrunk to few, easy words can have a small or
+        even a negative one.
+        """
+        own, his, counts = self.student_prefix, self.teacher_prefix, self.counts
+        places = range(1, len(counts))
+        total = sum(counts[place] for place in places)
+        gaps = (counts[place] * (own[place] - his[place]) for place in places)
+        return sum(gaps) / total if total else 0.0
 
 
 def measure_exposure(
@@ -257,89 +312,86 @@ def measure_exposure(
         prompts: Token ids; each model writes once to each.
         max_new_tokens: Of a text.
         seed: Of the drawing, at temperature 1.
-        batch_size: Prompts at a time.
+        batch_size: Prompts that are answered at a time.
 
     Taught in notebook 07. Ranzato et al. 2015 (arXiv:1511.06732) name the problem.
     """
     if not prompts:
         raise ValueError("prompts is empty; pass at least one list of token ids")
-    means, counts, repetition = [], [], []
+    ends = (*model_ends(student), *model_ends(teacher))
+    kl, entropy, counts, repetition = [], [], [], []
     for writer in (student, teacher):
-        texts = list(
-            _write(writer, tokenizer, prompts, max_new_tokens, seed, batch_size)
-        )
-        sums = torch.zeros(2, max_new_tokens, dtype=torch.float64)
+        texts: list[list[int]] = []
         for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            sums += _kl_by_place(
-                student, teacher, tokenizer, prompts[part], texts[part], max_new_tokens
+            part = prompts[start : start + batch_size]
+            draws = [random.Random(f"{seed}/{start + i}") for i in range(len(part))]
+            written = write_batch(
+                writer,
+                tokenizer,
+                part,
+                max_new_tokens=max_new_tokens,
+                temperature=1.0,
+                seeds=[draw.getrandbits(62) for draw in draws],
+                more_ends=ends,
             )
-        means.append((sums[0] / sums[1].clamp(min=1)).tolist())
-        counts.append(sums[1].tolist())
+            texts += [one.ids for one in written]
+        # By place: KL, the teacher's entropy, and how many they are.
+        sums = torch.zeros(3, max_new_tokens, dtype=torch.float64)
+        pairs = list(zip(prompts, texts, strict=True))
+        for start in range(0, len(pairs), _SCORED):
+            judged = pairs[start : start + _SCORED]
+            places, found = _judge(student, teacher, tokenizer, judged)
+            sums.index_add_(1, places, found)
+        count = sums[2].clamp(min=1)
+        kl.append((sums[0] / count).tolist())
+        entropy.append(float(sums[1].sum() / sums[2].sum()))
+        counts.append(sums[2].tolist())
         repetition.append(_repetition(texts))
     both = [int(min(pair)) for pair in zip(*counts, strict=True)]
     length = sum(n > 0 for n in both)
     return ExposureBias(
-        student_prefix=tuple(means[0][:length]),
-        teacher_prefix=tuple(means[1][:length]),
+        student_prefix=tuple(kl[0][:length]),
+        teacher_prefix=tuple(kl[1][:length]),
         counts=tuple(both[:length]),
+        student_entropy=entropy[0],
+        teacher_entropy=entropy[1],
         student_repetition=repetition[0],
         teacher_repetition=repetition[1],
     )
 
 
-def _write(
-    writer: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    seed: int,
-    batch_size: int,
-) -> Iterator[list[int]]:
-    for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        written = write_batch(
-            writer,
-            tokenizer,
-            part,
-            max_new_tokens=max_new_tokens,
-            temperature=1.0,
-            seeds=[
-                random.Random(f"{seed}/{start + i}").getrandbits(62)
-                for i in range(len(part))
-            ],
-        )
-        yield from (one.ids for one in written)
-
-
-def _kl_by_place(
+def _judge(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    texts: Sequence[list[int]],
-    places: int,
-) -> torch.Tensor:
-    """Sums of KL(p_T ‖ p_S) and their number, by place: ``[2, places]``."""
-    pairs = list(zip(prompts, texts, strict=True))
+    pairs: Sequence[tuple[Sequence[int], list[int]]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every written token of some prompts and texts.
+
+    Returns:
+        Its place in its text; and KL(p_T ‖ p_S), the teacher's entropy, and 1:
+        ``[3, tokens]``.
+    """
     batch = collator_for(tokenizer)([join_row(*pair) for pair in pairs])
-    inputs = {
-        name: batch[name].to(student.device) for name in ("input_ids", "attention_mask")
-    }
-    width = len(tokenizer)
+    rows = [row for row, (_, text) in enumerate(pairs) for _ in text]
+    places = [place for _, text in pairs for place in range(len(text))]
+    # The position before a token is the one that predicts it.
+    before = [len(prompt) - 1 for prompt, text in pairs for _ in text]
+    positions = [first + place for first, place in zip(before, places, strict=True)]
+
+    def logits_of(model: PreTrainedModel) -> torch.Tensor:
+        ids, mask = (
+            batch[name].to(model.device) for name in ("input_ids", "attention_mask")
+        )
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits[rows, positions, : len(tokenizer)].float().cpu()
+
     with eval_mode(student, teacher), torch.inference_mode():
-        logits = [
-            model(**inputs, use_cache=False).logits[..., :width].float()
-            for model in (student, teacher)
-        ]
-        divergence = token_divergence(*logits).double().cpu()
-    sums = torch.zeros(2, places, dtype=torch.float64)
-    for row, (prompt, text) in zip(divergence, pairs, strict=True):
-        # The position before a token is the one that predicts it.
-        first = len(prompt) - 1
-        sums[0, : len(text)] += row[first : first + len(text)]
-        sums[1, : len(text)] += 1
-    return sums
+        theirs = logits_of(teacher)
+        divergence = token_divergence(logits_of(student), theirs)
+        entropy = torch.distributions.Categorical(logits=theirs).entropy()
+    found = torch.stack([divergence, entropy, torch.ones_like(entropy)])
+    return torch.tensor(places), found.double()
 
 
 def _repetition(texts: Sequence[Sequence[int]]) -> float:

@@ -44,6 +44,7 @@ from distill_helpers.heads import Head, HeadReader
 from distill_helpers.losses import (
     IGNORE_INDEX,
     SoftLabelLoss,
+    check_options,
     hard_label_loss,
     soft_label_loss,
 )
@@ -135,6 +136,12 @@ class SoftLabels:
         fused: bool = True,
         **options: Any,
     ) -> None:
+        check_options(
+            options.get("temperature", 1.0),
+            options.get("alpha", 1.0),
+            options.get("divergence", "forward_kl"),
+            options.get("beta", 0.5),
+        )
         self.teacher = teacher
         self.vocabulary = vocabulary
         self.options = options

@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from distill_helpers import profiles, word_problems
+from distill_helpers import models, profiles, word_problems
 from distill_helpers.data import austen, pack_examples
 from distill_helpers.gloss_task import splits
 from distill_helpers.hard_labels import learn_answers, own_labels
-from distill_helpers.models import load_model, prepare_packaged_teacher
 from distill_helpers.planning import ARCHITECTURES
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
@@ -45,7 +45,7 @@ KIND = '{"kind": "artifact"}'
 
 def write_hub(folder):
     """Write all that the ``gpu`` paths of the lessons read."""
-    source = prepare_packaged_teacher()
+    source = models.prepare_packaged_teacher()
     for name in ("SmolLM2-135M", "SmolLM2-360M", "SmolLM2-1.7B-Instruct"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
         if not name.endswith("Instruct"):
@@ -89,7 +89,7 @@ def _write(folder, name, tokenizer):
 
 
 def _qwen_backend():
-    backend = Tokenizer(models.BPE())
+    backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     texts = [gloss.instruction for gloss in splits().labelled]
@@ -119,7 +119,7 @@ def _teach(folder):
     answers = [KIND] * len(asked)
     asked += [p.prompt for p in drawn[:40]]
     answers += [f"#### {result}"] * 40
-    teacher = load_model(folder)
+    teacher = models.load_model(folder)
     rows = learn_answers(own_labels(asked, answers), teacher.tokenizer)
     HardLabelTrainer(
         teacher.model,
@@ -170,10 +170,12 @@ def _write_rows(folder, name, splits):
 
 
 def use_small_gpu():
-    """In this process, ``gpu`` is what it is on Ampere, on few rows and on any device.
+    """In this process, ``gpu`` has few rows, and needs none.
 
     Counts are those of ``smoke``; models, datasets, files and settings are ``gpu``'s.
+    Attention is a T4's. Its fp16 needs CUDA; without, it is bf16 as on Ampere.
     """
+    models.has_flash_attention = lambda _: False
     small = replace(
         profiles.get_profile("gpu", planned=True),
         device="cuda" if torch.cuda.is_available() else "cpu",

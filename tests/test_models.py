@@ -674,6 +674,7 @@ def test_attention_per_head_says_the_same(build, rows, monkeypatch):
     found = logits_of(model, **options[rows])
     counted = options["padded"]["attention_mask"].bool()
     assert torch.allclose(found[counted], expected[counted], atol=1e-5)
+    # With a mask, transformers sees to it.
     assert shared == [False] * 4
 
 

@@ -7,18 +7,23 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_models import byte_level_bpe, tiny
-from training_runs import SGD
+from training_runs import SGD, bf16_profile
 
 from distill_helpers import profiles, three_sums
 from distill_helpers.data import mask_prompts
+from distill_helpers.evaluation import evaluate
 from distill_helpers.generation import write_batch
 from distill_helpers.losses import token_divergence
-from distill_helpers.models import build_student, load_tiny_teacher
+from distill_helpers.models import (
+    RememberingTeacher,
+    build_student,
+    load_tiny_teacher,
+)
 from distill_helpers.on_policy import (
     OnPolicyTrainer,
     join_row,
     measure_exposure,
-    split_row,
+    prompt_of,
 )
 from distill_helpers.studies.shared_task import worked
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
@@ -40,7 +45,14 @@ def rows(bpe):
 def made(bpe, rows, kind=OnPolicyTrainer, *, folder=None, batch_size=4, **options):
     more = {
         name: options.pop(name)
-        for name in ("gradient_accumulation_steps", "save_steps", "seed", "steps")
+        for name in (
+            "gradient_accumulation_steps",
+            "gradient_checkpointing",
+            "learning_rate",
+            "save_steps",
+            "seed",
+            "steps",
+        )
         if name in options
     }
     if folder is not None:
@@ -48,10 +60,11 @@ def made(bpe, rows, kind=OnPolicyTrainer, *, folder=None, batch_size=4, **option
     if kind is OnPolicyTrainer:
         options.setdefault("max_new_tokens", 6)
     options.setdefault("teacher", tiny(bpe, seed=0))
+    profile = options.pop("profile", profiles.get_profile("smoke"))
     return kind(
-        tiny(bpe, seed=1),
+        options.pop("student", tiny(bpe, seed=1)),
         args=training_arguments(
-            profiles.get_profile("smoke"),
+            profile,
             batch_size=batch_size,
             disable_tqdm=True,
             **{"steps": 3, **SGD, **more},
@@ -92,27 +105,40 @@ def test_no_share_is_the_soft_label_trainer(bpe, rows):
 
 
 def test_the_student_s_text_stands_behind_the_prompt(bpe, rows, monkeypatch):
-    trainer = made(bpe, rows, steps=1)
-    before = tiny(bpe, seed=1)
+    trainer = made(bpe, rows, steps=1, sampling_temperature=0.0)
+    before = tiny(bpe, seed=1).eval()
     ((batch, num_items),) = steps_of(trainer, monkeypatch)
     prompts = {tuple(ids) for ids in bpe(PROMPTS)["input_ids"]}
-    answers = {tuple(ids) for ids in bpe(ANSWERS)["input_ids"]}
     counted = 0
     for ids, labels, mask in zip(
         batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
     ):
         size = int(mask.sum())
-        prompt, written = split_row(ids[:size].tolist(), labels[:size].tolist())
+        row = {"input_ids": ids[:size].tolist(), "labels": labels[:size].tolist()}
+        prompt = prompt_of(row)
+        written = row["labels"][len(prompt) :]
         assert tuple(prompt) in prompts
-        assert tuple(written[:-1]) not in answers
         assert 1 <= len(written) <= 6
+        assert written == row["input_ids"][len(prompt) :]
         assert labels[size:].eq(-100).all()
         counted += len(written)
-        # Every token has a chance, and the model before the step gave it that chance.
+        # What the model before the step finds likeliest, token by token.
         with torch.no_grad():
-            p = before(torch.tensor([prompt + written])).logits.softmax(-1)
-        assert p[0, range(len(prompt) - 1, size - 1), written].min() > 0
+            guesses = before(torch.tensor([row["input_ids"]])).logits[0].argmax(-1)
+        assert guesses[len(prompt) - 1 : -1].tolist() == written
     assert num_items == counted
+
+
+def test_rows_that_keep_their_answers_keep_their_masks(bpe, monkeypatch):
+    """As those of a conversation, in which the other's turns are not learned."""
+    ids, labels = [5, 6, 7, 8, 9, 10], [-100, -100, 7, -100, 9, 10]
+    rows = Dataset.from_dict({"input_ids": [ids] * 64, "labels": [labels] * 64})
+    trainer = made(bpe, rows, on_policy_share=0.5, batch_size=64, steps=1)
+    ((batch, num_items),) = steps_of(trainer, monkeypatch)
+    kept = [row[:6].tolist() for row in batch["labels"]]
+    assert 16 < kept.count(labels) < 48
+    own = batch["labels"][[row != labels for row in kept]]
+    assert num_items == 3 * kept.count(labels) + int(own.ne(-100).sum())
 
 
 def test_the_loss_is_the_divergence_at_the_written_tokens(bpe, rows, monkeypatch):
@@ -184,10 +210,14 @@ def test_seeds_decide(bpe, rows, monkeypatch):
     first = texts(seed=5)
     assert texts(seed=5) == first
     assert texts(seed=6) != first
-    # And no step repeats another's draws.
+
+
+def test_no_step_and_no_row_repeats_another_s_draws(bpe, monkeypatch):
     prompts = mask_prompts(["It is"] * 8, ["."] * 8, bpe)
-    seen = steps_of(made(bpe, prompts), monkeypatch)
-    assert seen[0][0]["input_ids"].tolist() != seen[1][0]["input_ids"].tolist()
+    trainer = made(bpe, prompts, steps=2, learning_rate=0.0)
+    seen = steps_of(trainer, monkeypatch)
+    texts = [tuple(row) for batch, _ in seen for row in batch["input_ids"].tolist()]
+    assert len(set(texts)) == len(texts)
 
 
 def test_a_resumed_run_writes_what_it_would_have(bpe, rows, tmp_path):
@@ -200,6 +230,56 @@ def test_a_resumed_run_writes_what_it_would_have(bpe, rows, tmp_path):
     second.train(resume_from_checkpoint=True)
     assert second.state.global_step == 4
     torch.testing.assert_close(weights(second), weights(whole), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["bf16", "checkpointing", "uneven"])
+def test_it_trains(bpe, rows, name):
+    options = {
+        "bf16": {"profile": bf16_profile()},
+        "checkpointing": {"gradient_checkpointing": True},
+        # 20 rows, 3 to a batch, two batches a step: the last step of an epoch is short.
+        "uneven": {"batch_size": 3, "gradient_accumulation_steps": 2, "steps": 8},
+    }[name]
+    trainer = made(bpe, rows, **options)
+    before = weights(trainer).clone()
+    trainer.train()
+    assert torch.isfinite(weights(trainer)).all()
+    assert (weights(trainer) - before).abs().max() > 1e-3
+
+
+def test_a_student_writes_no_token_that_only_its_head_has(bpe, rows, monkeypatch):
+    """Heads are padded, and not alike: the teacher could not even read such a token."""
+    student, teacher = tiny(bpe, seed=1), tiny(bpe, seed=0)
+    student.resize_token_embeddings(len(bpe) + 64)
+    trainer = made(bpe, rows, student=student, teacher=teacher, teacher_tokenizer=bpe)
+    for batch, _ in steps_of(trainer, monkeypatch):
+        assert batch["input_ids"].max() < len(bpe)
+
+
+def test_a_text_ends_where_the_teacher_would_end_it(bpe, rows):
+    teacher = tiny(bpe, seed=0)
+    teacher.generation_config.eos_token_id = [7, *range(20, 200)]
+    trainer = made(bpe, rows, teacher=teacher, max_new_tokens=30)
+    batch = trainer._rewritten(next(iter(trainer.get_train_dataloader())), 0)
+    for labels in batch["labels"]:
+        written = labels[labels != -100]
+        assert len(written) < 30
+        assert 20 <= written[-1] < 200 or written[-1] in (7, bpe.eos_token_id)
+
+
+def test_a_remembering_teacher_is_not_made_to_remember(bpe, rows):
+    remembering = RememberingTeacher(tiny(bpe, seed=0))
+    trainer = made(bpe, rows, teacher=remembering)
+    trainer.train()
+    assert remembering._rows == {}
+
+
+def test_evaluation_reads_the_rows_own_answers(bpe, rows):
+    mine = made(bpe, rows, divergence="reverse_kl", eval_dataset=rows)
+    plain = made(
+        bpe, rows, SoftLabelTrainer, divergence="reverse_kl", eval_dataset=rows
+    )
+    assert mine.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
 
 
 def test_writing_leaves_global_random_states_alone(bpe, rows):
@@ -215,19 +295,22 @@ def test_writing_leaves_global_random_states_alone(bpe, rows):
 # --- learning -----------------------------------------------------------------------
 
 
-def test_what_was_written_is_logged(bpe, rows):
+def test_what_was_written_is_logged(bpe, rows, monkeypatch):
     trainer = made(bpe, rows)
     trainer.args.logging_steps = 1
-    trainer.train()
+    seen = steps_of(trainer, monkeypatch)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    for entry in log:
-        assert 1 <= entry["written_tokens"] <= 6
-        assert 0 <= entry["ended"] <= 1
+    assert len(log) == len(seen) == 3
+    for entry, (batch, num_items) in zip(log, seen, strict=True):
+        ends = (batch["labels"] == bpe.eos_token_id).any(1)
+        assert entry["written_tokens"] == pytest.approx(num_items / 4)
+        assert entry["ended"] == pytest.approx(float(ends.float().mean()))
         assert entry["writing_seconds"] > 0
+        assert "hard" not in entry
 
 
 def test_a_student_learns_from_its_own_sums():
-    """Its divergence from the teacher falls, though it never reads an answer."""
+    """It comes closer to the teacher's answers, though it never reads one."""
     teacher = load_tiny_teacher("sums")
     student = build_student(teacher.tokenizer, layers=2, width=64, seed=0)
     rows = worked(three_sums.problems(300, seed=1), teacher.tokenizer)
@@ -246,9 +329,15 @@ def test_a_student_learns_from_its_own_sums():
         train_dataset=rows,
         tokenizer=teacher.tokenizer,
     )
+    held_out = worked(three_sums.problems(100, seed=2), teacher.tokenizer)
+
+    def distance():
+        found = evaluate(student, held_out, teacher.tokenizer, teacher=teacher.model)
+        return found.kl_to_teacher
+
+    before = distance()
     trainer.train()
-    losses = [e["soft"] for e in trainer.state.log_history if "soft" in e]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert distance() < 0.8 * before
 
 
 # --- refused ------------------------------------------------------------------------
@@ -268,13 +357,31 @@ def test_a_student_learns_from_its_own_sums():
 )
 def test_what_cannot_be(bpe, rows, options, message):
     with pytest.raises(ValueError, match=message):
-        made(bpe, rows, **options).train()
+        made(bpe, rows, **options)
 
 
 def test_rows_without_a_prompt_are_refused(bpe):
     rows = Dataset.from_dict({"input_ids": [[3, 4, 5, 6]] * 8})
     with pytest.raises(ValueError, match="has no prompt"):
         made(bpe, rows).train()
+
+
+@pytest.mark.parametrize("labels", [[-100, 4, 5], [3, 4, 5]])
+def test_one_token_is_no_prompt(labels):
+    with pytest.raises(ValueError, match="two tokens or more"):
+        prompt_of({"input_ids": [3, 4, 5], "labels": labels})
+
+
+def test_prompts_alone_are_for_a_student_that_writes_every_answer(bpe):
+    ids = bpe(PROMPTS * 4)["input_ids"]
+    rows = Dataset.from_dict(
+        {"input_ids": ids, "labels": [[-100] * len(row) for row in ids]}
+    )
+    trainer = made(bpe, rows)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    with pytest.raises(ValueError, match="no answer to keep"):
+        made(bpe, rows, on_policy_share=0.5).train()
 
 
 def test_packed_rows_are_refused(bpe, rows):
@@ -287,12 +394,33 @@ def test_packed_rows_are_refused(bpe, rows):
 # --- rows ---------------------------------------------------------------------------
 
 
-def test_a_row_is_split_where_its_answer_begins():
-    assert split_row([1, 2, 3, 4], [-100, -100, 3, 4]) == ([1, 2], [3, 4])
-    joined = join_row([1, 2], [3, 4])
-    assert joined == {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
-    # Prompts alone will do, where the student writes every answer.
-    assert split_row([1, 2], [-100, -100]) == ([1, 2], [])
+def test_a_row_is_a_prompt_and_an_answer():
+    row = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
+    assert join_row([1, 2], [3, 4]) == row
+    assert prompt_of(row) == [1, 2]
+
+
+def test_left_padding_is_no_prompt(bpe, rows):
+    def left(batch):
+        size = max(len(row["input_ids"]) for row in batch)
+        pads = [size - len(row["input_ids"]) for row in batch]
+        filled = {"input_ids": 0, "labels": -100}
+        out = {
+            name: torch.tensor(
+                [[fill] * pad + row[name] for pad, row in zip(pads, batch, strict=True)]
+            )
+            for name, fill in filled.items()
+        }
+        mask = [[0] * pad + [1] * (size - pad) for pad in pads]
+        return out | {"attention_mask": torch.tensor(mask)}
+
+    trainer = made(bpe, rows, data_collator=left)
+    batch = next(iter(trainer.get_train_dataloader()))
+    written = trainer._rewritten(batch, 0)
+    prompts = bpe(PROMPTS)["input_ids"]
+    for ids, labels in zip(written["input_ids"], written["labels"], strict=True):
+        before = ids[: (labels != -100).nonzero()[0, 0]].tolist()
+        assert any(before[-len(prompt) :] == prompt for prompt in prompts)
 
 
 # --- exposure bias ------------------------------------------------------------------
@@ -352,6 +480,15 @@ def test_a_loop_is_repetition(bpe, asked):
         looping.model.embed_tokens.weight[5] *= 50
     found = measure_exposure(looping, tiny(bpe, seed=0), bpe, asked, max_new_tokens=24)
     assert found.student_repetition > 0.5 > found.teacher_repetition
+
+
+def test_entropy_is_the_teacher_s(bpe, asked):
+    flat = tiny(bpe, seed=0)
+    with torch.no_grad():
+        flat.model.norm.weight.zero_()
+    found = measure_exposure(tiny(bpe, seed=1), flat, bpe, asked, max_new_tokens=4)
+    assert found.student_entropy == pytest.approx(math.log(len(bpe)), rel=1e-5)
+    assert found.teacher_entropy == pytest.approx(math.log(len(bpe)), rel=1e-5)
 
 
 def test_no_prompts_are_refused(bpe):

@@ -189,7 +189,7 @@ def run_script(folder, *settings, processes=1):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="the loopback has another name")
-@pytest.mark.parametrize("kind", ["soft", "hard", "together"])
+@pytest.mark.parametrize("kind", ["soft", "hard", "together", "on_policy"])
 def test_two_processes_equal_one(tmp_path, kind):
     """Two ranks whose rows hold unequal numbers of tokens, two batches a step each."""
     done = run_script(

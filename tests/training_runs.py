@@ -16,6 +16,7 @@ from tiny_models import byte_level_bpe, ragged_rows, tiny
 
 from distill_helpers import profiles
 from distill_helpers.codistillation import CoDistillationTrainer, MixSchedule
+from distill_helpers.on_policy import OnPolicyTrainer
 from distill_helpers.trainers import (
     HardLabelTrainer,
     SoftLabelTrainer,
@@ -56,6 +57,8 @@ def trainer(
         layer.self_attn.attention_dropout = dropout
     if rows is None:
         rows = ragged_rows(24, len(tokenizer))
+        if kind == "on_policy":
+            rows = rows.map(lambda row: {"labels": [-100, -100, *row["labels"][2:]]})
     options = {
         "args": training_arguments(
             profile or profiles.get_profile("smoke"),
@@ -78,6 +81,10 @@ def trainer(
             objective or {}
         )
         return CoDistillationTrainer(models, **chosen, **options)
+    if kind == "on_policy":
+        return OnPolicyTrainer(
+            student, teacher=tiny(tokenizer, seed=2), max_new_tokens=5, **options
+        )
     return SoftLabelTrainer(
         student,
         teacher=tiny(tokenizer, seed=2) if teacher is None else teacher,
