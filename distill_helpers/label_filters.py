@@ -71,13 +71,11 @@ def filter_labels(labels: Dataset, filters: Mapping[str, Filter]) -> Filtered:
         reasons |= {i: name for i, drop in zip(left, bad, strict=True) if drop}
         counts[name] = sum(map(bool, bad))
         left = [index for index in left if index not in reasons]
-    gone = sorted(reasons)
-    dropped = labels.select(gone)
-    return Filtered(
-        labels.select(left),
-        dropped.add_column("dropped_by", [reasons[i] for i in gone]),
-        counts,
+    # Before rows are chosen: datasets cannot add to a choice of none.
+    named = labels.add_column(
+        "dropped_by", [reasons.get(index, "") for index in range(len(labels))]
     )
+    return Filtered(labels.select(left), named.select(sorted(reasons)), counts)
 
 
 def truncated(labels: Dataset) -> list[bool]:

@@ -35,8 +35,8 @@ QWEN_TOKENS = 2000
 # larger models often have a head of their own. Rows, and whether the head is tied:
 HEADS = {
     "HuggingFaceTB/SmolLM2-135M": (49_152, True),
-    "HuggingFaceTB/SmolLM2-360M": (49_152, True),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (49_280, False),
+    "HuggingFaceTB/SmolLM2-360M": (49_280, True),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (49_152, False),
     "Qwen/Qwen2.5-0.5B": (2048, True),
     "Qwen/Qwen2.5-1.5B-Instruct": (2112, False),
 }

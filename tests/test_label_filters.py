@@ -114,3 +114,16 @@ def test_a_filter_that_judges_too_few_is_named():
 def test_nothing_dropped_is_fine():
     made = filter_labels(labels("a"), {"empty": empty})
     assert (len(made.kept), len(made.dropped)) == (1, 0)
+
+
+@pytest.mark.parametrize("answers", [("yes", "no"), ("", "no"), ("", "")])
+def test_rows_with_a_column_of_ones_own(answers):
+    rows = labels(*answers).add_column("licence", ["mine", "theirs"])
+    found = filter_labels(rows, {"empty": empty})
+    assert len(found.kept) + len(found.dropped) == 2
+    assert sorted([*found.kept["licence"], *found.dropped["licence"]]) == [
+        "mine",
+        "theirs",
+    ]
+    assert found.dropped["dropped_by"][:] == ["empty"] * answers.count("")
+    assert "dropped_by" not in found.kept.column_names

@@ -584,6 +584,7 @@ def train_from(who):
         real_pair.start_student(real, profile),
         teacher=who,
         tokenizer=tokenizer,
+        teacher_tokenizer=tokenizer,
         train_dataset=rows,
         args=arguments,
         callbacks=[clock],
