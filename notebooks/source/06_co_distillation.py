@@ -397,7 +397,13 @@ for claim in ("sums_pay", "sums_peers", "sums_after", "sums_flops"):
     display(sums.verdict(claim, judged=judged))
 
 # %% [markdown]
-# TODO
+# At equal steps, nothing is decided. Carrying is learned all of a sudden, early by one
+# seed and late by another, and beside that the partner's help, if there is any, does
+# not show. On the exploring seed the co-distilled student had been ahead. Fresh seeds
+# did not repeat it: that is what they are for.
+#
+# The bill is another matter. The student that spends all of it alone is the one that
+# learns to add. Two tasks, one answer: if only the student matters, train the student.
 #
 # ## Peers, ensembles, and churn
 #
