@@ -173,8 +173,8 @@ def _attend_per_head(
     if attention_mask is None and query.shape[2] == 1:
         # A token that is written sees all before it. With a mask that says so,
         # transformers spares it the copies.
-        attention_mask = torch.ones((1, 1, 1, key.shape[2]), dtype=torch.bool)
-        attention_mask = attention_mask.to(query.device)
+        shape = (1, 1, 1, key.shape[2])
+        attention_mask = torch.ones(shape, dtype=torch.bool, device=query.device)
     attending: Any = module
     if attention_mask is None:
         groups: Any = getattr(module, "num_key_value_groups", 1)

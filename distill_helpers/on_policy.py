@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -147,25 +146,24 @@ class OnPolicyTrainer(SoftLabelTrainer):
         dealt = number * self.accelerator.num_processes + self.accelerator.process_index
         first = dealt * self.args.per_device_train_batch_size
         step = f"{self.args.seed}/{self.state.global_step}"
-        rows = list(_unpadded(batch))
-        draws = [random.Random(f"{step}/{first + place}") for place in range(len(rows))]
-        own = [
-            place
-            for place, draw in enumerate(draws)
-            if draw.random() < self.on_policy_share
+        answered = (batch["labels"] != IGNORE_INDEX).any(1).tolist()
+        draws = [
+            random.Random(f"{step}/{first + place}") for place in range(len(answered))
         ]
-        for place in set(range(len(rows))).difference(own):
-            if max(rows[place]["labels"]) == IGNORE_INDEX:
-                raise ValueError(
-                    "a row has no answer to keep; rows of prompts alone need "
-                    "on_policy_share=1"
-                )
-        if own:
-            prompts = [prompt_of(rows[place]) for place in own]
-            seeds = [draws[place].getrandbits(62) for place in own]
-            written = self._write(prompts, seeds)
-            for place, prompt, answer in zip(own, prompts, written, strict=True):
-                rows[place] = join_row(prompt, answer.ids)
+        own = [draw.random() < self.on_policy_share for draw in draws]
+        if not all(mine or kept for mine, kept in zip(own, answered, strict=True)):
+            raise ValueError(
+                "a row has no answer to keep; rows of prompts alone need "
+                "on_policy_share=1"
+            )
+        if not any(own):
+            return batch
+        rows = list(_unpadded(batch))
+        places = [place for place, mine in enumerate(own) if mine]
+        prompts = [prompt_of(rows[place]) for place in places]
+        written = self._write(prompts, [draws[p].getrandbits(62) for p in places])
+        for place, prompt, answer in zip(places, prompts, written, strict=True):
+            rows[place] = join_row(prompt, answer.ids)
         return self.data_collator(rows)
 
     def _write(self, prompts: list[list[int]], seeds: list[int]) -> list[Written]:
@@ -319,8 +317,8 @@ def measure_exposure(
     if not prompts:
         raise ValueError("prompts is empty; pass at least one list of token ids")
     ends = (*model_ends(student), *model_ends(teacher))
-    kl, entropy, counts, repetition = [], [], [], []
-    for writer in (student, teacher):
+
+    def write(writer: PreTrainedModel) -> list[list[int]]:
         texts: list[list[int]] = []
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
@@ -335,28 +333,34 @@ def measure_exposure(
                 more_ends=ends,
             )
             texts += [one.ids for one in written]
-        # By place: KL, the teacher's entropy, and how many they are.
+        return texts
+
+    def judge(texts: list[list[int]]) -> torch.Tensor:
+        """By place: sums of KL and of the teacher's entropy, and their number."""
         sums = torch.zeros(3, max_new_tokens, dtype=torch.float64)
         pairs = list(zip(prompts, texts, strict=True))
         for start in range(0, len(pairs), _SCORED):
             judged = pairs[start : start + _SCORED]
             places, found = _judge(student, teacher, tokenizer, judged)
             sums.index_add_(1, places, found)
-        count = sums[2].clamp(min=1)
-        kl.append((sums[0] / count).tolist())
-        entropy.append(float(sums[1].sum() / sums[2].sum()))
-        counts.append(sums[2].tolist())
-        repetition.append(_repetition(texts))
-    both = [int(min(pair)) for pair in zip(*counts, strict=True)]
-    length = sum(n > 0 for n in both)
+        return sums
+
+    texts = [write(student), write(teacher)]
+    sums = torch.stack([judge(written) for written in texts])
+    kl, entropy, counts = sums.unbind(1)
+    # Counts never rise: a text that has ended stays ended.
+    fewer = counts.min(0).values
+    both = fewer[fewer > 0].int().tolist()
+    own, his = (kl / counts)[:, : len(both)].tolist()
+    own_entropy, his_entropy = (entropy.sum(1) / counts.sum(1)).tolist()
     return ExposureBias(
-        student_prefix=tuple(kl[0][:length]),
-        teacher_prefix=tuple(kl[1][:length]),
-        counts=tuple(both[:length]),
-        student_entropy=entropy[0],
-        teacher_entropy=entropy[1],
-        student_repetition=repetition[0],
-        teacher_repetition=repetition[1],
+        student_prefix=tuple(own),
+        teacher_prefix=tuple(his),
+        counts=tuple(both),
+        student_entropy=own_entropy,
+        teacher_entropy=his_entropy,
+        student_repetition=_repetition(texts[0]),
+        teacher_repetition=_repetition(texts[1]),
     )
 
 
@@ -398,7 +402,7 @@ def _repetition(texts: Sequence[Sequence[int]]) -> float:
     """Share of runs of four tokens that came before in the same text."""
     again = total = 0
     for text in texts:
-        runs = Counter(tuple(text[i : i + _RUN]) for i in range(len(text) - _RUN + 1))
-        total += sum(runs.values())
-        again += sum(runs.values()) - len(runs)
+        runs = [tuple(text[i : i + _RUN]) for i in range(len(text) - _RUN + 1)]
+        total += len(runs)
+        again += len(runs) - len(set(runs))
     return again / total if total else 0.0

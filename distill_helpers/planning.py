@@ -688,11 +688,8 @@ def _build(step: Step, attention: str, ledger: _Ledger) -> tuple[nn.Module, Obje
     ledger.vocabularies.add(step.teacher.vocab_size)
     vocabulary = min(step.student.vocab_size, step.teacher.vocab_size)
     if step.method == "soft":
-        teacher = (
-            _model(step.teacher, step.teacher_dtype, attention)
-            .requires_grad_(False)
-            .eval()
-        )
+        teacher = _model(step.teacher, step.teacher_dtype, attention)
+        teacher.requires_grad_(False).eval()
         ledger.name_all(teacher, "teacher's weights")
         return student, SoftLabels(teacher, vocabulary, fused=step.fused, **_PLAIN_MIX)
     teacher = _model(step.teacher, torch.float32, attention)

@@ -122,14 +122,17 @@ def cuda_dtype() -> torch.dtype:
     ``torch.cuda.is_bf16_supported()`` answers yes to emulation, so the compute
     capability decides.
     """
-    native = torch.cuda.get_device_capability() >= (8, 0)
-    return torch.bfloat16 if native else torch.float16
+    return torch.bfloat16 if _is_ampere() else torch.float16
 
 
 def has_flash_attention(device: str) -> bool:
     """Every CPU has, and so have GPUs from Ampere on."""
-    cuda = torch.device(device).type == "cuda"
-    return not cuda or torch.cuda.get_device_capability() >= (8, 0)
+    return torch.device(device).type != "cuda" or _is_ampere()
+
+
+def _is_ampere() -> bool:
+    """Whether the GPU is an Ampere or later."""
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 @lru_cache

@@ -136,12 +136,6 @@ class SoftLabels:
         fused: bool = True,
         **options: Any,
     ) -> None:
-        check_options(
-            options.get("temperature", 1.0),
-            options.get("alpha", 1.0),
-            options.get("divergence", "forward_kl"),
-            options.get("beta", 0.5),
-        )
         self.teacher = teacher
         self.vocabulary = vocabulary
         self.options = options
@@ -455,6 +449,8 @@ class SoftLabelTrainer(DistillationTrainer):
                 "teacher and model are one object, and a teacher is frozen; pass "
                 "copy.deepcopy(model) as the teacher"
             )
+        # Here already, not when the first step is done.
+        check_options(temperature, alpha, divergence, beta)
         vocabulary = len(tokenizer)
         if isinstance(teacher, StoredLabels):
             _check_store(teacher, model, temperature, divergence)

@@ -105,6 +105,13 @@ SHOWN = {
         "Held-out loss of the student (nats per token, lower is better), by how it "
         "learned and number of training rows",
     ),
+    "codistilled_sums": Shown(
+        "Co-distillation on the shared task",
+        "exact_match",
+        "Exact match on the frozen test (percent, higher is better), 2,000 worked "
+        "problems, by how the student learned, at equal steps and equal operations",
+        digits=1,
+    ),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
 }
 

@@ -277,14 +277,7 @@ def _run(run: Run) -> dict[str, float]:
     pair = load_pair()
     task = prose_task(pair, run.setting, run.seed)
     steps = student_steps(run.arm, run.setting)
-    grown = grow(
-        task,
-        run.arm,
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-        steps=steps,
-    )
+    grown = grow(task, run.arm, seed=run.seed, steps=steps, **dict(run.options))
     best = grown.ensemble or grown.student
     test = evaluate(best, pair.test, pair.tokenizer)
     found = {

@@ -4,7 +4,8 @@ Teacher (4 layers, 128 wide) and student (2 layers, 96 wide) start from scratch 
 same 2,000 worked sums. Judged by the student's exact match on the frozen problems. In
 the second setting, a student alone may spend what the co-distilled pair spends, counted
 in floating-point operations. Of the schedules of ``codistillation`` it has the equal
-mix, which was ahead of the ramp on exploring seed 0. Taught in notebook 06.
+mix, which was ahead of the ramp on exploring seed 0, where both were tried by hand
+(``results/rounds/codistilled_sums_0.csv``). Taught in notebook 06.
 """
 
 from __future__ import annotations
@@ -69,14 +70,7 @@ def student_steps(arm: str, setting: str) -> int:
 def _run(run: Run) -> dict[str, float]:
     task = sums_task(run.setting, run.seed)
     steps = student_steps(run.arm, run.setting)
-    grown = grow(
-        task,
-        run.arm,
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-        steps=steps,
-    )
+    grown = grow(task, run.arm, seed=run.seed, steps=steps, **dict(run.options))
     partner = float("nan")
     if grown.partner is not None:
         partner = score(grown.partner, task.tokenizer)
