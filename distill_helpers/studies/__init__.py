@@ -60,6 +60,7 @@ STUDIES = (
     "reasoning_traces",
     "codistillation",
     "codistilled_sums",
+    "on_policy",
 )
 
 Options = tuple[tuple[str, float], ...]
