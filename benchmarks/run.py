@@ -17,6 +17,7 @@ import bench_cache
 import bench_losses
 import bench_trainers
 import bench_writing
+import rollouts
 import torch
 from peers import BETA, LOSSES, make_inputs
 
@@ -183,9 +184,18 @@ def main(asked: Sequence[str]) -> int:
         found[name] = {"machine": machine(), "found": SECTIONS[name]()}
         _write("results.json", json.dumps(found, indent=1))
         _write("results.md", tables(found).rstrip())
-    reference = {"machine": machine(), "values": reference_values()}
-    _write("reference.json", json.dumps(reference, indent=1))
+    write_reference()
     return 0
+
+
+def write_reference() -> None:
+    """What the libraries compute, for ``make test`` to compare with."""
+    reference = {
+        "machine": machine(),
+        "values": reference_values(),
+        "rollouts": rollouts.judge_with_trl(),
+    }
+    _write("reference.json", json.dumps(reference, indent=1))
 
 
 def _write(name: str, text: str) -> None:

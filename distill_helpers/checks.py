@@ -2178,3 +2178,308 @@ def ensemble_nll(fn: Any) -> CheckResult:
         ),
         fn,
     )
+
+
+def drawn_reverse_kl(fn: Any) -> CheckResult:
+    """Check the estimate of reverse KL from tokens that the student drew.
+
+    Args:
+        fn: ``fn(student_logits, teacher_logits, drawn)`` for logits ``[rows,
+            vocabulary]`` and token ids ``[rows]`` → mean of log p_S − log p_T at the
+            drawn tokens, in nats.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 07.
+    """
+    draw = torch.Generator().manual_seed(8)
+    student, teacher = (2 * torch.randn(6, 5, generator=draw) for _ in "st")
+    drawn = torch.tensor([0, 4, 1, 1, 3, 2])
+    even = torch.zeros(2, 2)
+    far = torch.tensor([[0.0, -200.0]])
+
+    def ratio(student: Tensor, teacher: Tensor) -> Tensor:
+        return student.log_softmax(-1) - teacher.log_softmax(-1)
+
+    def picked(values: Tensor, drawn: Tensor) -> Tensor:
+        return values.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+
+    def suspect(
+        name: str, mistake: str, symptom: str, function: Callable[..., Tensor]
+    ) -> _Suspect:
+        return _Suspect(name, mistake, symptom, function)
+
+    return _judge(
+        _Exercise(
+            name="drawn_reverse_kl",
+            probes=(
+                _Probe(
+                    "for the example worked by hand",
+                    (even, torch.tensor([[3.0, 1.0]] * 2).log(), torch.tensor([0, 1])),
+                ),
+                _Probe("for two that agree", (student, student.clone(), drawn)),
+                _Probe("for six drawn tokens", (student, teacher, drawn)),
+                _Probe("for one token", (student[:1], teacher[:1], drawn[:1])),
+                _Probe("for a very unlikely token", (far, even[:1], torch.tensor([1]))),
+            ),
+            reference=lambda s, t, drawn: picked(ratio(s, t), drawn).mean(),
+            suspects=(
+                suspect(
+                    "sign",
+                    "it is log p_T − log p_S",
+                    "That is the reward of reinforcement learning, to be made large. A "
+                    "loss is made small.",
+                    lambda s, t, drawn: picked(ratio(t, s), drawn).mean(),
+                ),
+                suspect(
+                    "exact",
+                    "it is the exact divergence, summed over the vocabulary",
+                    "Only the drawn tokens are to be looked at.",
+                    lambda s, t, drawn: _kl(s.softmax(-1), t.softmax(-1)).mean(),
+                ),
+                suspect(
+                    "weighted",
+                    "the drawn tokens are weighted by their probability once more",
+                    "They were drawn with it; that has weighted them.",
+                    lambda s, t, drawn: picked(
+                        s.softmax(-1) * ratio(s, t), drawn
+                    ).mean(),
+                ),
+                suspect(
+                    "logits",
+                    "logits are subtracted, not log-probabilities",
+                    "A constant added to a row of logits changes nothing in a model, "
+                    "but it would change this.",
+                    lambda s, t, drawn: picked(s - t, drawn).mean(),
+                ),
+                suspect(
+                    "summed",
+                    "it is a sum over the rows",
+                    "The exercise asks for the mean.",
+                    lambda s, t, drawn: picked(ratio(s, t), drawn).sum(),
+                ),
+                suspect(
+                    "only_teacher",
+                    "it is the teacher's negative log-likelihood",
+                    "Loops are likely, too. The student's own part is missing.",
+                    lambda s, t, drawn: -picked(t.log_softmax(-1), drawn).mean(),
+                ),
+            ),
+            taught_in="notebook 07",
+        ),
+        fn,
+    )
+
+
+def generalised_jsd(fn: Any) -> CheckResult:
+    """Check the divergence between forward and reverse KL.
+
+    Args:
+        fn: ``fn(student_logits, teacher_logits, beta)`` for logits ``[rows,
+            vocabulary]`` and ``0 < beta < 1`` → with m = (1 − β)·p_S + β·p_T, the mean
+            over rows of β·KL(p_T ‖ m) + (1 − β)·KL(p_S ‖ m), in nats.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 07.
+    """
+    draw = torch.Generator().manual_seed(9)
+    student, teacher = (2 * torch.randn(5, 7, generator=draw) for _ in "st")
+    sure = torch.tensor([[0.0, -300.0]])
+
+    def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+        return (log_a.exp() * (log_a - log_b)).sum(-1)
+
+    def naive(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+        q, p = student.softmax(-1), teacher.softmax(-1)
+        m = (1 - beta) * q + beta * p
+        to_p, to_q = p * (p.log() - m.log()), q * (q.log() - m.log())
+        return (beta * to_p + (1 - beta) * to_q).sum(-1).mean()
+
+    def jsd(
+        student: Tensor,
+        teacher: Tensor,
+        beta: float,
+        *,
+        mixed: float | None = None,
+        weight: float | None = None,
+        turned: bool = False,
+    ) -> Tensor:
+        log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
+        share = beta if mixed is None else mixed
+        log_m = torch.logaddexp(log_q + math.log(1 - share), log_p + math.log(share))
+        part = beta if weight is None else weight
+        if turned:
+            both = part * kl(log_m, log_p) + (1 - part) * kl(log_m, log_q)
+        else:
+            both = part * kl(log_p, log_m) + (1 - part) * kl(log_q, log_m)
+        return both.mean()
+
+    return _judge(
+        _Exercise(
+            name="generalised_jsd",
+            probes=(
+                _Probe("for two that agree", (student, student.clone(), 0.3)),
+                _Probe("for β = ½", (student, teacher, 0.5)),
+                _Probe("for β = 0.2", (student, teacher, 0.2)),
+                _Probe("for β = 0.9", (student, teacher, 0.9)),
+                _Probe(
+                    "for a student that is sure",
+                    (sure, torch.zeros(1, 2), 0.5),
+                    edge="zero_times_log",
+                ),
+            ),
+            reference=jsd,
+            suspects=(
+                _Suspect(
+                    "beta_reversed",
+                    "β and 1 − β have changed places",
+                    "It is DistiLLM's λ, and was TRL's β before March 2025: forward KL "
+                    "where reverse was meant.",
+                    lambda s, t, beta: jsd(s, t, 1 - beta),
+                ),
+                _Suspect(
+                    "always_half",
+                    "m is always the middle",
+                    "β mixes the two distributions as well as the two divergences.",
+                    lambda s, t, beta: jsd(s, t, beta, mixed=0.5),
+                ),
+                _Suspect(
+                    "weights_half",
+                    "both divergences weigh one half",
+                    "β weighs the teacher's, 1 − β the student's.",
+                    lambda s, t, beta: jsd(s, t, beta, weight=0.5),
+                ),
+                _Suspect(
+                    "weights_swapped",
+                    "m is right, but the two divergences have each other's weight",
+                    "β belongs to KL(p_T ‖ m).",
+                    lambda s, t, beta: jsd(s, t, beta, weight=1 - beta),
+                ),
+                _Suspect(
+                    "from_the_middle",
+                    "it is KL(m ‖ p_T) and KL(m ‖ p_S)",
+                    "Turned round it is not bounded any more: m stands behind the ‖.",
+                    lambda s, t, beta: jsd(s, t, beta, turned=True),
+                ),
+                _Suspect(
+                    "mixed_logits",
+                    "the logits are mixed, not the probabilities",
+                    "m is a mean of distributions.",
+                    lambda s, t, beta: (
+                        beta
+                        * _kl(
+                            t.softmax(-1), ((1 - beta) * s + beta * t).softmax(-1)
+                        ).mean()
+                        + (1 - beta)
+                        * _kl(
+                            s.softmax(-1), ((1 - beta) * s + beta * t).softmax(-1)
+                        ).mean()
+                    ),
+                ),
+                _Suspect(
+                    "summed",
+                    "it is a sum over the rows",
+                    "The exercise asks for the mean.",
+                    lambda s, t, beta: len(s) * jsd(s, t, beta),
+                ),
+                _zero_times_log(naive),
+            ),
+            taught_in="notebook 07",
+            differentiate=1,
+        ),
+        fn,
+    )
+
+
+def excess_kl(fn: Any) -> CheckResult:
+    """Check the measure of exposure bias.
+
+    Args:
+        fn: ``fn(student_prefix, teacher_prefix, counts)`` for three lists, one entry
+            per place of a text → mean of their difference from the second place on,
+            weighted by the counts.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 07.
+    """
+
+    def excess(
+        own: list[float], his: list[float], counts: list[int], *, first: int = 1
+    ) -> float:
+        kept = list(zip(own, his, counts, strict=True))[first:]
+        total = sum(count for *_, count in kept)
+        return sum(count * (a - b) for a, b, count in kept) / total
+
+    hand = ([0.1, 0.4, 0.6], [0.1, 0.2, 0.2], [9, 6, 2])
+    return _judge(
+        _Exercise(
+            name="excess_kl",
+            probes=(
+                _Probe("for the example worked by hand", hand),
+                _Probe("for texts of one length", ([0.2, 0.5], [0.2, 0.1], [4, 4])),
+                _Probe(
+                    "where the first place differs",
+                    ([0.5, 0.3, 0.3, 0.9], [0.1, 0.3, 0.1, 0.2], [8, 8, 5, 1]),
+                ),
+                _Probe(
+                    "where the student is better behind its own words",
+                    ([0.0, 0.1, 0.1], [0.0, 0.3, 0.2], [3, 3, 1]),
+                ),
+            ),
+            reference=excess,
+            suspects=(
+                _Suspect(
+                    "first_counts",
+                    "the first place counts, too",
+                    "Both have read the prompt alone there.",
+                    lambda *a: excess(*a, first=0),
+                ),
+                _Suspect(
+                    "unweighted",
+                    "every place weighs alike",
+                    "Few texts reach the late places; weigh by the counts.",
+                    lambda own, his, counts: excess(own, his, [1] * len(counts)),
+                ),
+                _Suspect(
+                    "ratio",
+                    "it is a ratio of the two means",
+                    "The excess is a difference, in nats.",
+                    lambda own, his, counts: (
+                        excess(own, [0.0] * len(own), counts)
+                        / excess(his, [0.0] * len(his), counts)
+                    ),
+                ),
+                _Suspect(
+                    "sign",
+                    "the student's is taken from the teacher's",
+                    "Positive means: worse behind its own words.",
+                    lambda own, his, counts: -excess(own, his, counts),
+                ),
+                _Suspect(
+                    "all_counts",
+                    "it is divided by all counts, the first place's included",
+                    "Divide by the counts that the sum is made of.",
+                    lambda own, his, counts: (
+                        excess(own, his, counts) * sum(counts[1:]) / sum(counts)
+                    ),
+                ),
+                _Suspect(
+                    "absolute",
+                    "differences count without their sign",
+                    "A student may be nearer behind its own words; that counts, too.",
+                    lambda own, his, counts: excess(
+                        [abs(a - b) for a, b in zip(own, his, strict=True)],
+                        [0.0] * len(own),
+                        counts,
+                    ),
+                ),
+            ),
+            taught_in="notebook 07",
+        ),
+        fn,
+    )

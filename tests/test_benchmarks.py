@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import TrainingArguments
 
 from distill_helpers.fused_losses import fused_soft_label_loss
+from distill_helpers.models import load_tiny_teacher
+from distill_helpers.on_policy import OnPolicyTrainer
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 import bench_losses  # noqa: E402
+import rollouts  # noqa: E402
 from peers import LOSSES, make_inputs  # noqa: E402
 
 REFERENCE = json.loads((FOLDER / "reference.json").read_text(encoding="utf-8"))
@@ -36,6 +41,39 @@ def test_values_and_gradients_of_the_libraries(row):
     ):
         found = [tensor.grad.norm().item(), *tensor.grad.flatten()[:6].tolist()]
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "row", REFERENCE["rollouts"]["losses"], ids=lambda row: f"beta {row['beta']}"
+)
+def test_on_policy_loss_is_that_of_trl_on_the_same_texts(row, tmp_path):
+    teacher = load_tiny_teacher("sums")
+    student = rollouts.beginner()
+    rows = REFERENCE["rollouts"]["rows"]
+    trainer = OnPolicyTrainer(
+        student,
+        teacher=teacher.model,
+        max_new_tokens=rollouts.LENGTH,
+        divergence="jsd",
+        beta=row["beta"],
+        tokenizer=teacher.tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        args=TrainingArguments(
+            remove_unused_columns=False, **rollouts.trainer_options(str(tmp_path))
+        ),
+    )
+    loss = trainer.compute_loss(student, dict(trainer.data_collator(rows)))
+    loss.backward()
+    gradient = student.get_output_embeddings().weight.grad
+    assert loss.item() == pytest.approx(row["loss"], rel=1e-5)
+    assert gradient.norm().item() == pytest.approx(row["head_gradient"], rel=1e-4)
+
+
+def test_the_texts_of_the_reference_are_what_the_student_writes():
+    rows = REFERENCE["rollouts"]["rows"]
+    assert rollouts.write_rollouts() == rows
+    lengths = {len(row["input_ids"]) for row in rows}
+    assert len(lengths) > 3, "some end by themselves, some are cut off"
 
 
 @pytest.mark.skipif(

@@ -743,6 +743,24 @@ def together(teacher, student, labels, alpha, *, detach=True, own=1):
     return own * F.cross_entropy(teacher, labels) + (1 - alpha) * hard + alpha * soft
 
 
+def drawn_ratio(student, teacher, drawn):
+    return F.nll_loss(teacher.log_softmax(-1), drawn) - F.cross_entropy(student, drawn)
+
+
+def jsd(student, teacher, beta, mixed=None):
+    log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
+    share = beta if mixed is None else mixed
+    log_m = torch.logaddexp(log_q + math.log(1 - share), log_p + math.log(share))
+    to_p = F.kl_div(log_m, log_p, log_target=True, reduction="batchmean")
+    to_q = F.kl_div(log_m, log_q, log_target=True, reduction="batchmean")
+    return beta * to_p + (1 - beta) * to_q
+
+
+def excess(own, his, counts):
+    own, his, counts = (torch.tensor(x[1:], dtype=float) for x in (own, his, counts))
+    return torch.dot(own - his, counts) / counts.sum()
+
+
 def ensemble(logits, labels):
     log_p = torch.stack([one.log_softmax(-1) for one in logits])
     return F.nll_loss(log_p.logsumexp(0) - math.log(len(logits)), labels)
@@ -771,6 +789,10 @@ def ensemble(logits, labels):
         ("ensemble_nll", ensemble),
         ("ensemble_nll", lambda z, y: F.nll_loss(z.softmax(-1).mean(0).log(), y)),
         ("ensemble_nll", lambda z, y: ensemble(z, y).item()),
+        ("drawn_reverse_kl", drawn_ratio),
+        ("generalised_jsd", jsd),
+        ("excess_kl", excess),
+        ("excess_kl", lambda *a: excess(*a).item()),
     ],
 )
 def test_later_exercises_pass_the_right_answers(check, answer):
@@ -836,6 +858,26 @@ def test_later_exercises_pass_the_right_answers(check, answer):
             lambda z, y: sum(F.cross_entropy(one, y) for one in z) / len(z),
             "mean_of_losses",
         ),
+        ("drawn_reverse_kl", lambda *a: -drawn_ratio(*a), "sign"),
+        (
+            "drawn_reverse_kl",
+            lambda s, t, d: F.kl_div(
+                t.log_softmax(-1),
+                s.log_softmax(-1),
+                log_target=True,
+                reduction="batchmean",
+            ),
+            "exact",
+        ),
+        ("generalised_jsd", lambda s, t, b: jsd(s, t, 1 - b), "beta_reversed"),
+        ("generalised_jsd", lambda s, t, b: jsd(s, t, b, mixed=0.5), "always_half"),
+        ("generalised_jsd", lambda s, t, b: jsd(t, s, b), "beta_reversed"),
+        (
+            "excess_kl",
+            lambda o, h, c: np.average(np.subtract(o, h), weights=c),
+            "first_",
+        ),
+        ("excess_kl", lambda o, h, c: np.mean(np.subtract(o, h)[1:]), "unweighted"),
     ],
 )
 def test_later_exercises_name_the_mistake(check, answer, bug):
@@ -859,6 +901,9 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "mix_weight",
         "learn_together",
         "ensemble_nll",
+        "drawn_reverse_kl",
+        "generalised_jsd",
+        "excess_kl",
     ],
 )
 def test_later_exercises_know_when_nothing_was_tried(check):
