@@ -112,6 +112,14 @@ SHOWN = {
         "problems, by how the student learned, at equal steps and equal operations",
         digits=1,
     ),
+    "on_policy": Shown(
+        "On-policy distillation: the student's own text",
+        "exact_match",
+        "Exact match on the frozen test (percent, higher is better) after a warm start "
+        "on 1,500 of the teacher's answers, by how the student went on",
+        digits=1,
+        costs=(("seconds of training", "training_seconds"),),
+    ),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
 }
 
@@ -123,6 +131,7 @@ UNITS = {
     "agreement": "points",
     "accuracy": "of 1",
     "exact_match": "points",
+    "excess_kl": "nats",
 }
 
 

@@ -30,8 +30,10 @@ from distill_helpers.studies import on_policy as study
 
 teacher = load_tiny_teacher("sums")
 tokenizer = teacher.tokenizer
-steps = profile.pick(smoke=4, cpu=study.WARM_STEPS, gpu=study.WARM_STEPS)
-reader = study.warm_start(seed=2, steps=steps).model
+sizes = profile.pick(
+    smoke={"steps": 2, "questions": 70, "validation": 10}, cpu={}, gpu={}
+)
+reader = study.warm_start(seed=2, **sizes).model
 
 # %%
 tests = profile.pick(smoke=40, cpu=2000, gpu=2000)
@@ -209,7 +211,7 @@ def fit(beta):
         optimizer.zero_grad()
         hill = -((grid - middle) ** 2) / (2 * log_width.exp() ** 2)
         loss = token_divergence(
-            hill[None], two_hills, divergence="jsd", beta=beta
+            hill[None], two_hills, kind="jsd", beta=beta
         )
         loss.sum().backward()
         optimizer.step()
@@ -295,7 +297,7 @@ learned = batch["labels"][:, 1:] != -100
 ours = reader(**inputs).logits[:, :-1][learned]
 with torch.no_grad():
     theirs = teacher.model(**inputs).logits[:, :-1][learned]
-per_token = token_divergence(ours, theirs, divergence="reverse_kl")
+per_token = token_divergence(ours, theirs, kind="reverse_kl")
 print(f"reverse KL: {per_token.mean():.4f} nats per token")
 
 # %% [markdown]
@@ -333,11 +335,10 @@ print(f"spread of one token: {drawn.std():.3f}, exact: {per_token.std():.3f}")
 from distill_helpers.studies import load_results
 
 results = load_results(study.STUDY.name)
-steps = profile.pick(smoke=2, cpu=study.STEPS, gpu=study.STEPS)
 live = {}
 for arm in (study.SOFT, study.REVERSE):
     cell = dict(results.options(arm, study.SETTING))
-    live[arm] = study.go_on(reader, arm, seed=2, steps=steps, **cell)
+    live[arm] = study.go_on(reader, arm, seed=2, **cell, **sizes)
 
 # %%
 scores = {
