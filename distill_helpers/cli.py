@@ -257,9 +257,10 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 
 def _score_answers(options: Any, model: Any, tokenizer: Any) -> int:
-    from distill_helpers.capstone import read_questions, score
+    from distill_helpers.capstone import score
     from distill_helpers.evaluation import generate
     from distill_helpers.hard_labels import prompt_text
+    from distill_helpers.questions import read_questions
 
     asked = read_questions(options.answers)
     if options.rows:

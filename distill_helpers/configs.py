@@ -7,13 +7,13 @@ holds the same names. Taught in notebook 03, used whole in the capstone.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.capstone import read_questions
 from distill_helpers.data import (
     DataError,
     austen,
@@ -32,6 +32,7 @@ from distill_helpers.models import (
     prune_layers,
 )
 from distill_helpers.profiles import get_profile
+from distill_helpers.questions import read_questions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -246,6 +247,7 @@ def build_trainer(
     kind: str,
     options: TrainOptions,
     *,
+    teacher: Loaded | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **overrides: Any,
 ) -> DistillationTrainer:
@@ -257,6 +259,7 @@ def build_trainer(
     Args:
         kind: ``"soft"`` or ``"hard"``.
         options: Names teacher, student, data and numbers.
+        teacher: The one that the options name, if it is loaded already.
         callbacks: Of the trainer.
         overrides: Further fields of ``TrainingArguments``.
 
@@ -282,16 +285,14 @@ def build_trainer(
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
     if kind == "hard" and not made_of_teacher:
         # Its answers are there already: a large teacher need not be loaded.
-        teacher, (student, tokenizer) = (
-            None,
-            load_model(options.student, device=profile.device),
-        )
+        student, tokenizer = load_model(options.student, device=profile.device)
     else:
-        teacher = resolve_teacher(options.teacher, profile)
+        teacher = teacher or resolve_teacher(options.teacher, profile)
         student, tokenizer = resolve_student(
             options.student, teacher, profile, seed=options.seed
         )
     if options.plain_prompts:
+        tokenizer = copy.deepcopy(tokenizer)  # the teacher keeps its template
         tokenizer.chat_template = None
     load = load_answers if options.answers else load_rows
     saving = {"save_steps": options.save_steps} if options.save_steps else {}

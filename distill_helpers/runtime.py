@@ -22,6 +22,7 @@ import torch
 _MATMUL = (256, 576, 1536)
 # What keeps a GPU busy.
 _LARGE_MATMUL = (4096, 4096, 4096)
+_MY_DRIVE = Path("/content/drive/MyDrive")
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,7 +133,7 @@ def drive_folder(name: str) -> Path:
     from google.colab import drive
 
     drive.mount("/content/drive")
-    folder = Path("/content/drive/MyDrive") / name
+    folder = _MY_DRIVE / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

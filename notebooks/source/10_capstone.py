@@ -76,9 +76,9 @@ print(f"at most {capstone.MAX_BYTES:.0%} of its bytes, at equal precision")
 # of it than this.
 
 # %%
-from distill_helpers.capstone import gloss_project, own_project
 from distill_helpers.configs import resolve_teacher
 from distill_helpers.hard_labels import LocalTeacher
+from distill_helpers.questions import gloss_project, own_project
 
 teacher = resolve_teacher(TEACHER, profile)
 asked = LocalTeacher(*teacher, licence="see the model's own card")
@@ -119,7 +119,7 @@ print(f"{len(rows):,} to learn from, {len(exam.prompts):,} in the exam")
 # 05 to answer them.
 
 # %%
-from distill_helpers.capstone import write_questions
+from distill_helpers.questions import write_questions
 
 mine = write_questions(work / "mine.jsonl", ["12+30+41=", "25+25+17="])
 my_exam = write_questions(work / "my_exam.jsonl", ["40+31+22="], ["93"])
@@ -180,16 +180,17 @@ config = write_config(options, work / "run.json")
 # Before the long cell: does it fit, how long will it take?
 
 # %%
+from distill_helpers.configs import resolve_student
 from distill_helpers.planning import plan
 
-run = {"length": options.length, "batch_size": options.batch_size}
-trainer = build_trainer("hard", options, disable_tqdm=True)
+untrained, _ = resolve_student(STUDENT, teacher, profile, seed=0)
 plan(
-    (None, trainer.model),
+    (None, untrained),
     method="hard",
     packed=True,
+    length=options.length,
+    batch_size=options.batch_size,
     steps=options.steps,
-    **run,
 )
 
 # %% [markdown]
@@ -205,13 +206,19 @@ plan(
 # %%
 from distill_helpers.capstone import StopAfter
 
+some = write_questions(
+    work / "some.jsonl",
+    [row["prompt"] for row in rows[:30]],
+    [row["answer"] for row in rows[:30]],
+)
 small = replace(
     options,
     **{"teacher": "tiny-prose", "student": "fresh:1x32", "profile": "smoke"},
-    **{"steps": 6, "save_steps": 2, "rows": 12, "batch_size": 2},
+    **{"answers": str(some), "steps": 6, "save_steps": 2, "batch_size": 2},
 )
 
 
+# %%
 def rehearse(folder, *callbacks):
     """Train in a folder, from its last checkpoint if it has one."""
     here = replace(small, output=str(work / folder))
@@ -244,15 +251,14 @@ print("largest difference between the weights:", apart)
 # if the connection had been lost, and a new trainer takes over.
 
 # %%
-half = build_trainer(
-    "hard", options, callbacks=[StopAfter(options.steps // 2)]
-)
+lost = StopAfter(options.steps // 2)
+half = build_trainer("hard", options, teacher=teacher, callbacks=[lost])
 half.train(resume_from_checkpoint=True)
 before = half.state.global_step
-del half, trainer, whole, stopped, resumed
+del half, whole, stopped, resumed
 
 # %%
-trainer = build_trainer("hard", options)
+trainer = build_trainer("hard", options, teacher=teacher)
 trainer.train(resume_from_checkpoint=True)
 print(f"stopped at step {before}, ended at {trainer.state.global_step}")
 
@@ -301,19 +307,20 @@ del trainer, trained
 # %% [markdown]
 # ## Judge it, beside others
 #
-# A score says little alone. Four rivals cost next to nothing:
+# A score says little alone. Four others to hold it against:
 #
 # * **the commonest answer**, always;
 # * **word counts** (naive Bayes) on what the student learned from: no network;
 # * **the student before training**: the pruned teacher, as it is;
-# * **the teacher**, which is the one to come near.
+# * **the teacher**, the one to come near.
 #
 # **Predict:** how far does counting words get?
 
 # %%
 from collections import Counter
 
-from distill_helpers.capstone import WordCounts, is_living, score
+from distill_helpers.capstone import WordCounts, score
+from distill_helpers.questions import is_living
 
 read = str.strip if QUESTIONS else is_living
 taught = [row["answer"].strip() for row in rows]
@@ -328,9 +335,6 @@ def answers_of(model, tokenizer):
 
 
 # %%
-from distill_helpers.configs import resolve_student
-
-untrained, _ = resolve_student(STUDENT, teacher, profile, seed=0)
 often = Counter(taught).most_common(1)[0][0]
 answers = {
     "commonest answer": [often] * len(exam.prompts),
@@ -612,9 +616,7 @@ done = subprocess.run(
     capture_output=True,
     text=True,
 )
-print(
-    done.stdout.replace(str(work), "…"), done.stderr[-300:] * done.returncode
-)
+print((done.stdout or done.stderr[-300:]).replace(str(work), "…"))
 
 # %% [markdown]
 # In a terminal, that is
