@@ -311,18 +311,20 @@ def _write(
     """Greedy tokens, with nothing but the model's own work in them."""
     kept = None
     written = []
+    head = model.get_output_embeddings()
     for _ in range(new_tokens):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model(
+        output = model.base_model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=kept,
             use_cache=True,
-            logits_to_keep=1,
         )
         kept = output.past_key_values
-        ids = output.logits[:, -1].argmax(-1, keepdim=True)
+        # A tensor with gaps would make a CPU copy the head's weights for every row.
+        last = output.last_hidden_state[:, -1].contiguous()
+        ids = head(last).argmax(-1, keepdim=True)
         written.append(ids)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
     return torch.cat(written, 1)

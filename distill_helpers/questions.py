@@ -217,8 +217,8 @@ def own_project(
     told = [tell + prompt for prompt in prompts]
     path = Path(folder) / "asked.jsonl"
     labels = write_labels(teacher, told, path, max_new_tokens=max_new_tokens, **limits)
-    cut = set(labels.filter(lambda row: row["finish_reason"] != "stop")["key"])
-    whole = labels.filter(lambda row: row["key"] not in cut)
+    ended = [n for n, why in enumerate(labels["finish_reason"]) if why == "stop"]
+    whole = labels.select(ended)
     texts = _in_order(whole, told)
     known = [
         (prompt, text)
