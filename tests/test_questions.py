@@ -66,7 +66,7 @@ class Parrot(LocalTeacher):
     """Says what it was taught to say."""
 
     def __init__(self, say, reason="stop"):
-        super().__init__(*load_tiny_teacher("sums"))
+        super().__init__(*load_tiny_teacher("prose"))
         self.say, self.reason = say, reason
 
     def answers(self, take, concurrency):
