@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PUNCTUATION = "!\"#$%'()*+,-./:;=?@[\\]^_`{|}~"
+_MARKUP = "\\`*_[]|~#!$@"
 _LONGEST = 300
 
 
@@ -65,11 +65,12 @@ def escape(text: object) -> str:
     for character in line:
         if character in named:
             found.append(named[character])
-        elif character in _PUNCTUATION:
+        elif character in _MARKUP:
             found.append("\\" + character)
         elif character.isprintable():
             found.append(character)
-    return "".join(found)
+    # The hub makes links of bare addresses; these are none any more.
+    return "".join(found).replace("://", "\\://").replace("www.", "www\\.")
 
 
 def card_text(card: ModelCard) -> str:

@@ -591,7 +591,7 @@ print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
 # All of this stands in one file:
 
 # %%
-print(config.read_text())
+print(config.read_text().replace(str(work), "…"))
 
 # %% [markdown]
 # The command line reads it. With several GPUs, or several machines, `accelerate
@@ -643,15 +643,18 @@ print((done.stdout or done.stderr[-300:]).replace(str(work), "…"))
 # take a `.txt` file. Here both are called from Python, with the tiny teacher:
 
 # %%
+import contextlib
+
 from distill_helpers.cli import main
 
 text = work / "mine.txt"
 text.write_text("It is a truth universally acknowledged. " * 60)
-words = ["--text", str(text), "--teacher", "tiny-prose", "--length", "32"]
-words += ["--profile", "smoke", "--rows", "8"]
-stored = ["--cache", str(work / "cache"), "--output", str(work / "soft")]
-main(["cache", *words, "--output", str(work / "cache")])
-main(["train", "soft", *words, *stored, "--steps", "2"])
+words = ["--text", "mine.txt", "--teacher", "tiny-prose", "--rows", "8"]
+words += ["--length", "32", "--profile", "smoke"]
+with contextlib.chdir(work):
+    main(["cache", *words, "--output", "cache"])
+    stored = ["--cache", "cache", "--output", "soft", "--steps", "2"]
+    main(["train", "soft", *words, *stored])
 
 # %% [markdown]
 # ## Exercise 1 · From which checkpoint?
