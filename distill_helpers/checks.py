@@ -2483,3 +2483,214 @@ def excess_kl(fn: Any) -> CheckResult:
         ),
         fn,
     )
+
+
+def resume_step(fn: Any) -> CheckResult:
+    """Check the choice of the checkpoint to go on from.
+
+    Args:
+        fn: ``fn(checkpoints)`` for a list of ``(step, complete)`` in any order → the
+            highest complete step, or 0 if there is none.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 10.
+    """
+
+    def step(checkpoints: list[tuple[int, bool]]) -> int:
+        return max((step for step, complete in checkpoints if complete), default=0)
+
+    return _judge(
+        _Exercise(
+            name="resume_step",
+            probes=(
+                _Probe("for one checkpoint", ([(100, True)],)),
+                _Probe("without any", ([],)),
+                _Probe("when none is complete", ([(100, False)],)),
+                _Probe("in order", ([(90, True), (100, True)],)),
+                _Probe("out of order", ([(90, True), (100, True), (80, True)],)),
+                _Probe(
+                    "when the newest is not complete",
+                    ([(200, True), (300, False), (1000, True), (2000, False)][::-1],),
+                ),
+            ),
+            reference=step,
+            suspects=(
+                _Suspect(
+                    "incomplete_taken",
+                    "it takes a checkpoint that was never finished",
+                    "Its files may end in the middle.",
+                    lambda c: max((step for step, _ in c), default=0),
+                ),
+                _Suspect(
+                    "last_in_list",
+                    "it takes the last one in the list",
+                    "A folder lists its files in any order.",
+                    lambda c: next((s for s, done in reversed(c) if done), 0),
+                ),
+                _Suspect(
+                    "as_text",
+                    "it compares the steps as text",
+                    "Then 90 comes after 100.",
+                    lambda c: int(max((str(s) for s, done in c if done), default="0")),
+                ),
+            ),
+            taught_in="notebook 10",
+        ),
+        fn,
+    )
+
+
+def reaches(fn: Any) -> CheckResult:
+    """Check a verdict on an interval.
+
+    Args:
+        fn: ``fn(low, high, bar)`` → 1 if the whole interval is at the bar or above, -1
+            if it is below, and 0 if that is undecided.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 10.
+    """
+
+    def verdict(low: float, high: float, bar: float) -> int:
+        if low >= bar:
+            return 1
+        return -1 if high < bar else 0
+
+    return _judge(
+        _Exercise(
+            name="reaches",
+            probes=(
+                _Probe("for an interval above the bar", (0.96, 0.99, 0.95)),
+                _Probe("for an interval below it", (0.90, 0.94, 0.95)),
+                _Probe("for one that begins at it", (2.0, 3.0, 2.0)),
+                _Probe("for one that ends at it", (1.0, 2.0, 2.0)),
+                _Probe("for one across it, mostly below", (1.0, 2.2, 2.0)),
+                _Probe("for one across it, mostly above", (0.94, 0.99, 0.95)),
+            ),
+            reference=verdict,
+            suspects=(
+                _Suspect(
+                    "middle_decides",
+                    "the middle of the interval decides",
+                    "Then nothing is ever undecided.",
+                    lambda low, high, bar: 1 if (low + high) / 2 >= bar else -1,
+                ),
+                _Suspect(
+                    "best_end",
+                    "the better end is enough",
+                    "It may be so good; it need not.",
+                    lambda low, high, bar: 1 if high >= bar else -1,
+                ),
+                _Suspect(
+                    "never_undecided",
+                    "an interval across the bar is called a miss",
+                    "It shows neither: ask more questions.",
+                    lambda low, high, bar: 1 if low >= bar else -1,
+                ),
+                _Suspect(
+                    "bar_itself_missed",
+                    "an interval that begins at the bar does not reach it",
+                    "At least is not more than.",
+                    lambda low, high, bar: 1 if low > bar else -1 if high < bar else 0,
+                ),
+                _Suspect(
+                    "signs_swapped",
+                    "1 and -1 are swapped",
+                    "1 stands for a bar that is reached.",
+                    lambda low, high, bar: -verdict(low, high, bar),
+                ),
+            ),
+            taught_in="notebook 10",
+        ),
+        fn,
+    )
+
+
+def break_even(fn: Any) -> CheckResult:
+    """Check after how many answers a student has paid for itself.
+
+    Args:
+        fn: ``fn(once, teacher, student)`` for the cost of distilling and of one answer
+            of each → ``once / (teacher - student)``, not rounded; infinity if an
+            answer of the student costs as much as one of the teacher, or more.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 10.
+    """
+
+    def answers(once: float, teacher: float, student: float) -> float:
+        # Infinity is compared as -1, which no number of answers is.
+        return once / (teacher - student) if student < teacher else -1.0
+
+    def finite(result: Any, inputs: tuple[Any, ...]) -> Tensor:
+        try:
+            number = float(result)
+        except (TypeError, ValueError):
+            raise _UnusableError(
+                f"expected a number of answers, came {_kind(result)}."
+            ) from None
+        if number == -1.0:
+            number = -2.0
+        return torch.tensor(-1.0 if number == math.inf else number)
+
+    def show(value: Tensor) -> str:
+        number = float(value)
+        return "infinity" if number == -1.0 else f"{number:g}"
+
+    return _judge(
+        _Exercise(
+            name="break_even",
+            probes=(
+                _Probe("for a student at a third", (100.0, 3.0, 1.0)),
+                _Probe("for half an answer", (1.0, 3.0, 1.0)),
+                _Probe("for a student as dear as its teacher", (100.0, 2.0, 2.0)),
+                _Probe("for a dearer student", (100.0, 1.0, 3.0)),
+                _Probe("for a student at nine tenths", (90.0, 1.0, 0.9)),
+            ),
+            reference=lambda *given: (
+                answers(*given) if given[2] < given[1] else math.inf
+            ),
+            suspects=(
+                _Suspect(
+                    "student_is_free",
+                    "the student's answers cost nothing",
+                    "They are cheaper, not free.",
+                    lambda once, teacher, student: once / teacher,
+                ),
+                _Suspect(
+                    "negative",
+                    "a dearer student pays after less than no answers",
+                    "It never does.",
+                    lambda once, teacher, student: (
+                        once / (teacher - student) if teacher != student else math.inf
+                    ),
+                ),
+                _Suspect(
+                    "costs_added",
+                    "the two costs are added",
+                    "What an answer saves is their difference.",
+                    lambda once, teacher, student: once / (teacher + student),
+                ),
+                _Suspect(
+                    "rounded",
+                    "the number is rounded",
+                    "Leave that to whoever reads it.",
+                    lambda once, teacher, student: (
+                        math.ceil(once / (teacher - student))
+                        if student < teacher
+                        else math.inf
+                    ),
+                ),
+            ),
+            taught_in="notebook 10",
+            adapt=finite,
+            show=show,
+        ),
+        fn,
+    )

@@ -224,57 +224,10 @@ def _cache(chosen: argparse.Namespace) -> int:
 
 def _train(chosen: argparse.Namespace) -> int:
     from distill_helpers import configs
-    from distill_helpers.profiles import get_profile
-    from distill_helpers.soft_label_cache import SoftLabelCache
-    from distill_helpers.trainers import (
-        HardLabelTrainer,
-        SoftLabelTrainer,
-        end_processes,
-        training_arguments,
-    )
+    from distill_helpers.trainers import end_processes
 
     options = _filled(chosen)
-    profile = get_profile(options.profile)
-    teacher = configs.resolve_teacher(options.teacher, profile)
-    student, tokenizer = configs.resolve_student(
-        options.student, teacher, profile, seed=options.seed
-    )
-    common: dict[str, Any] = {
-        "args": training_arguments(
-            profile,
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            output_dir=options.output,
-            mixed_precision=options.mixed_precision,
-            gradient_accumulation_steps=options.gradient_accumulation_steps,
-            weight_decay=options.weight_decay,
-            optim=options.optim,
-            max_grad_norm=options.max_grad_norm,
-            seed=options.seed,
-        ),
-        "train_dataset": configs.load_rows(options, tokenizer),
-        "tokenizer": tokenizer,
-    }
-    if chosen.kind == "hard":
-        if options.cache:
-            raise ValueError("cache=… holds soft labels; use: distill train soft")
-        trainer: Any = HardLabelTrainer(student, **common)
-    else:
-        store = None
-        if options.cache:
-            store = SoftLabelCache.open(
-                options.cache, tokenizer=tokenizer, dataset=common["train_dataset"]
-            )
-        trainer = SoftLabelTrainer(
-            student,
-            teacher=teacher.model if store is None else store,
-            teacher_tokenizer=teacher.tokenizer,
-            temperature=options.temperature,
-            alpha=options.alpha,
-            divergence=options.divergence,
-            **common,
-        )
+    trainer = configs.build_trainer(chosen.kind, options)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model(options.output)
     if trainer.is_world_process_zero():
@@ -292,11 +245,32 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     options = _filled(chosen)
     profile = get_profile(options.profile)
     model, tokenizer = load_model(options.model, device=profile.device, frozen=True)
+    if options.answers:
+        return _score_answers(options, model, tokenizer)
     teacher = None
     if options.teacher:
         teacher = configs.resolve_teacher(options.teacher, profile).model
     rows = configs.load_rows(options, tokenizer)
     found = evaluate(model, rows, tokenizer, teacher=teacher)
+    print(json.dumps(asdict(found), indent=2))
+    return 0
+
+
+def _score_answers(options: Any, model: Any, tokenizer: Any) -> int:
+    from distill_helpers.capstone import score
+    from distill_helpers.evaluation import generate
+    from distill_helpers.hard_labels import prompt_text
+    from distill_helpers.questions import read_questions
+
+    asked = read_questions(options.answers)
+    if options.rows:
+        asked = asked.select(range(min(options.rows, len(asked))))
+    prompts = [prompt_text(messages, tokenizer) for messages in asked["messages"]]
+    longest = max(map(len, tokenizer(list(asked["answer"]))["input_ids"]))
+    texts = generate(
+        model, tokenizer, prompts, max_new_tokens=longest + 8, batch_size=64
+    )
+    found = score(texts, asked["answer"]).interval
     print(json.dumps(asdict(found), indent=2))
     return 0
 

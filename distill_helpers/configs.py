@@ -7,12 +7,22 @@ holds the same names. Taught in notebook 03, used whole in the capstone.
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import DataError, austen, glosses, load_corpus, pack
+from distill_helpers.data import (
+    DataError,
+    austen,
+    glosses,
+    load_corpus,
+    pack,
+    pack_examples,
+)
+from distill_helpers.hard_labels import learn_answers
 from distill_helpers.models import (
     Loaded,
     build_student,
@@ -21,12 +31,15 @@ from distill_helpers.models import (
     load_tiny_teacher,
     prune_layers,
 )
+from distill_helpers.profiles import get_profile
+from distill_helpers.questions import read_questions
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from distill_helpers.profiles import Profile
+    from distill_helpers.trainers import DistillationTrainer
 
 
 def _option(default: Any, text: str) -> Any:
@@ -83,10 +96,19 @@ class TrainOptions(TextOptions, TeacherOptions):
         "or a name on the hub",
     )
     cache: str = _option("", "soft labels from this cache instead of a live teacher")
+    answers: str = _option(
+        "",
+        "a .jsonl file of prompts with a teacher's answers, learned instead of a text "
+        "(train hard); several are packed into rows of this length",
+    )
+    plain_prompts: bool = _option(
+        False, "the student reads prompts as they are, without a chat template"
+    )
     output: str = _option("build/student", "folder of checkpoints and the model")
     alpha: float = _option(1.0, "weight of the soft term; the rest goes to the labels")
     divergence: str = _option("forward_kl", "forward_kl, reverse_kl or jsd")
     steps: int = _option(300, "optimizer steps")
+    save_steps: int = _option(0, "steps between checkpoints; 0: a fifth of them")
     learning_rate: float = _option(8e-3, "peak; large for fresh tiny models")
     batch_size: int = _option(16, "rows per step and process")
     gradient_accumulation_steps: int = _option(1, "micro-batches per step")
@@ -103,6 +125,9 @@ class EvaluateOptions(TextOptions):
     model: str = _option("build/student", "a folder or a name on the hub")
     split: str = _option("test", "of the austen text: train, validation or test")
     teacher: str = _option("", "compare distributions with it; see distill train")
+    answers: str = _option(
+        "", "a .jsonl file of prompts with right answers: counts those it gives"
+    )
 
 
 @dataclass
@@ -197,12 +222,130 @@ def load_rows(options: TextOptions, tokenizer: PreTrainedTokenizerBase) -> Datas
         texts = [f"{row['word']}: {row['gloss']}." for row in glosses()]
     else:
         texts = load_corpus(options.text)
-    rows = pack(texts, tokenizer, options.length)
+    return _some(pack(texts, tokenizer, options.length), options, options.text)
+
+
+def load_answers(options: TrainOptions, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Packed rows of the answers that the options name, with masked prompts."""
+    labels = read_questions(options.answers)
+    rows = learn_answers(labels, tokenizer, max_length=options.length)
+    return _some(pack_examples(rows, options.length), options, options.answers)
+
+
+def _some(rows: Dataset, options: TextOptions, source: str) -> Dataset:
     if not options.rows:
         return rows
     if options.rows > len(rows):
         raise DataError(
-            f"rows={options.rows}, but {options.text} gives {len(rows)} rows of "
+            f"rows={options.rows}, but {source} gives {len(rows)} rows of "
             f"{options.length} tokens; ask for fewer, or shorter ones"
         )
     return rows.shuffle(seed=options.seed).select(range(options.rows))
+
+
+def build_trainer(
+    kind: str,
+    options: TrainOptions,
+    *,
+    teacher: Loaded | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **overrides: Any,
+) -> DistillationTrainer:
+    """The run that the options describe, ready for ``train``.
+
+    ``trainer.train(resume_from_checkpoint=True)`` goes on from the last complete
+    checkpoint in ``options.output``, or starts. ``distill train`` does the same.
+
+    Args:
+        kind: ``"soft"`` or ``"hard"``.
+        options: Names teacher, student, data and numbers.
+        teacher: The one that the options name, if it is loaded already.
+        callbacks: Of the trainer.
+        overrides: Further fields of ``TrainingArguments``.
+
+    Raises:
+        ValueError: For options that do not go together, each with its remedy.
+
+    Taught in notebook 10.
+    """
+    from distill_helpers.soft_label_cache import SoftLabelCache
+    from distill_helpers.trainers import (
+        HardLabelTrainer,
+        SoftLabelTrainer,
+        training_arguments,
+    )
+
+    if kind not in ("soft", "hard"):
+        raise ValueError(f"kind={kind!r} must be 'soft' or 'hard'")
+    if kind == "hard" and options.cache:
+        raise ValueError("cache=… holds soft labels; use: distill train soft")
+    if kind == "soft" and options.answers:
+        raise ValueError("answers=… are hard labels; use: distill train hard")
+    profile = get_profile(options.profile)
+    made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
+    if kind == "hard" and not made_of_teacher:
+        # Its answers are there already: a large teacher need not be loaded.
+        student, tokenizer = load_model(options.student, device=profile.device)
+    else:
+        teacher = teacher or resolve_teacher(options.teacher, profile)
+        student, tokenizer = resolve_student(
+            options.student, teacher, profile, seed=options.seed
+        )
+    if options.plain_prompts:
+        tokenizer = copy.deepcopy(tokenizer)  # the teacher keeps its template
+        tokenizer.chat_template = None
+    load = load_answers if options.answers else load_rows
+    saving = {"save_steps": options.save_steps} if options.save_steps else {}
+    common: dict[str, Any] = {
+        "args": training_arguments(
+            profile,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            output_dir=options.output,
+            mixed_precision=options.mixed_precision,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            weight_decay=options.weight_decay,
+            optim=options.optim,
+            max_grad_norm=options.max_grad_norm,
+            seed=options.seed,
+            **(saving | overrides),
+        ),
+        "train_dataset": load(options, tokenizer),
+        "tokenizer": tokenizer,
+        "callbacks": list(callbacks),
+    }
+    if kind == "hard":
+        return HardLabelTrainer(student, **common)
+    assert teacher is not None
+    store = None
+    if options.cache:
+        store = SoftLabelCache.open(
+            options.cache, tokenizer=tokenizer, dataset=common["train_dataset"]
+        )
+    return SoftLabelTrainer(
+        student,
+        teacher=teacher.model if store is None else store,
+        teacher_tokenizer=teacher.tokenizer,
+        temperature=options.temperature,
+        alpha=options.alpha,
+        divergence=options.divergence,
+        **common,
+    )
+
+
+def write_config(options: Any, path: str | Path) -> Path:
+    """Write options as a JSON file that ``--config`` reads; return its path.
+
+    Args:
+        options: One of the dataclasses above.
+        path: Ends in ``.json``.
+
+    Taught in notebook 10.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ValueError(f"path={str(path)!r} must end in .json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
+    return path

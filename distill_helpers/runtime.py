@@ -13,6 +13,7 @@ import random
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ import torch
 _MATMUL = (256, 576, 1536)
 # What keeps a GPU busy.
 _LARGE_MATMUL = (4096, 4096, 4096)
+_MY_DRIVE = Path("/content/drive/MyDrive")
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,6 +109,41 @@ def memory_gib() -> float | None:
 def in_colab() -> bool:
     """Whether this is a Google Colab runtime."""
     return "COLAB_RELEASE_TAG" in os.environ
+
+
+def drive_folder(name: str) -> Path:
+    """A folder on the learner's Google Drive, which outlives a Colab runtime.
+
+    Asks for access the first time. Write checkpoints there, and call
+    :func:`flush_drive` when the run is over.
+
+    Args:
+        name: Of the folder in *My Drive*; made if it is not there.
+
+    Raises:
+        ValueError: Outside Colab.
+
+    Taught in notebook 10.
+    """
+    if not in_colab():
+        raise ValueError(
+            f"name={name!r} is to be a folder on Google Drive, and this is not Colab; "
+            "give a folder of this machine as the output instead"
+        )
+    from google.colab import drive
+
+    drive.mount("/content/drive")
+    folder = _MY_DRIVE / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def flush_drive() -> None:
+    """Wait until all is on Drive, and let go of it; elsewhere this does nothing."""
+    if in_colab():
+        from google.colab import drive
+
+        drive.flush_and_unmount()
 
 
 def set_seed(seed: int) -> None:

@@ -766,6 +766,11 @@ def ensemble(logits, labels):
     return F.nll_loss(log_p.logsumexp(0) - math.log(len(logits)), labels)
 
 
+def paid_back(once, teacher, student):
+    saved = teacher - student
+    return once / saved if saved > 0 else float("inf")
+
+
 @pytest.mark.parametrize(
     ("check", "answer"),
     [
@@ -793,6 +798,14 @@ def ensemble(logits, labels):
         ("generalised_jsd", jsd),
         ("excess_kl", excess),
         ("excess_kl", lambda *a: excess(*a).item()),
+        ("resume_step", lambda c: max([0, *(s for s, done in c if done)])),
+        (
+            "resume_step",
+            lambda c: torch.tensor(max([0, *(s * d for s, d in c)])),
+        ),
+        ("reaches", lambda low, high, bar: (low >= bar) - (high < bar)),
+        ("break_even", paid_back),
+        ("break_even", lambda *given: np.float64(paid_back(*given))),
     ],
 )
 def test_later_exercises_pass_the_right_answers(check, answer):
@@ -878,6 +891,30 @@ def test_later_exercises_pass_the_right_answers(check, answer):
             "first_",
         ),
         ("excess_kl", lambda o, h, c: np.mean(np.subtract(o, h)[1:]), "unweighted"),
+        ("resume_step", lambda c: max((s for s, _ in c), default=0), "incomplete"),
+        (
+            "resume_step",
+            lambda c: [0, *(s for s, done in c if done)][-1],
+            "last_in_list",
+        ),
+        (
+            "resume_step",
+            lambda c: int(max(["0", *(str(s) for s, done in c if done)])),
+            "as_text",
+        ),
+        ("reaches", lambda a, b, bar: 1 if a + b >= 2 * bar else -1, "middle_decides"),
+        ("reaches", lambda a, b, bar: 1 if b >= bar else -1, "best_end"),
+        ("reaches", lambda a, b, bar: 1 if a >= bar else -1, "never_undecided"),
+        ("reaches", lambda a, b, bar: (a > bar) - (b < bar), "bar_itself_missed"),
+        ("reaches", lambda a, b, bar: (b < bar) - (a >= bar), "signs_swapped"),
+        ("break_even", lambda once, t, s: once / t, "student_is_free"),
+        (
+            "break_even",
+            lambda once, t, s: once / (t - s) if t != s else math.inf,
+            "negative",
+        ),
+        ("break_even", lambda once, t, s: once / (t + s), "costs_added"),
+        ("break_even", lambda *given: np.ceil(paid_back(*given)), "rounded"),
     ],
 )
 def test_later_exercises_name_the_mistake(check, answer, bug):
@@ -904,6 +941,9 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "drawn_reverse_kl",
         "generalised_jsd",
         "excess_kl",
+        "resume_step",
+        "reaches",
+        "break_even",
     ],
 )
 def test_later_exercises_know_when_nothing_was_tried(check):

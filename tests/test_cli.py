@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from distill_helpers.cli import main
+from distill_helpers.configs import TrainOptions, write_config
 from distill_helpers.data import data_folder
+from distill_helpers.questions import write_questions
 
 TINY = ["--teacher", "tiny-prose", "--rows", "48", "--length", "24"]
 FRESH = ["--student", "fresh:1x16", "--profile", "smoke"]
@@ -98,6 +100,41 @@ def test_errors_are_sentences(arguments, message, tmp_path, capsys):
     options = ["--output", str(tmp_path), "--steps", "1"]
     assert train("soft", *TINY, *FRESH, *options, *arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_answers_are_learned_and_judged(tmp_path, capsys):
+    questions = tmp_path / "learn.jsonl"
+    write_questions(questions, ["one?", "two?", "three?"] * 8, ["yes"] * 24)
+    out = str(tmp_path / "student")
+    config = write_config(
+        TrainOptions(
+            teacher="tiny-prose",
+            student="fresh:1x32",
+            answers=str(questions),
+            plain_prompts=True,
+            profile="smoke",
+            length=24,
+            batch_size=4,
+            steps=30,
+            save_steps=30,
+            learning_rate=2e-2,
+            output=out,
+        ),
+        tmp_path / "run.json",
+    )
+    assert train("hard", "--config", str(config)) == 0
+    # Options as written: `save_steps` decides how many checkpoints there are.
+    assert [path.name for path in (tmp_path / "student").glob("checkpoint-*")] == [
+        "checkpoint-30"
+    ]
+    capsys.readouterr()
+    judge = ["evaluate", "--model", out, "--answers", str(questions)]
+    assert main([*judge, "--profile", "smoke", "--rows", "6"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mean"] == 1.0
+    assert found["n"] == 6
+    assert train("soft", "--config", str(config)) == 1
+    assert "use: distill train hard" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.metadata
 import random
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,3 +149,24 @@ def test_cpu_bf16_must_be_native_and_faster(bf16_measured, native, speedup, pays
 
 def test_the_measurement_is_a_time():
     assert 0 < runtime._matmul_seconds(torch.float32) < 5
+
+
+def test_drive_is_for_colab_alone(monkeypatch, tmp_path):
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    with pytest.raises(ValueError, match="this is not Colab"):
+        runtime.drive_folder("runs")
+    runtime.flush_drive()  # nothing to do
+    calls = []
+    drive = SimpleNamespace(
+        mount=lambda where: calls.append(where),
+        flush_and_unmount=lambda: calls.append("flush"),
+    )
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-20260101")
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=drive))
+    monkeypatch.setattr(runtime, "_MY_DRIVE", tmp_path / "MyDrive")
+    folder = runtime.drive_folder("runs")
+    assert folder == tmp_path / "MyDrive" / "runs"
+    assert folder.is_dir()
+    runtime.flush_drive()
+    assert calls == ["/content/drive", "flush"]

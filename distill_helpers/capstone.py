@@ -1,0 +1,530 @@
+"""Is this student worth having? Score, speed and bytes beside its teacher's.
+
+The questions come from :mod:`distill_helpers.questions`, the student from
+:func:`distill_helpers.configs.build_trainer`; what came out goes into
+:mod:`distill_helpers.model_card`.
+
+Taught in notebook 10.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from distill_helpers.data import data_path
+from distill_helpers.generation import eval_mode
+from distill_helpers.models import Loaded, parameter_count
+from distill_helpers.studies import MIME, Interval, t_interval
+
+if TYPE_CHECKING:
+    from distill_helpers.profiles import Profile
+
+# What a student has to reach; the capstone's own bar, to be changed for your own.
+MIN_SCORE, MIN_SPEED, MAX_BYTES = 0.95, 2.0, 0.5
+_NORMAL_95 = 1.96
+_DRAWS = 2000
+
+Answering = Callable[[str], Hashable]
+
+
+# --- scores -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """Which questions were answered rightly.
+
+    Attributes:
+        hits: One for each question, in order.
+    """
+
+    hits: tuple[bool, ...]
+
+    @property
+    def share(self) -> float:
+        """Of right answers, in [0, 1]."""
+        return sum(self.hits) / len(self.hits)
+
+    @property
+    def interval(self) -> Interval:
+        """The share with Wilson's 95 % interval, which is sound near 0 and 1."""
+        n, p, z = len(self.hits), self.share, _NORMAL_95
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return Interval(p, max(0.0, middle - half), min(1.0, middle + half), n)
+
+    def __str__(self) -> str:
+        found = self.interval
+        return f"{found.mean:6.1%} ({found.low:.1%} to {found.high:.1%}) of {found.n:,}"
+
+
+def score(
+    answers: Sequence[str],
+    right: Sequence[str],
+    *,
+    read: Answering = str.strip,
+) -> Score:
+    """Compare answers with the right ones.
+
+    Args:
+        answers: As they were written.
+        right: One for each.
+        read: What counts of an answer. Where it gives ``None``, the answer is wrong.
+
+    Raises:
+        ValueError: For no questions, or answers that do not pair up.
+
+    Taught in notebook 10.
+    """
+    if len(answers) != len(right) or not right:
+        raise ValueError(
+            f"{len(answers)} answers and {len(right)} right ones: one for each, and "
+            "at least one"
+        )
+    found = [(read(a), read(b)) for a, b in zip(answers, right, strict=True)]
+    return Score(tuple(a is not None and a == b for a, b in found))
+
+
+def score_ratio(student: Score, teacher: Score, *, seed: int = 0) -> Interval:
+    """The student's score as a share of the teacher's, with a 95 % interval.
+
+    A paired bootstrap: questions are drawn anew, each with both its answers, so that
+    what is hard for both does not count as noise.
+
+    Args:
+        student: Of the student.
+        teacher: On the same questions.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If the questions do not pair up, or the teacher has none right.
+
+    Taught in notebook 10.
+    """
+    ours, theirs = np.array(student.hits), np.array(teacher.hits)
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"student has {len(ours)} questions and teacher {len(theirs)}; score both "
+            "on the same ones"
+        )
+    if not theirs.any():
+        raise ValueError("teacher has nothing right; there is no share of nothing")
+    draws = np.random.default_rng(seed).integers(len(ours), size=(_DRAWS, len(ours)))
+    ratios = ours[draws].mean(1) / np.maximum(theirs[draws].mean(1), 1 / len(ours))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Interval(
+        float(ours.mean() / theirs.mean()), float(low), float(high), len(ours)
+    )
+
+
+class WordCounts:
+    """A baseline without a network: naive Bayes on the words of a question.
+
+    Args:
+        prompts: To learn from.
+        answers: One for each.
+
+    Taught in notebook 10.
+    """
+
+    def __init__(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        if len(prompts) != len(answers) or not prompts:
+            raise ValueError(
+                f"{len(prompts)} prompts and {len(answers)} answers: one for each, "
+                "and at least one"
+            )
+        self.times = Counter(answers)
+        self.words: dict[str, Counter[str]] = {one: Counter() for one in self.times}
+        for prompt, answer in zip(prompts, answers, strict=True):
+            self.words[answer].update(_words(prompt))
+
+    def answer(self, prompt: str) -> str:
+        """The answer that the words of a question make likeliest."""
+        words = _words(prompt)
+
+        def likelihood(answer: str) -> float:
+            count, times = self.words[answer], self.times[answer]
+            return math.log(times) + sum(
+                math.log((count[word] + 0.5) / (times + 1)) for word in words
+            )
+
+        return max(self.times, key=likelihood)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+# --- speed and bytes ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model takes while it answers.
+
+    Attributes:
+        parameters: A tied matrix counted once.
+        weights: Bytes of the weights.
+        cache: Bytes of keys and values for one token of one text.
+    """
+
+    parameters: int
+    weights: int
+    cache: int
+
+    def memory(self, *, texts: int, tokens: int) -> int:
+        """Bytes of weights and cache.
+
+        Args:
+            texts: Answered at a time.
+            tokens: Of each, question and answer.
+        """
+        return self.weights + texts * tokens * self.cache
+
+
+def footprint(model: Any, *, dtype: torch.dtype | None = None) -> Footprint:
+    """Bytes of a model, counted in its tensors.
+
+    Args:
+        model: Causal; reads two tokens.
+        dtype: As if it were in this precision; ``None`` is its own.
+
+    Taught in notebook 10.
+    """
+    size = (dtype or model.dtype).itemsize
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    with eval_mode(model), torch.inference_mode():
+        kept = model(input_ids=ids, use_cache=True).past_key_values
+    numbers = sum(
+        layer.keys.numel() + layer.values.numel()
+        for layer in kept.layers
+        if layer.keys is not None
+    )
+    count = parameter_count(model)
+    return Footprint(count, count * size, numbers // 2 * size)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast two models answer the same questions, in turns.
+
+    Attributes:
+        student: Answers a second, round by round.
+        teacher: Likewise.
+    """
+
+    student: tuple[float, ...]
+    teacher: tuple[float, ...]
+
+    @property
+    def ratio(self) -> Interval:
+        """How many times as fast the student is; 95 % t-interval over rounds."""
+        pairs = zip(self.student, self.teacher, strict=True)
+        return t_interval([ours / theirs for ours, theirs in pairs])
+
+
+def compare_speed(
+    student: Loaded,
+    teacher: Loaded,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 4,
+    rounds: int = 4,
+    batch_size: int = 32,
+) -> Speed:
+    """Let both answer the same questions with the same number of tokens, in turns.
+
+    Turns, because a machine that slows down then slows both. A first round is not
+    counted.
+
+    Args:
+        student: Model and tokenizer, in the precision of the teacher.
+        teacher: Likewise.
+        prompts: What both read, as it is.
+        new_tokens: What both write, no matter what they say.
+        rounds: Counted ones, at least two.
+        batch_size: Questions at a time.
+
+    Raises:
+        ValueError: If the precisions differ, or for fewer than two rounds.
+
+    Taught in notebook 10.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds={rounds} gives no interval; take at least 2")
+    if student.model.dtype != teacher.model.dtype:
+        raise ValueError(
+            f"student is {student.model.dtype} and teacher {teacher.model.dtype}; "
+            "load both with one dtype, or the comparison is one of precisions"
+        )
+    speeds: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for model, found in zip((student, teacher), speeds, strict=True):
+            took = _answering_seconds(model, prompts, new_tokens, batch_size)
+            if number:
+                found.append(len(prompts) / took)
+    return Speed(tuple(speeds[0]), tuple(speeds[1]))
+
+
+def _answering_seconds(
+    loaded: Loaded, prompts: Sequence[str], new_tokens: int, batch_size: int
+) -> float:
+    model: Any = loaded.model
+    pad = loaded.tokenizer.pad_token_id
+    pad = loaded.tokenizer.eos_token_id if pad is None else pad
+    encoded = loaded.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    encoded.sort(key=len)
+    batches = []
+    for start in range(0, len(encoded), batch_size):
+        chunk = encoded[start : start + batch_size]
+        width = len(chunk[-1])
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in chunk])
+        mask = torch.tensor(
+            [[0] * (width - len(row)) + [1] * len(row) for row in chunk]
+        )
+        batches.append((ids.to(model.device), mask.to(model.device)))
+    _wait_for(model.device)
+    with eval_mode(model), torch.inference_mode():
+        start_time = time.perf_counter()
+        for ids, mask in batches:
+            _write(model, ids, mask, new_tokens)
+        _wait_for(model.device)
+        return time.perf_counter() - start_time
+
+
+def _write(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int
+) -> torch.Tensor:
+    """Greedy tokens, with nothing but the model's own work in them."""
+    kept = None
+    written = []
+    head = model.get_output_embeddings()
+    for _ in range(new_tokens):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=kept,
+            use_cache=True,
+        )
+        kept = output.past_key_values
+        # A tensor with gaps would make a CPU copy the head's weights for every row.
+        last = output.last_hidden_state[:, -1].contiguous()
+        ids = head(last).argmax(-1, keepdim=True)
+        written.append(ids)
+        mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    return torch.cat(written, 1)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# --- the verdict --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Whether a student is worth having; shows itself as one line in a notebook.
+
+    Attributes:
+        task: What was asked, in a few words.
+        score: Share of the teacher's score.
+        speed: Times the teacher's speed.
+        size: Share of the teacher's bytes, at equal precision.
+        status: ``"worth having"``, ``"not worth having"``, ``"undecided"``, or ``"not
+            judged"`` where a run is too short to tell.
+        short_of: What it falls short of, or may fall short of.
+    """
+
+    task: str
+    score: Interval
+    speed: Interval
+    size: float
+    status: str
+    short_of: tuple[str, ...]
+
+    def __str__(self) -> str:
+        because = f" ({', '.join(self.short_of)})" if self.short_of else ""
+        return (
+            f"{self.task}: {self.status.upper()}{because}. "
+            f"Score {self.score.mean:.1%} of the teacher's "
+            f"({self.score.low:.1%} to {self.score.high:.1%}); "
+            f"{self.speed.mean:.1f} × its speed "
+            f"({self.speed.low:.1f} to {self.speed.high:.1f}); "
+            f"{self.size:.0%} of its bytes"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {
+            "text/plain": str(self),
+            "text/html": f"<p>{html.escape(str(self))}</p>",
+            # A student that is not worth having is a result, too.
+            MIME: {
+                "kind": "verdict",
+                "name": self.task,
+                "status": self.status,
+                "ok": True,
+                "message": str(self),
+            },
+        }
+
+
+def weigh(
+    task: str,
+    *,
+    score: Interval,
+    speed: Interval,
+    size: float,
+    judged: bool = True,
+    min_score: float = MIN_SCORE,
+    min_speed: float = MIN_SPEED,
+    max_bytes: float = MAX_BYTES,
+) -> Worth:
+    """Judge a student by all three measures at once.
+
+    It is worth having if both intervals lie beyond the bar and it is small enough; not
+    worth having if one lies below it, or it is too large; else that is undecided.
+
+    Args:
+        task: What was asked, in a few words.
+        score: From :func:`score_ratio`.
+        speed: From :attr:`Speed.ratio`.
+        size: The student's bytes by the teacher's, at equal precision.
+        judged: ``False`` (the smoke profile) says "not judged".
+        min_score: Share of the teacher's score that is asked for.
+        min_speed: Times the teacher's speed.
+        max_bytes: Share of the teacher's bytes.
+
+    Taught in notebook 10.
+    """
+    missed = {
+        "score": score.high < min_score,
+        "speed": speed.high < min_speed,
+        "bytes": size > max_bytes,
+    }
+    open_ones = {
+        "score": score.low < min_score,
+        "speed": speed.low < min_speed,
+        "bytes": False,
+    }
+    if any(missed.values()):
+        status, short = "not worth having", missed
+    elif any(open_ones.values()):
+        status, short = "undecided", open_ones
+    else:
+        status, short = "worth having", {}
+    if not judged:
+        status, short = "not judged", {}
+    return Worth(
+        task,
+        score,
+        speed,
+        size,
+        status,
+        tuple(n for n, is_so in short.items() if is_so),
+    )
+
+
+# --- accidents and archives ---------------------------------------------------------
+
+
+class StopAfter(TrainerCallback):
+    """Ends a run early, as a lost connection would, once its checkpoint is there.
+
+    Args:
+        steps: Optimizer steps that it gets; at the end of one with a checkpoint.
+
+    Taught in notebook 10.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for a checkpoint and the end."""
+        if state.global_step >= self.steps:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+def push_folder(folder: str | Path, repository: str, *, private: bool = True) -> str:
+    """Upload a saved student to the model hub; return its address.
+
+    Args:
+        folder: With ``README.md``, ``config.json`` and weights.
+        repository: Such as ``"your-name/your-student"``. The token comes from
+            ``huggingface_hub``: ``HF_TOKEN``, Colab's secrets, or ``hf auth login``.
+        private: Whether only you can see it.
+
+    Raises:
+        ValueError: If the folder is not complete, or the name has no owner.
+
+    Taught in notebook 10.
+    """
+    folder = Path(folder)
+    for name in ("README.md", "config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"folder={str(folder)!r} has no {name}; save the student and its "
+                "card there first"
+            )
+    if repository.count("/") != 1:
+        raise ValueError(f"repository={repository!r} must look like owner/name")
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    # Checkpoints hold optimizer states: large, and nobody else's business.
+    answer = api.upload_folder(
+        repo_id=repository, folder_path=folder, ignore_patterns=["checkpoint-*"]
+    )
+    return str(getattr(answer, "repo_url", answer))
+
+
+def teacher_name(option: str, profile: Profile) -> str:
+    """What others know a teacher as that an option names.
+
+    Args:
+        option: ``"packaged"``, ``"tiny-prose"``, a folder or a name on the hub.
+        profile: ``"packaged"`` is its own.
+    """
+    if option == "packaged":
+        own = profile.teacher
+        return "HuggingFaceTB/SmolLM2-135M-Instruct" if own == "packaged" else own
+    # Of a folder only the last part: cards travel.
+    return Path(option).name if Path(option).is_dir() else option
+
+
+def origins(names: Iterable[str]) -> Mapping[str, tuple[str, str]]:
+    """Bundled files with licence and origin, as ``data/MANIFEST.json`` has them.
+
+    Args:
+        names: Such as ``"gloss_labels.jsonl"``; their bytes are checked.
+
+    Returns:
+        Name to licence and origin.
+
+    Taught in notebook 10.
+    """
+    wanted = list(names)
+    paths = [data_path(name) for name in wanted]
+    root = paths[0].parents[wanted[0].count("/")]
+    files = json.loads((root / "MANIFEST.json").read_text("utf-8"))["files"]
+    return {name: (files[name]["licence"], files[name]["origin"]) for name in wanted}

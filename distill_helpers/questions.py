@@ -1,0 +1,272 @@
+"""Questions with answers: one's own files, and the capstone's default project.
+
+A project is a file of a teacher's answers to learn from, and an :class:`Exam` whose
+questions are not among them.
+
+Taught in notebook 10.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_helpers.data import DataError
+from distill_helpers.gloss_labels import pool_labels
+from distill_helpers.gloss_task import MAX_ANSWER_TOKENS, Gloss, read_answer, splits
+from distill_helpers.hard_labels import Teacher, own_labels, write_labels
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What the gloss task's kinds come down to where only life is asked for.
+LIVING = frozenset({"animal", "person", "plant"})
+
+
+def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
+    """Questions from a file of one's own.
+
+    Args:
+        path: A ``.jsonl`` file, an object a line: ``prompt`` and ``answer``, both
+            texts. Files of :func:`~distill_helpers.hard_labels.write_labels` hold
+            ``messages`` for ``prompt``, and can be read as well.
+        answered: Whether every line needs an answer that is not empty.
+
+    Returns:
+        A ``datasets.Dataset`` with the columns ``messages`` and ``answer`` (empty
+        where there is none).
+
+    Raises:
+        DataError: If the file is missing or empty, or a line cannot be used; the
+            message names file and line.
+
+    Taught in notebook 10.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        raise DataError(f"{path} is no .jsonl file; check the path and the ending")
+    prompts: list[Any] = []
+    answers = []
+    # JSON escapes line feeds, and only those end a line.
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is no JSON: {error}") from None
+        prompt = row.get("prompt", row.get("messages")) if _is_object(row) else None
+        answer = row.get("answer", "") if _is_object(row) else None
+        if not prompt or not isinstance(prompt, str | list):
+            raise DataError(f'{path}, line {number} has no text under "prompt"')
+        if not isinstance(answer, str) or (answered and not answer.strip()):
+            raise DataError(f'{path}, line {number} has no text under "answer"')
+        prompts.append(prompt)
+        answers.append(answer)
+    if not prompts:
+        raise DataError(f"{path} holds no questions")
+    return own_labels(prompts, answers)
+
+
+def _is_object(row: Any) -> bool:
+    return isinstance(row, dict)
+
+
+def write_questions(
+    path: str | Path, prompts: Sequence[str], answers: Sequence[str] | None = None
+) -> Path:
+    """Write what :func:`read_questions` reads; return the path.
+
+    Args:
+        path: A ``.jsonl`` file; its folder is made.
+        prompts: Texts.
+        answers: One for each; ``None`` leaves them out.
+
+    Taught in notebook 10.
+    """
+    rows = [{"prompt": prompt} for prompt in prompts]
+    if answers is not None:
+        if len(prompts) != len(answers):
+            raise ValueError(
+                f"{len(prompts)} prompts and {len(answers)} answers: one answer per "
+                "prompt"
+            )
+        for row, answer in zip(rows, answers, strict=True):
+            row["answer"] = answer
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def short_prompt(gloss: Gloss) -> str:
+    r"""A gloss as a question without ceremony: ``"poodle: a dog …\nKind:"``."""
+    return f"{gloss.word}: {gloss.gloss}\nKind:"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Questions that nobody learned from, with what the teacher says to each.
+
+    Attributes:
+        prompts: For the student.
+        right: Right answers.
+        teacher: The teacher's answers.
+    """
+
+    prompts: tuple[str, ...]
+    right: tuple[str, ...]
+    teacher: tuple[str, ...]
+
+
+def gloss_project(
+    folder: str | Path, *, learn: int, test: int, teacher: Teacher | None = None
+) -> tuple[Path, Exam]:
+    """The capstone's default: sort glosses into twelve kinds, as the teacher does.
+
+    Args:
+        folder: Where files are written.
+        learn: Questions to learn from, the last of the shipped ones.
+        test: Questions of the exam, the first of them.
+        teacher: Is told the twelve kinds and asked. ``None`` takes the answers that
+            ship with the course.
+
+    Returns:
+        A file for :func:`read_questions`, and the exam.
+
+    Taught in notebook 10.
+    """
+    shipped = pool_labels()
+    if learn < 1 or test < 1 or learn + test > len(shipped):
+        raise ValueError(
+            f"learn={learn} and test={test} must be positive, and together at most "
+            f"{len(shipped)}: so many answers ship with the course"
+        )
+    places = [*range(len(shipped) - learn, len(shipped)), *range(test)]
+    glosses = [splits().pool[place] for place in places]
+    if teacher is None:
+        texts = shipped.select(places)["answer"]
+    else:
+        told = [gloss.instruction for gloss in glosses]
+        path = Path(folder) / "asked.jsonl"
+        labels = write_labels(teacher, told, path, max_new_tokens=MAX_ANSWER_TOKENS)
+        texts = _in_order(labels, told)
+    kinds = [read_answer(_unfenced(text)) or "" for text in texts]
+    pairs = [
+        (short_prompt(g), f" {kind}") for g, kind in zip(glosses, kinds, strict=True)
+    ]
+    known = [pair for pair in pairs[:learn] if pair[1].strip()]
+    return (
+        write_questions(
+            Path(folder) / "learn.jsonl", [p for p, _ in known], [a for _, a in known]
+        ),
+        Exam(
+            prompts=tuple(prompt for prompt, _ in pairs[learn:]),
+            right=tuple(gloss.kind for gloss in glosses[learn:]),
+            teacher=tuple(kinds[learn:]),
+        ),
+    )
+
+
+def own_project(
+    folder: str | Path,
+    *,
+    questions: str | Path,
+    exam: str | Path,
+    teacher: Teacher,
+    tell: str = "",
+    max_new_tokens: int = 64,
+    **limits: Any,
+) -> tuple[Path, Exam]:
+    """A project of one's own: the teacher answers all questions, and takes the exam.
+
+    Args:
+        folder: Where files are written. A second call asks only for what is missing.
+        questions: A file for :func:`read_questions`; answers in it are ignored.
+        exam: A file with right answers: a few hundred, checked by a person, none of
+            them among the questions.
+        teacher: Who is asked.
+        tell: What the teacher reads before each prompt. The student never does:
+            what it says goes into its weights.
+        max_new_tokens: Where an answer is cut off; what is cut off is not learned.
+        limits: ``max_cost`` and further keywords of
+            :func:`~distill_helpers.hard_labels.write_labels`.
+
+    Returns:
+        As :func:`gloss_project`.
+
+    Raises:
+        DataError: If a question also stands in the exam, or no answer is left.
+
+    Taught in notebook 10.
+    """
+    asked, judged = read_questions(questions, answered=False), read_questions(exam)
+    prompts = [
+        _text(messages) for messages in [*asked["messages"], *judged["messages"]]
+    ]
+    shared = set(prompts[: len(asked)]) & set(prompts[len(asked) :])
+    if shared:
+        raise DataError(
+            f"{exam} holds {len(shared)} of the questions to learn from, such as "
+            f"{min(shared)[:60]!r}; take them out, or the exam proves nothing"
+        )
+    told = [tell + prompt for prompt in prompts]
+    path = Path(folder) / "asked.jsonl"
+    labels = write_labels(teacher, told, path, max_new_tokens=max_new_tokens, **limits)
+    ended = [n for n, why in enumerate(labels["finish_reason"]) if why == "stop"]
+    whole = labels.select(ended)
+    texts = _in_order(whole, told)
+    known = [
+        (prompt, text)
+        for prompt, text in zip(prompts[: len(asked)], texts, strict=False)
+        if text.strip()
+    ]
+    if not known:
+        raise DataError(
+            f"the teacher gave no whole answer to {questions}; raise "
+            f"max_new_tokens={max_new_tokens}, or tell it to be brief"
+        )
+    learn = write_questions(
+        Path(folder) / "learn.jsonl", [p for p, _ in known], [a for _, a in known]
+    )
+    return learn, Exam(
+        prompts=tuple(prompts[len(asked) :]),
+        right=tuple(judged["answer"]),
+        teacher=tuple(text.strip() for text in texts[len(asked) :]),
+    )
+
+
+def _text(messages: Sequence[Mapping[str, str]]) -> str:
+    if len(messages) != 1:
+        raise DataError(
+            f"a question is a conversation of {len(messages)} turns; the capstone "
+            "takes single ones"
+        )
+    return messages[0]["content"]
+
+
+def _in_order(labels: Dataset, prompts: Sequence[str]) -> list[str]:
+    """Answers in the order of their prompts; empty where there is none."""
+    found = {
+        messages[-1]["content"]: answer
+        for messages, answer in zip(labels["messages"], labels["answer"], strict=True)
+    }
+    return [found.get(prompt, "") for prompt in prompts]
+
+
+def _unfenced(text: str) -> str:
+    """Chat models like to wrap JSON in a Markdown code fence."""
+    return text.strip().removeprefix("```json").strip("`\n ")
+
+
+def is_living(answer: str) -> bool | None:
+    """What an application reads out of a kind; ``None`` if it is no kind at all.
+
+    Taught in notebook 10.
+    """
+    kind = read_answer(json.dumps({"kind": answer.strip()}))
+    return None if kind is None else kind in LIVING

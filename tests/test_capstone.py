@@ -1,0 +1,270 @@
+"""The capstone's parts: scores, speed, bytes, the verdict, a run that resumes."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import byte_level_bpe, tiny
+
+from distill_helpers import capstone
+from distill_helpers.capstone import Score
+from distill_helpers.configs import TrainOptions, build_trainer, write_config
+from distill_helpers.data import DataError
+from distill_helpers.models import Loaded, load_tiny_teacher, prune_layers
+from distill_helpers.questions import write_questions
+from distill_helpers.studies import Interval
+
+
+def test_scores_and_their_intervals():
+    found = capstone.score([" a", "b", "x"], ["a", "c", "y"])
+    assert found.hits == (True, False, False)
+    # What cannot be read is wrong, even if the right answer cannot be read either.
+    unread = capstone.score(
+        ["?", "a"], ["?", "a"], read=lambda t: t if t > "@" else None
+    )
+    assert unread.hits == (False, True)
+    # Wilson's interval for 0 of 10 ends at z² / (n + z²).
+    none = Score((False,) * 10).interval
+    assert none.low == 0
+    assert none.high == pytest.approx(1.96**2 / (10 + 1.96**2))
+    for wrong in ([], ["a"]):
+        with pytest.raises(ValueError, match="one for each"):
+            capstone.score(wrong, [])
+
+
+def test_the_ratio_is_paired():
+    draw = np.random.default_rng(0)
+    teacher = draw.random(400) < 0.9
+    # Wrong where the teacher is, and at a few more places; or anywhere.
+    near = teacher & (draw.random(400) < 0.97)
+    far = draw.permutation(near)
+    same, other = (
+        capstone.score_ratio(Score(tuple(s.tolist())), Score(tuple(teacher.tolist())))
+        for s in (near, far)
+    )
+    assert same.mean == other.mean == pytest.approx(near.sum() / teacher.sum())
+    assert same.low < same.mean < same.high
+    assert same.high - same.low < 0.8 * (other.high - other.low)
+    # The textbook's error of a paired ratio.
+    residual = near - same.mean * teacher
+    error = residual.std() / np.sqrt(400) / teacher.mean()
+    assert (same.high - same.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+
+
+def test_a_ratio_needs_equal_questions_and_a_teacher():
+    with pytest.raises(ValueError, match="same ones"):
+        capstone.score_ratio(Score((True,)), Score((True, True)))
+    with pytest.raises(ValueError, match="nothing right"):
+        capstone.score_ratio(Score((True,)), Score((False,)))
+
+
+def test_word_counts_are_naive_bayes():
+    found = capstone.WordCounts(["a b", "a c", "d"], ["x", "x", "y"])
+    assert found.answer("A, b!") == "x"
+    assert found.answer("d") == "y"
+    assert found.answer("unknown") == "x"  # the commoner one
+    with pytest.raises(ValueError, match="at least one"):
+        capstone.WordCounts([], [])
+
+
+def pair(layers=(3, 1)):
+    tokenizer = byte_level_bpe()
+    return [Loaded(tiny(tokenizer, layers=n), tokenizer) for n in layers]
+
+
+def test_footprint_counts_tensors():
+    teacher, student = (loaded.model for loaded in pair())
+    found = capstone.footprint(teacher)
+    assert found.weights == 4 * sum(p.numel() for p in teacher.parameters())
+    # Keys and values: layers × width, fp32.
+    assert found.cache == 2 * 3 * 32 * 4
+    assert found.memory(texts=5, tokens=7) == found.weights + 35 * found.cache
+    half = capstone.footprint(student, dtype=torch.bfloat16)
+    assert half.cache == 2 * 1 * 32 * 2
+    assert half.weights == 2 * half.parameters
+
+
+def test_what_is_timed_is_greedy_writing():
+    teacher, _ = pair()
+    ids = torch.tensor([[5, 6, 7], [0, 8, 9]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    wanted = teacher.model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=5,
+        min_new_tokens=5,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    with torch.inference_mode():
+        found = capstone._write(teacher.model, ids, mask, 5)
+    ends = teacher.tokenizer.eos_token_id
+    assert ends not in wanted[:, 3:]
+    assert torch.equal(found, wanted[:, 3:])
+
+
+def test_speed_is_taken_in_turns(monkeypatch):
+    teacher, student = pair()
+    turns = []
+
+    def took(loaded, prompts, *_):
+        turns.append(loaded)
+        # A machine that slows down; the first round is slower still.
+        slowness = 10 if len(turns) <= 2 else len(turns)
+        return slowness * (3 if loaded is teacher else 1)
+
+    monkeypatch.setattr(capstone, "_answering_seconds", took)
+    found = capstone.compare_speed(student, teacher, ["a"] * 8, rounds=3)
+    assert [one is student for one in turns] == [True, False] * 4
+    assert len(found.student) == len(found.teacher) == 3
+    assert found.student[0] == 8 / 3
+    assert 3 < found.ratio.mean < 4.1
+
+
+def test_speed_runs_for_real_and_refuses_nonsense():
+    teacher, student = pair()
+    found = capstone.compare_speed(student, teacher, ["abc", "It is"], rounds=2)
+    assert min(*found.student, *found.teacher) > 0
+    with pytest.raises(ValueError, match="rounds=1"):
+        capstone.compare_speed(student, teacher, ["a"], rounds=1)
+    teacher.model.bfloat16()
+    with pytest.raises(ValueError, match="one of precisions"):
+        capstone.compare_speed(student, teacher, ["a"])
+
+
+GOOD = {
+    "score": Interval(0.97, 0.96, 0.98, 800),
+    "speed": Interval(3.0, 2.9, 3.1, 4),
+    "size": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "short_of"),
+    [
+        ({}, "worth having", ()),
+        ({"score": Interval(0.95, 0.94, 0.96, 9)}, "undecided", ("score",)),
+        ({"score": Interval(0.93, 0.92, 0.94, 9)}, "not worth having", ("score",)),
+        ({"speed": Interval(2.0, 1.9, 2.1, 4)}, "undecided", ("speed",)),
+        ({"speed": Interval(1.5, 1.4, 1.6, 4)}, "not worth having", ("speed",)),
+        ({"size": 0.51}, "not worth having", ("bytes",)),
+        ({"size": 0.5}, "worth having", ()),
+        ({"size": 0.9, "judged": False}, "not judged", ()),
+        ({"size": 0.9, "max_bytes": 0.95}, "worth having", ()),
+    ],
+)
+def test_the_verdict(change, status, short_of):
+    found = capstone.weigh("sorting", **(GOOD | change))
+    assert (found.status, found.short_of) == (status, short_of)
+    shown = found._repr_mimebundle_()["application/vnd.distill-helpers+json"]
+    assert (shown["kind"], shown["status"], shown["ok"]) == ("verdict", status, True)
+    assert status.upper() in str(found)
+
+
+def test_a_missed_part_outweighs_an_open_one():
+    mixed = GOOD | {"score": Interval(0.95, 0.94, 0.96, 9), "size": 0.8}
+    found = capstone.weigh("sorting", **mixed)
+    assert (found.status, found.short_of) == ("not worth having", ("bytes",))
+
+
+def options(tmp_path, **changes):
+    answers = tmp_path / "learn.jsonl"
+    write_questions(answers, [f"{n}?" for n in range(40)], ["yes"] * 40)
+    return TrainOptions(
+        teacher="tiny-prose",
+        student="fresh:1x16",
+        answers=str(answers),
+        length=32,
+        steps=6,
+        save_steps=2,
+        batch_size=2,
+        profile="smoke",
+        output=str(tmp_path / "run"),
+        **changes,
+    )
+
+
+def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
+    given = options(tmp_path)
+    whole = build_trainer(
+        "hard", replace(given, output=str(tmp_path / "whole")), disable_tqdm=True
+    )
+    whole.train()
+    stop = capstone.StopAfter(3)
+    stopped = build_trainer("hard", given, callbacks=[stop], disable_tqdm=True)
+    stopped.train(resume_from_checkpoint=True)
+    assert stopped.state.global_step == 3
+    resumed = build_trainer("hard", given, disable_tqdm=True)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    for ours, theirs in zip(
+        resumed.model.parameters(), whole.model.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_options_that_do_not_go_together(tmp_path):
+    given = options(tmp_path)
+    with pytest.raises(ValueError, match="use: distill train hard"):
+        build_trainer("soft", given)
+    with pytest.raises(ValueError, match="use: distill train soft"):
+        build_trainer("hard", replace(given, cache="somewhere"))
+    with pytest.raises(ValueError, match="kind='both'"):
+        build_trainer("both", given)
+    with pytest.raises(ValueError, match=r"must end in \.json"):
+        write_config(given, tmp_path / "run.yaml")
+
+
+def test_a_student_of_its_own_needs_no_teacher(tmp_path):
+    loaded = load_tiny_teacher("prose")
+    student = prune_layers(loaded.model, [0, 3])
+    student.save_pretrained(tmp_path / "small")
+    loaded.tokenizer.save_pretrained(tmp_path / "small")
+    given = replace(
+        options(tmp_path), student=str(tmp_path / "small"), teacher="nowhere/at-all"
+    )
+    trainer = build_trainer("hard", given, disable_tqdm=True)
+    assert trainer.model.config.num_hidden_layers == 2
+    assert "position_ids" in trainer.train_dataset.column_names
+
+
+def test_push_sends_the_folder_and_no_checkpoint(tmp_path, monkeypatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+
+        def upload_folder(self, **options):
+            calls.append(options)
+            return SimpleNamespace(repo_url="https://hub.example/me/student")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with pytest.raises(ValueError, match=r"has no README\.md"):
+        capstone.push_folder(tmp_path, "me/student")
+    for name in ("README.md", "config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="must look like owner/name"):
+        capstone.push_folder(tmp_path, "student")
+    assert not calls
+    found = capstone.push_folder(tmp_path, "me/student")
+    assert found == "https://hub.example/me/student"
+    assert calls[0] == ("me/student", {"private": True, "exist_ok": True})
+    assert calls[1]["ignore_patterns"] == ["checkpoint-*"]
+
+
+def test_origins_come_from_the_manifest():
+    found = capstone.origins(["gloss_labels.jsonl", "austen/emma.txt"])
+    assert "Apache-2.0" in found["gloss_labels.jsonl"][0]
+    assert "r-cran-janeaustenr" in found["austen/emma.txt"][1]
+    with pytest.raises(DataError, match="not a bundled file"):
+        capstone.origins(["nothing.txt"])
+
+
+def test_teachers_have_public_names(tmp_path):
+    profile = SimpleNamespace(teacher="packaged")
+    assert capstone.teacher_name("packaged", profile).startswith("HuggingFaceTB/")
+    assert capstone.teacher_name(str(tmp_path), profile) == tmp_path.name
+    assert capstone.teacher_name("Qwen/Qwen2.5-0.5B", profile) == "Qwen/Qwen2.5-0.5B"

@@ -1,0 +1,85 @@
+"""Model cards: complete, and safe to show."""
+
+import html
+from dataclasses import replace
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from distill_helpers.model_card import ModelCard, card_text, escape, write_card
+
+CARD = ModelCard(
+    name="small one",
+    summary="Says yes or no.",
+    teacher="owner/large",
+    licence="apache-2.0",
+    licences={"teacher": "Apache-2.0", "data": "CC0"},
+    origins={"teacher": "owner/large", "more": "my desk"},
+    method="Hard labels.",
+    options={"steps": 3},
+    results={"right": "12 of 20"},
+    limits=["English only."],
+    examples=[("ask\nme", "<script>|`x`")],
+    versions={"torch": "2.9"},
+)
+
+
+def test_a_card_says_it_all(tmp_path):
+    text = write_card(CARD, tmp_path).read_text(encoding="utf-8")
+    assert text == (tmp_path / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["base_model"] == "owner/large"
+    assert header["license"] == "apache-2.0"
+    for line in (
+        r"| teacher | Apache-2.0 | owner/large |",
+        "| data | CC0 | not stated |",
+        "| more | not stated | my desk |",
+        "| steps | 3 |",
+        "| right | 12 of 20 |",
+        r"* English only.",
+        r"| ask me | &lt;script&gt;\|\`x\` |",
+        r"torch 2.9",
+    ):
+        assert line in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    "name", ["summary", "method", "licences", "origins", "results", "limits"]
+)
+def test_a_card_leaves_nothing_out(name):
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        card_text(replace(CARD, **{name: type(getattr(CARD, name))()}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<img src=x onerror=alert(1)>",
+        "[click](javascript:alert(1))",
+        "# heading",
+        "a | b",
+        "&lt;b&gt;",
+        "`code` **bold** ~~no~~ ![i](u)",
+        "http://x.example www.x.example me@x.example",
+        "---\nlicense: mit\n---",
+    ],
+)
+def test_foreign_text_is_shown_and_not_obeyed(text):
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    shown = reader.render(f"x {escape(text)}")
+    inside = shown.removeprefix("<p>").removesuffix("</p>\n")
+    assert "<" not in inside
+    assert html.unescape(inside) == "x " + " ".join(text.split())
+    # The hub's reader also makes links of bare addresses; these are none any more.
+    for link in ("http://", "www.", "me@x"):
+        assert link not in escape(text)
+
+
+def test_long_and_odd_text():
+    assert len(escape("a" * 1000)) == 300
+    assert escape("a\x1b[31m\u202eb") == r"a\[31mb"
+    assert escape(3.5) == "3.5"
+    hostile = replace(CARD, teacher='x"\n---\n<script>', name="# <b>")
+    header = card_text(hostile).split("\n---\n")[0]
+    assert yaml.safe_load(header.removeprefix("---\n"))["base_model"] == hostile.teacher
