@@ -2228,8 +2228,8 @@ def drawn_reverse_kl(fn: Any) -> CheckResult:
                 suspect(
                     "sign",
                     "it is log p_T − log p_S",
-                    "That is the reward of reinforcement learning, to be made large. A "
-                    "loss is made small.",
+                    "That is a reward, of which more is better. A divergence is the "
+                    "smaller the closer the two are.",
                     lambda s, t, drawn: picked(ratio(t, s), drawn).mean(),
                 ),
                 suspect(
@@ -2336,9 +2336,15 @@ def generalised_jsd(fn: Any) -> CheckResult:
                 _Suspect(
                     "beta_reversed",
                     "β and 1 − β have changed places",
-                    "It is DistiLLM's λ, and was TRL's β before March 2025: forward KL "
-                    "where reverse was meant.",
+                    "It is DistiLLM's λ: forward KL where reverse was meant.",
                     lambda s, t, beta: jsd(s, t, 1 - beta),
+                ),
+                _Suspect(
+                    "mixture_swapped",
+                    "in m, β is the student's share",
+                    "So it was in TRL before March 2025: towards β = 0 it is reverse "
+                    "KL.",
+                    lambda s, t, beta: jsd(s, t, beta, mixed=1 - beta),
                 ),
                 _Suspect(
                     "always_half",

@@ -884,6 +884,7 @@ def test_later_exercises_pass_the_right_answers(check, answer):
         ),
         ("generalised_jsd", lambda s, t, b: jsd(s, t, 1 - b), "beta_reversed"),
         ("generalised_jsd", lambda s, t, b: jsd(s, t, b, mixed=0.5), "always_half"),
+        ("generalised_jsd", lambda s, t, b: jsd(s, t, b, mixed=1 - b), "mixture_"),
         ("generalised_jsd", lambda s, t, b: jsd(t, s, b), "beta_reversed"),
         (
             "excess_kl",

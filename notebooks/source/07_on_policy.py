@@ -1,4 +1,6 @@
 # %%
+import math
+
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import display
@@ -15,13 +17,14 @@ judged = profile.name != "smoke"
 # ## A student that only reads
 #
 # In every lesson so far the student read what others had written: a novel, or the
-# teacher's answers. When it is used, it *writes*, and each token that it writes is
-# one that it reads before the next. If the teacher's texts never stray, the student
-# never learns what to do once it has strayed. That is **exposure bias**, and this
-# lesson's remedy is old advice: let pupils write, and mark what they wrote.
+# teacher's answers. When it is used it *writes*: each token that it writes becomes
+# part of what it reads next. It has learned after other people's words and is used
+# after its own; where these differ, it may do worse. That is **exposure bias**, and
+# this lesson's remedy is old advice: let pupils write, and mark what they wrote.
 #
 # Back to lesson 05's sums, with the teacher that is right about four times in five.
-# A fresh student first learns its answers to 1,500 questions, as hard labels.
+# A fresh student first learns its answers to 1,500 questions, as hard labels. How far
+# it comes is partly luck: some students begin to carry early, some late.
 
 # %%
 from distill_helpers import three_sums
@@ -38,41 +41,55 @@ reader = study.warm_start(seed=2, **sizes).model
 # %%
 tests = profile.pick(smoke=40, cpu=2000, gpu=2000)
 for name, model in (("teacher", teacher.model), ("student", reader)):
-    score = study.score(model, study.TRACES, tests)
-    print(f"{name}: {score:.1f} % of {tests:,} test problems")
+    percent = study.score(model, study.TRACES, tests)
+    print(f"{name}: {percent:.1f} % of {tests:,} test problems")
 
 # %% [markdown]
 # ## One slip, token by token
 #
-# Take a problem that the student gets wrong, and ask the teacher about every token
-# that the student wrote: how likely was it, and what would you have written here?
-#
-# **Predict:** after the student's first wrong digit, will the teacher go on as if
-# the digit were right, or correct it?
+# Take problems that the teacher gets right, and in which the student's first sum is
+# wrong. Then ask the teacher about every token that the student wrote: how likely was
+# it, and what would you have written here?
 
 # %%
 from distill_helpers.evaluation import generate
 
-few = three_sums.test_problems()[:40]
-texts = generate(
-    reader,
-    tokenizer,
-    three_sums.prompts(few),
-    max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
-)
+some = three_sums.test_problems()[: profile.pick(smoke=20, cpu=300, gpu=300)]
+
+
+def answers_of(model):
+    return generate(
+        model,
+        tokenizer,
+        three_sums.prompts(some),
+        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
+    )
+
+
 slips = [
     (problem, text)
-    for problem, text in zip(few, texts, strict=True)
-    if not three_sums.is_right(problem, text)
+    for problem, text, his in zip(
+        some, answers_of(reader), answers_of(teacher.model), strict=True
+    )
+    if three_sums.is_right(problem, his)
+    and text
+    and not text.startswith(problem.answer.split(",")[0])
 ]
+
+# %%
 problem, text = slips[0]
+print(f"{len(slips)} such slips; one of them:\n")
 print(f"asked    {problem.prompt}\nright    {problem.answer}\nwritten  {text}")
+
+# %% [markdown]
+# **Predict:** after the wrong sum, will the teacher go on as if it were right, or
+# correct it?
 
 # %%
 from distill_helpers.losses import token_divergence
 
 
-def judge(problem, text):
+def marks(problem, text):
     """Teacher's and student's logits where each written token is due."""
     both = tokenizer(problem.prompt + text, return_tensors="pt")["input_ids"]
     place = len(problem.prompt) - 1
@@ -84,50 +101,71 @@ def judge(problem, text):
 
 
 # %%
-theirs, ours = judge(problem, text)
+theirs, ours = marks(problem, text)
 written = tokenizer(text, return_tensors="pt")["input_ids"][0]
-p = theirs.softmax(-1)
-sure = p.gather(-1, written[:, None])[:, 0]
+likely = theirs.softmax(-1).gather(-1, written[:, None])[:, 0]
 best = tokenizer.convert_ids_to_tokens(theirs.argmax(-1))
-print("written   ", " ".join(text))
-print("teacher's ", " ".join(token.replace("<end>", "·") for token in best))
+print("the student wrote      ", " ".join(text))
+print("the teacher would, here", " ".join(t[0] for t in best), "(<: the end)")
 
 # %%
 kl = token_divergence(ours, theirs)
 fig, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True)
-axes[0].bar(range(len(text)), sure, color=TEACHER)
+axes[0].bar(range(len(text)), likely, color=TEACHER)
 axes[0].set_ylabel("teacher's p")
 axes[0].set_title("How likely the teacher finds what the student wrote")
 axes[1].bar(range(len(text)), kl, color=STUDENT)
 axes[1].set_ylabel("nats")
-axes[1].set_title("How far the two are apart before each token: KL")
+axes[1].set_title("How far apart they are before it: KL(teacher ‖ student)")
 axes[1].set_xticks(range(len(text)), list(text))
 axes[1].set_xlabel("token written by the student")
 plt.show()
 
 # %% [markdown]
-# Where the upper bar is missing, the teacher would hardly have written that token.
-# Behind a slip it does not correct what stands there: it has learned to continue
-# texts, so it adds and copies from what it reads, wrong digits included. That is
-# what an on-policy teacher has to offer: not the right answer, but what *it* would
-# do in the student's place.
+# Where the upper bar is low, the teacher would hardly have written that token. What
+# comes after it? Over all these slips, count how often the teacher, asked right after
+# the comma, would copy the student's wrong sum:
+
+# %%
+
+
+def copies(problem, text):
+    """Whether the teacher goes on with the wrong sum."""
+    before, _, _ = text.partition(",")
+    wrong = before.rpartition("=")[2]
+    place = len(before) + 1
+    digits = marks(problem, text)[0][place : place + len(wrong)]
+    return tokenizer.decode(digits.argmax(-1)) == wrong
+
+
+whole = [slip for slip in slips if "," in slip[1]]
+again = sum(copies(*slip) for slip in whole)
+print(f"{again} of {len(whole)} wrong sums would be copied")
+
+# %% [markdown]
+# A language model continues what it reads, wrong digits included. That is what an
+# on-policy teacher has to offer: not the right answer, but what *it* would do in the
+# student's place.
 #
 # ## Exposure bias, measured
 #
-# One text is an anecdote. Let both models answer 300 problems, sampling at
-# temperature 1, and take the same KL at every place of every text: once behind what
-# the student wrote, once behind what the teacher wrote. **Predict:** which curve is
-# higher, and at the first token?
+# One text is an anecdote. Let both models answer many problems, drawing at
+# temperature 1, and take the same KL at every token of every text: once in the
+# student's texts, once in the teacher's. It asks what the teacher would say here, and
+# how much of that the student lacks. **Predict:** which curve is higher? And what of
+# the first token?
 
 # %%
-asked = profile.pick(smoke=8, cpu=300, gpu=300)
+asked = profile.pick(smoke=8, cpu=600, gpu=600)
 before = study.exposure(reader, asked)
 
 
 def draw_exposure(ax, found, title):
     places = range(1, len(found.counts) + 1)
-    ax.plot(places, found.student_prefix, "o-", ms=3, color=STUDENT)
-    ax.plot(places, found.teacher_prefix, "s--", ms=3, color=TEACHER)
+    own = {"color": STUDENT, "label": "in the student's own text"}
+    ax.plot(places, found.student_prefix, "o-", ms=3, **own)
+    his = {"color": TEACHER, "label": "in the teacher's text"}
+    ax.plot(places, found.teacher_prefix, "s--", ms=3, **his)
     ax.set_title(title)
     ax.set_xlabel("token of the answer")
 
@@ -136,23 +174,24 @@ def draw_exposure(ax, found, title):
 fig, ax = plt.subplots(figsize=(6.5, 3))
 draw_exposure(ax, before, "The student, beside its teacher")
 ax.set_ylabel("KL(teacher ‖ student), nats")
-ax.legend(["behind the student's words", "behind the teacher's words"])
+ax.legend()
 plt.show()
 print(f"excess: {before.excess:.4f} nats per token")
 
 # %% [markdown]
-# At the first token both have read the prompt and nothing else, so the two agree.
-# From then on, the distance between the curves is what the student suffers behind
-# its own words only. Its mean is the **excess**, the lesson's measure of exposure
-# bias.
+# At the first token both have read the prompt and nothing else, so the two agree. The
+# mean difference from then on is the **excess**, our measure of exposure bias, after
+# Arora et al. (2022), who divide it by the lower curve. Part of it is chance: each
+# model wrote once to each problem.
 #
 # Why compare *distributions*, when the teacher could simply say how likely it finds
 # the student's text? Watch a real teacher, SmolLM2, read three texts:
 
 # %%
-from distill_helpers.models import load_teacher
+from distill_helpers.studies import real_pair
 
-real = load_teacher(profile)
+pair = real_pair.load_pair(profile, profile.pick(smoke=2, cpu=24, gpu=24))
+real = pair.teacher
 samples = {
     "a sentence": "She had a book in her hand, and she did not look up when "
     "he came in, although the door had never been quiet.",
@@ -170,11 +209,12 @@ for name, sample in samples.items():
     print(f"{name:11}{loss:.2f} nats per token")
 
 # %% [markdown]
-# The loop wins: once it has turned twice, nothing in it is surprising. A student
-# that was rewarded for *likely* text alone would learn to say the same thing for
-# ever. So `measure_exposure` also reports two warning signs: how often a run of four
-# tokens returns in the same text, and how uncertain the teacher is behind the
-# student's words. A student that has shrunk to few, easy words shows in both.
+# In a loop nothing is surprising once it has turned. A student that was rewarded for
+# *likely* text alone would learn to say the same thing for ever. So
+# `measure_exposure`, which `study.exposure` calls, also reports two warning signs: how
+# often a run of four tokens returns in the same text, and how uncertain the teacher is
+# in the student's texts. A student that has shrunk to few, easy words tends to repeat
+# more than its teacher, and to leave it less uncertain.
 
 # %%
 print(
@@ -182,18 +222,27 @@ print(
     f"teacher {before.teacher_repetition:.2%}"
 )
 print(
-    f"teacher's entropy: behind the student {before.student_entropy:.3f}, "
-    f"behind itself {before.teacher_entropy:.3f} nats"
+    f"teacher's entropy: in the student's text {before.student_entropy:.3f}, "
+    f"in its own {before.teacher_entropy:.3f} nats"
 )
 
 # %% [markdown]
-# ## Cover every mode, or seek one
+# ## Whose text, and which divergence?
 #
-# A student that writes is judged on what it says, not on what it might have said.
-# That is the job of *reverse* KL (lesson 01), which weighs by the student's
-# probabilities. What each divergence makes of a teacher that a student cannot match
-# shows best where both fit into a picture: a teacher with two hills, and a student
-# that has only one.
+# These are two choices, and one identity ties them. For whole texts, KL(student ‖
+# teacher) is the sum over tokens of the *reverse* KL (lesson 01), averaged over texts
+# that the **student** writes; KL(teacher ‖ student) is the sum of the forward KL, over
+# texts that the **teacher** draws. So reverse KL goes with the student's own text.
+# Other combinations are allowed, and we shall try some.
+#
+# Between the two lies the **generalised Jensen–Shannon divergence** (JSD). It
+# measures both from a mixture: with $m = (1 - \beta)\, p_S + \beta\, p_T$ it is
+# $\beta\, KL(p_T ‖ m) + (1 - \beta)\, KL(p_S ‖ m)$. At both ends it shrinks to zero,
+# but divided by β it tends to forward KL, and by 1 − β to reverse KL. So at β = 0 and
+# 1 the package takes these, as TRL does: a jump in size, not in direction.
+#
+# What each does when a student *cannot* match its teacher shows in lesson 01's
+# picture of two hills. Now the student, a single hill, is the best of many for each β.
 
 # %%
 grid = torch.linspace(-4, 4, 81)
@@ -219,11 +268,12 @@ fits = {beta: nearest(beta) for beta in betas}
 
 
 def draw_fit(ax, beta):
-    ax.fill_between(grid, two_hills[0].softmax(-1), color=TEACHER, alpha=0.3)
+    area = two_hills[0].softmax(-1)
+    ax.fill_between(grid, area, color=TEACHER, alpha=0.3)
     ax.plot(grid, fits[beta], color=STUDENT, lw=2)
-    ends = {0.0: "forward KL", 1.0: "reverse KL"}
+    ends = {0.0: "forward KL (β = 0)", 1.0: "reverse KL (β = 1)"}
     ax.set_title(ends.get(beta, f"JSD, β = {beta:g}"))
-    ax.set_ylim(0, 0.1)
+    ax.set_ylim(0, 0.11)
     ax.set_yticks([])
     ax.set_xlabel("teacher (area), student (line)")
 
@@ -244,12 +294,11 @@ explore(
 )
 
 # %% [markdown]
-# Forward KL **covers** both modes and puts most of the student where the teacher has
-# nothing: as text, sentences that nobody would write. Reverse KL **seeks** one mode
-# and is right about that one; it pays nothing for what it never says. The JSD lies
-# between, and somewhere on the way β turns it from one to the other. (Here every hill
-# was tried. In training, reverse KL looks only where the student already is: started
-# on the smaller hill, it would stay there.)
+# Forward KL **covers** both modes and is highest in the valley between them: as text,
+# sentences that nobody would write. Reverse KL **seeks** one mode. The JSD has no
+# student of its own here: somewhere on the way, β makes it flip from one to the
+# other. (Every hill was tried. In training, reverse KL looks only where the student
+# already is: started on the smaller hill, it would stay there.)
 #
 # ## One on-policy step by hand
 #
@@ -262,7 +311,7 @@ from distill_helpers.data import collator_for
 from distill_helpers.generation import write_batch
 from distill_helpers.on_policy import join_row
 
-prompts = tokenizer(three_sums.prompts(few), add_special_tokens=False)
+prompts = tokenizer(three_sums.prompts(some[:40]), add_special_tokens=False)
 prompts = prompts["input_ids"]
 answers = write_batch(
     reader,
@@ -294,38 +343,53 @@ ours = reader(**inputs).logits[:, :-1][learned]
 with torch.no_grad():
     theirs = teacher.model(**inputs).logits[:, :-1][learned]
 per_token = token_divergence(ours, theirs, kind="reverse_kl")
+per_token.mean().backward()
 print(f"reverse KL: {per_token.mean():.4f} nats per token")
 
+# %%
+norm = sum(w.grad.square().sum() for w in reader.parameters()).sqrt()
+print(f"length of its gradient: {norm:.3f}")
+reader.zero_grad()
+
 # %% [markdown]
-# There is a second way to that number. Reverse KL is a mean over tokens that the
-# *student* draws, of $\log p_S - \log p_T$. And those tokens have just been drawn!
-# So the same mean over the written tokens alone, without a sum over the vocabulary,
-# must come out near it:
+# There is a second way to the first number. Reverse KL is a mean over tokens that the
+# *student* draws, of $\log p_S - \log p_T$. And those tokens have just been drawn! So
+# the same mean over the written tokens alone, without a sum over the vocabulary,
+# should come out near it; the ± is one standard error.
 
 # %%
 tokens = batch["labels"][:, 1:][learned][:, None]
-log_ratio = ours.log_softmax(-1) - theirs.log_softmax(-1)
+log_ratio = (ours.log_softmax(-1) - theirs.log_softmax(-1)).detach()
 drawn = log_ratio.gather(-1, tokens)[:, 0]
-error = drawn.std() / len(drawn) ** 0.5
-print(f"from the drawn tokens: {drawn.mean():.4f} ± {error:.4f}")
-print(f"spread of one token: {drawn.std():.3f}, exact: {per_token.std():.3f}")
+noise = (drawn - per_token.detach()).std()
+error = noise / len(drawn) ** 0.5
+print(f"from drawn tokens: {drawn.mean():.4f} ± {error:.4f}")
+print(f"one token is off by {noise:.3f} (standard deviation)")
 
 # %% [markdown]
-# Right on average, and noisier. Where a teacher tells only the probability of the
-# token it is shown, as some APIs do, this estimate is all there is; reinforcement
-# learning uses it as a reward for each token (with its sign turned). With the
-# teacher's weights at hand, the exact sum costs next to nothing.
+# Right on average; the exact sum has no such noise. Where a teacher tells only the
+# probability of the token that it is shown, as some APIs do, this estimate is all
+# there is, and reinforcement learning takes it, with its sign turned, as a reward for
+# each token.
+#
+# It is a number to look at, and not a loss to call `backward` on: the teacher's part
+# has no gradient in the student, and the student's part, the gradient of $\log p_S$
+# at its own draws, is zero on average. What has the right gradient on average is the
+# *detached* ratio times $\log p_S$, which is the policy gradient. With the teacher's
+# whole distribution at hand, we need neither.
 #
 # An honest gap: a token also changes what comes *after* it, and this loss does not
-# credit it for that. The full gradient would, and is far noisier (Gu et al. 2023
-# compute it, with several tricks against the noise). Agarwal et al. (2023) leave it
-# out, and so do we.
+# credit it for that. The full gradient of the divergence between texts would, and is
+# far noisier (Gu et al. 2023 use it, with several tricks against the noise). Agarwal
+# et al. (2023) leave it out, and so do we. But why does reverse KL not fall for the
+# loop? Because of the $\log p_S$ in it: being sure of one thing for ever costs
+# entropy.
 #
 # ## Marked work, live
 #
-# `OnPolicyTrainer` does the four moves at every step. Of the student's weights at
-# that moment, that is: what it learns from changes as it learns. **Predict:** how
-# much longer does a step take than one on finished rows with soft labels?
+# `OnPolicyTrainer` makes these four moves at every step, with the student's weights
+# of that moment: so what it learns from changes as it learns. **Predict:** how much
+# longer does a step take than one on finished rows with soft labels?
 
 # %%
 from distill_helpers.studies import load_results
@@ -342,16 +406,15 @@ scores = {
     for arm, run in live.items()
 }
 for arm, run in live.items():
-    print(f"{arm:22}{scores[arm]:6.1f} % right, {run.seconds:.0f} s")
-display(
-    results.check_live(
-        "exact_match",
-        study.REVERSE,
-        study.SETTING,
-        scores[study.REVERSE],
-        judged=judged,
-    )
+    print(f"{arm:22}{scores[arm]:6.1f} % right", end=", ")
+    print(f"{run.seconds:.0f} s of processor time")
+
+# %%
+arm = study.REVERSE
+live_check = results.check_live(
+    "exact_match", arm, study.SETTING, scores[arm], judged=judged
 )
+display(live_check)
 
 # %% [markdown]
 # Did it heal what it was meant to heal? The same curves as above, after the same
@@ -363,7 +426,7 @@ for ax, (arm, run) in zip(axes, live.items(), strict=True):
     after = study.exposure(run.model, asked)
     draw_exposure(ax, after, f"{arm}: excess {after.excess:.4f}")
 axes[0].set_ylabel("KL(teacher ‖ student)")
-axes[1].legend(["behind the student's", "behind the teacher's"])
+axes[1].legend()
 plt.show()
 
 # %% [markdown]
@@ -374,13 +437,14 @@ plt.show()
 #
 # * *traces*: the teacher's greedy answers, as hard labels, for longer;
 # * *soft labels*: the teacher's distributions on these answers;
-# * *soft labels, new text*: on answers that the teacher samples anew each time. It
+# * *soft labels, new text*: on answers that the teacher draws anew each time. It
 #   tells what is new from what is the student's *own*;
 # * *own text*: with reverse KL, the JSD (β = ½) and forward KL; and *half own text*,
-#   where a coin decides for each row whose text it is (λ = ½ in Agarwal et al.).
+#   where a coin decides for each row whose text it is (λ = ½ in Agarwal et al., whose
+#   coin decides for a batch).
 #
-# And with more steps instead of writing, for as much *time* as own text takes: *soft
-# labels, equal time*.
+# And with more steps instead of writing, for about as much *time* as own text takes:
+# *soft labels, equal time*.
 
 # %%
 from distill_helpers.plots import compare_arms
@@ -399,9 +463,10 @@ ax.set_title("A warm start, and eight ways to go on; five seeds")
 plt.show()
 
 # %% [markdown]
-# The intervals are wide, because the students begin so differently: chance decides
-# how far a warm start of this length comes. Seed by seed the picture is clearer.
-# To the right: where a student stood; upwards: where it went.
+# Dots are means, lines their intervals, diamonds our live runs; blue marks what
+# learns from the teacher's distributions. The intervals are wide because the warm
+# starts differ so much. Below, each column is one seed: how good a student was before
+# (across) and after (up).
 
 # %%
 start = results.values("exact_match", study.WARM, study.SETTING)
@@ -419,10 +484,6 @@ ax.legend(loc="lower right")
 plt.show()
 
 # %%
-columns = ("exact_match", "excess_kl", "repetition", "training_seconds")
-print(results.table(columns, study.SETTING, digits=3))
-
-# %%
 for claim in results.study.claims:
     display(results.verdict(claim.name, judged=judged))
 
@@ -438,30 +499,37 @@ for claim in results.study.claims:
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3.4))
-for arm, marker in zip(study.ARMS[1:], "osD^vPX*p", strict=True):
-    time = results.mean("training_seconds", arm, study.SETTING).mean
-    right = results.mean("exact_match", arm, study.SETTING)
-    low, high = right.mean - right.low, right.high - right.mean
-    ax.errorbar(time, right.mean, [[low], [high]], fmt=marker, label=arm)
+for arm, marker in zip(study.ARMS[2:], "sD^vPX*", strict=True):
+    took = results.mean("training_seconds", arm, study.SETTING).mean
+    gain = results.gain("exact_match", arm, study.MORE, study.SETTING)
+    reach = [[gain.mean - gain.low], [gain.high - gain.mean]]
+    ax.errorbar(took, gain.mean, reach, fmt=marker, label=arm)
+ax.axhline(0, color="0.4", linestyle="--")
 ax.set_xlabel("seconds of training, one core")
-ax.set_ylabel("exact match (percent)")
+ax.set_ylabel("points above traces, same seed")
 ax.set_title("What a second buys")
 ax.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
 plt.show()
 
+# %%
+columns = ("exact_match", "excess_kl", "repetition", "training_seconds")
+print(results.table(columns, study.SETTING, digits=3))
+
 # %% [markdown]
+# (Percent, nats per token, percent, and seconds.) Two things this clock does not see.
+# Somebody wrote the answers that are learned from; for *new text* the teacher wrote
+# them by the ten thousand, before the clock started. And fixed rows are judged once
+# and remembered, while own text has to be read by the teacher at every step.
+#
 # ## A real student writes
 #
 # The same trainer on the pair of lesson 02: SmolLM2, and its copy without ten of its
 # thirty layers, after a short repair with soft labels. On-policy training is for
-# students that can already write a little: from a student that writes noise, the
-# teacher's marks on noise are all there is to learn from. The prompts are beginnings
-# of paragraphs in Austen's novels; no answers needed.
+# students that can already write a little: from one that writes noise, the teacher's
+# marks on noise are all there is to learn. The prompts are sixteen tokens of Austen's
+# novels, from wherever a row happens to begin; no answers are needed.
 
 # %%
-from distill_helpers.studies import real_pair
-
-pair = real_pair.load_pair(profile, profile.pick(smoke=2, cpu=24, gpu=24))
 student = real_pair.start_student(pair, profile)
 repaired = real_pair.repair(
     pair,
@@ -473,12 +541,12 @@ repaired = real_pair.repair(
     weight_decay=0.0,
     steps=profile.pick(smoke=1, cpu=15, gpu=200),
 )
-print(repaired)
+print(f"after the repair: KL to the teacher {repaired.kl_to_teacher:.2f} nats")
 
 # %% [markdown]
 # A plan, first. The student writes before anything is kept for the backward pass, so
-# the peak of memory is that of soft labels on texts of this length; so is the time,
-# to which the writing is added.
+# the peak of memory is that of soft labels on texts of this length. The time is
+# theirs, plus the writing.
 
 # %%
 from distill_helpers.planning import plan
@@ -487,7 +555,7 @@ words = profile.pick(smoke=4, cpu=32, gpu=64)
 steps = profile.pick(smoke=1, cpu=12, gpu=200)
 batch_size = profile.pick(smoke=2, cpu=8, gpu=16)
 forecast = plan(
-    (pair.teacher.model, student),
+    (real.model, student),
     batch_size=batch_size,
     length=16 + words,
     steps=steps,
@@ -517,10 +585,10 @@ from distill_helpers.trainers import training_arguments
 
 trainer = OnPolicyTrainer(
     student,
-    teacher=pair.teacher.model,
+    teacher=real.model,
     max_new_tokens=words,
     divergence="reverse_kl",
-    tokenizer=pair.teacher.tokenizer,
+    tokenizer=real.tokenizer,
     train_dataset=shown,
     args=training_arguments(
         profile,
@@ -535,17 +603,14 @@ trainer = OnPolicyTrainer(
 
 # %%
 def look():
-    """Exposure bias on the sixth novel's beginnings."""
+    """Exposure bias after pieces of the sixth novel."""
     found = measure_exposure(
-        student,
-        pair.teacher.model,
-        pair.teacher.tokenizer,
-        heard,
-        max_new_tokens=words,
+        student, real.model, real.tokenizer, heard, max_new_tokens=words
     )
-    own = sum(found.student_prefix) / len(found.student_prefix)
+    places = zip(found.student_prefix, found.counts, strict=True)
+    own = sum(kl * n for kl, n in places) / sum(found.counts)
     print(
-        f"KL behind its own words {own:.2f}, excess {found.excess:+.2f}, "
+        f"KL in its own text {own:.2f}, excess {found.excess:+.2f}, "
         f"runs that return {found.student_repetition:.0%} "
         f"(teacher {found.teacher_repetition:.0%})"
     )
@@ -566,20 +631,21 @@ print(f"{writing:.1f} s of {whole:.1f} s went into writing")
 print("reverse KL:", [round(entry["loss"], 2) for entry in logs])
 
 # %% [markdown]
-# And what it writes now, to a beginning that it has not seen:
+# And what it writes now, after a piece of text that it has not seen:
 
 # %%
 prompt = heard[0]
-for name, model in (("student", student), ("teacher", pair.teacher.model)):
+print(f"read: {real.tokenizer.decode(prompt)}\n")
+for name, model in (("student", student), ("teacher", real.model)):
     [answer] = write_batch(
         model,
-        pair.teacher.tokenizer,
+        real.tokenizer,
         [prompt],
         max_new_tokens=words,
         temperature=1.0,
         seeds=[0],
     )
-    print(f"{name}: …{pair.teacher.tokenizer.decode(answer.ids)}\n")
+    print(f"{name}: …{real.tokenizer.decode(answer.ids)}\n")
 
 # %% [markdown]
 # A handful of steps on one seed proves nothing; it shows the machinery on a real
@@ -592,25 +658,29 @@ for name, model in (("student", student), ("teacher", pair.teacher.model)):
 #   over training on fixed text in summarising, translating and arithmetic; which
 #   divergence was best depended on the task.
 # * Gu et al. (2023, *MiniLLM*) use reverse KL with the full policy gradient, and
-#   report less exposure bias, the excess growing far slower with the text's length.
-# * The Qwen3 report (2025) says that its small models are trained by off-policy, then
-#   on-policy distillation, and compares the latter with reinforcement learning on one
-#   of them: better, for about a tenth of the GPU hours.
+#   report that their students' errors pile up less as texts grow longer.
+# * The Qwen3 report (2025) says that its smaller models are trained by off-policy,
+#   then on-policy distillation, and compares the latter with reinforcement learning
+#   on one of them: better, for about a tenth of the GPU hours.
 #
-# Long texts, hard tasks, students that had learned all that fixed text could teach
-# them. Ours are short sums. Where texts are long, slips have room to add up.
+# The idea is older than language models: a driver who has only watched others does not
+# know what to do at the edge of the road (Ross et al. 2011, *DAgger*). Their tasks
+# reach from single sentences to long chains of reasoning, with models a thousand times
+# the size of ours; ours are short sums. Where texts are long, slips have more room to
+# add up.
 
 # %% [markdown] tags=["given"]
 # ## Exercise 1 · What the drawn tokens say
 #
-# *easy · with the sign turned, the student runs away from its teacher · 5 minutes*
+# *easy · with the sign turned, a good student looks bad · 5 minutes*
 #
 # Write `drawn_reverse_kl(student_logits, teacher_logits, drawn)` for logits `[rows,
 # vocabulary]` and the token ids `[rows]` that the *student* drew: the estimate of
 # KL(p_S ‖ p_T) from these tokens alone, mean over the rows.
 #
 # By hand: two rows, in both the student says `(½, ½)` and the teacher `(¾, ¼)`; drawn
-# are 0 and 1. The first gives ln ⅔, the second ln 2; their mean is ½ ln 4⁄3.
+# are 0 and 1. The first gives ln ⅔, the second ln 2; their mean is ½ ln 4⁄3. (One draw
+# can be negative, as the first is. A divergence never is.)
 
 
 # %% tags=["exercise"]
@@ -643,8 +713,8 @@ checks.drawn_reverse_kl(drawn_reverse_kl)
 # %% [markdown]
 # ## Exercise 2 · Between the two
 #
-# *medium · with β turned round, "forward" is reverse: it has happened in a library · 10
-# minutes*
+# *medium · with β turned round, "forward" is reverse: it happened in TRL, until pull
+# request 3043 · 10 minutes*
 #
 # Write `generalised_jsd(student_logits, teacher_logits, beta)` for logits `[rows,
 # vocabulary]`: with $m = (1 - \beta)\, p_S + \beta\, p_T$, the mean over the rows of
@@ -656,6 +726,9 @@ checks.drawn_reverse_kl(drawn_reverse_kl)
 
 
 # %% tags=["exercise"]
+import math
+
+
 def generalised_jsd(student_logits, teacher_logits, beta):
     return None  # your code here
 
@@ -689,8 +762,8 @@ checks.generalised_jsd(generalised_jsd)
 # *easy · short texts end early, so places do not weigh alike · 5 minutes*
 #
 # Write `excess_kl(student_prefix, teacher_prefix, counts)` for three lists, one entry
-# for each place of the text: mean KL behind the student's words, behind the teacher's,
-# and how many texts reach that place. Return the mean difference, each place weighted
+# for each place of the text: mean KL in the student's texts, in the teacher's, and how
+# many texts reach that place. Return the mean difference, each place weighted
 # by its count, from the **second** place on: the first follows the prompt, in both.
 #
 # By hand: `[0.1, 0.4, 0.6]`, `[0.1, 0.2, 0.2]` and counts `[9, 6, 2]` give
@@ -723,19 +796,21 @@ checks.excess_kl(excess_kl)
 #
 # | question | answer |
 # |---|---|
-# | what is exposure bias? | a model that has only read texts without slips does worse behind its own |
-# | how is it measured? | KL to the teacher behind the student's words, less that behind the teacher's |
+# | what is exposure bias? | a student learns after words that others wrote and is used after its own; where these differ, it may do worse |
+# | how is it measured? | KL to the teacher in the student's texts, less that in the teacher's |
 # | why not by the likelihood of its text? | loops are likely |
 # | what is on-policy distillation? | the student writes, the teacher gives its distribution at each written token |
-# | which divergence? | reverse KL seeks one mode, forward KL covers all, the JSD lies between |
+# | which divergence? | reverse KL seeks one mode, forward KL covers all; β decides which of them the JSD resembles |
 # | what does it cost? | writing, one pass per token, at every step |
 #
 # **When would you not distil on-policy?**
 #
 # * The student cannot write yet: begin with the teacher's texts.
-# * You have no more than the teacher's text, or its top few logprobs.
+# * The teacher gives only its own text, or logprobs of that: it cannot mark yours.
+# * The student's text is so odd that the teacher is out of its depth, too: its marks
+#   are guesses there.
 # * Soft labels on fixed text still help: they are cheaper, and they are stored once.
 #
 # *Read on:* Agarwal et al. 2023 (arXiv:2306.13649); Gu et al. 2023 (arXiv:2306.08543);
-# Ko et al. 2024 (arXiv:2402.03898), on stored student text; the Qwen3 report
-# (arXiv:2505.09388).
+# Arora et al. 2022 (arXiv:2204.01171) on measuring exposure bias; Ko et al. 2024
+# (arXiv:2402.03898) on stored student text; the Qwen3 report (arXiv:2505.09388).
