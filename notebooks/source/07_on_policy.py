@@ -488,7 +488,23 @@ for claim in results.study.claims:
     display(results.verdict(claim.name, judged=judged))
 
 # %% [markdown]
-# TEXT AFTER RESULTS
+# One verdict is settled: for as many steps, marks on one's own text taught much more
+# than further copies of the teacher's words. *Why* they did is not. The
+# distributions? Soft labels have them as well. Text that is new each time? The teacher
+# can write that, too. That it is one's own? All three differences lean that way, and
+# none is settled by five seeds.
+#
+# The picture says where to look: to the far left. The student that had come least far
+# gained next to nothing from the teacher's fixed text, whatever the labels, more from
+# new text, and most from its own. To the right of it, where students could already do
+# about half of the task, the ways differ little. One student is no law. But it is what
+# exposure bias would predict: the worse a student writes, the less the teacher's
+# prefixes resemble its own.
+#
+# This study has a history as well. Its first round chose a learning rate for each arm
+# on one seed, where some had a tie; on other seeds, arms with the higher rate came much
+# further, and so we compared rates. It was broken off, its rows are in
+# `results/rounds`, and now all arms share one rate.
 #
 # ## What writing costs
 #
