@@ -605,6 +605,7 @@ trainer = OnPolicyTrainer(
     max_new_tokens=words,
     divergence="jsd",
     tokenizer=real.tokenizer,
+    teacher_tokenizer=real.tokenizer,
     train_dataset=shown,
     args=training_arguments(
         profile,
