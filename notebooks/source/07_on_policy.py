@@ -367,10 +367,11 @@ print(f"from drawn tokens: {drawn.mean():.4f} ± {error:.4f}")
 print(f"one token is off by {noise:.3f} (standard deviation)")
 
 # %% [markdown]
-# Right on average; the exact sum has no such noise. Where a teacher tells only the
-# probability of the token that it is shown, as some APIs do, this estimate is all
-# there is, and reinforcement learning takes it, with its sign turned, as a reward for
-# each token.
+# Right on average, and noisy: a few unlikely draws make much of the mean, so it may well
+# lie two or three standard errors off. The exact sum has no such noise. Where a teacher
+# tells only the probability of the token that it is shown, as some APIs do, this
+# estimate is all there is, and reinforcement learning takes it, with its sign turned,
+# as a reward for each token.
 #
 # It is a number to look at, and not a loss to call `backward` on: the teacher's part
 # has no gradient in the student, and the student's part, the gradient of $\log p_S$
