@@ -25,7 +25,7 @@ import torch
 from transformers import TrainerCallback
 
 from distill_helpers.data import data_path
-from distill_helpers.generation import eval_mode
+from distill_helpers.generation import eval_mode, write_batch
 from distill_helpers.models import Loaded, parameter_count
 from distill_helpers.studies import MIME, Interval, t_interval
 
@@ -282,52 +282,21 @@ def compare_speed(
 def _answering_seconds(
     loaded: Loaded, prompts: Sequence[str], new_tokens: int, batch_size: int
 ) -> float:
-    model: Any = loaded.model
-    pad = loaded.tokenizer.pad_token_id
-    pad = loaded.tokenizer.eos_token_id if pad is None else pad
-    encoded = loaded.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    model, tokenizer = loaded
+    encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     encoded.sort(key=len)
-    batches = []
-    for start in range(0, len(encoded), batch_size):
-        chunk = encoded[start : start + batch_size]
-        width = len(chunk[-1])
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in chunk])
-        mask = torch.tensor(
-            [[0] * (width - len(row)) + [1] * len(row) for row in chunk]
-        )
-        batches.append((ids.to(model.device), mask.to(model.device)))
     _wait_for(model.device)
-    with eval_mode(model), torch.inference_mode():
-        start_time = time.perf_counter()
-        for ids, mask in batches:
-            _write(model, ids, mask, new_tokens)
-        _wait_for(model.device)
-        return time.perf_counter() - start_time
-
-
-def _write(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int
-) -> torch.Tensor:
-    """Greedy tokens, with nothing but the model's own work in them."""
-    kept = None
-    written = []
-    head = model.get_output_embeddings()
-    for _ in range(new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=kept,
-            use_cache=True,
+    began = time.perf_counter()
+    for start in range(0, len(encoded), batch_size):
+        write_batch(
+            model,
+            tokenizer,
+            encoded[start : start + batch_size],
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
         )
-        kept = output.past_key_values
-        # A tensor with gaps would make a CPU copy the head's weights for every row.
-        last = output.last_hidden_state[:, -1].contiguous()
-        ids = head(last).argmax(-1, keepdim=True)
-        written.append(ids)
-        mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    return torch.cat(written, 1)
+    _wait_for(model.device)
+    return time.perf_counter() - began
 
 
 def _wait_for(device: torch.device) -> None:

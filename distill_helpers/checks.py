@@ -2205,11 +2205,6 @@ def drawn_reverse_kl(fn: Any) -> CheckResult:
     def picked(values: Tensor, drawn: Tensor) -> Tensor:
         return values.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
 
-    def suspect(
-        name: str, mistake: str, symptom: str, function: Callable[..., Tensor]
-    ) -> _Suspect:
-        return _Suspect(name, mistake, symptom, function)
-
     return _judge(
         _Exercise(
             name="drawn_reverse_kl",
@@ -2225,20 +2220,20 @@ def drawn_reverse_kl(fn: Any) -> CheckResult:
             ),
             reference=lambda s, t, drawn: picked(ratio(s, t), drawn).mean(),
             suspects=(
-                suspect(
+                _Suspect(
                     "sign",
                     "it is log p_T − log p_S",
                     "That is a reward, of which more is better. A divergence is the "
                     "smaller the closer the two are.",
                     lambda s, t, drawn: picked(ratio(t, s), drawn).mean(),
                 ),
-                suspect(
+                _Suspect(
                     "exact",
                     "it is the exact divergence, summed over the vocabulary",
                     "Only the drawn tokens are to be looked at.",
                     lambda s, t, drawn: _kl(s.softmax(-1), t.softmax(-1)).mean(),
                 ),
-                suspect(
+                _Suspect(
                     "weighted",
                     "the drawn tokens are weighted by their probability once more",
                     "They were drawn with it; that has weighted them.",
@@ -2246,20 +2241,20 @@ def drawn_reverse_kl(fn: Any) -> CheckResult:
                         s.softmax(-1) * ratio(s, t), drawn
                     ).mean(),
                 ),
-                suspect(
+                _Suspect(
                     "logits",
                     "logits are subtracted, not log-probabilities",
                     "A constant added to a row of logits changes nothing in a model, "
                     "but it would change this.",
                     lambda s, t, drawn: picked(s - t, drawn).mean(),
                 ),
-                suspect(
+                _Suspect(
                     "summed",
                     "it is a sum over the rows",
                     "The exercise asks for the mean.",
                     lambda s, t, drawn: picked(ratio(s, t), drawn).sum(),
                 ),
-                suspect(
+                _Suspect(
                     "only_teacher",
                     "it is the teacher's negative log-likelihood",
                     "Loops are likely, too. The student's own part is missing.",

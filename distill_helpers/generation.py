@@ -45,6 +45,7 @@ def write_batch(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
     more_ends: Sequence[int] = (),
+    min_new_tokens: int = 0,
 ) -> list[Written]:
     """Continue one batch of prompts.
 
@@ -60,6 +61,7 @@ def write_batch(
         seeds: One per prompt for drawing. A prompt's text follows from its own seed,
             whatever else is in the batch, up to rounding.
         more_ends: Tokens that end a text, beside those of :func:`end_tokens`.
+        min_new_tokens: Before so many, none of these is written; for timing.
     """
     ends = tuple(dict.fromkeys((*end_tokens(model, tokenizer), *more_ends)))
     if not ends:
@@ -94,6 +96,7 @@ def write_batch(
             logits_processor=processors,
             generation_config=GenerationConfig(
                 max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens or None,
                 do_sample=False,
                 pad_token_id=pad,
                 eos_token_id=list(ends),

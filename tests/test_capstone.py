@@ -12,6 +12,7 @@ from distill_helpers import capstone
 from distill_helpers.capstone import Score
 from distill_helpers.configs import TrainOptions, build_trainer, write_config
 from distill_helpers.data import DataError
+from distill_helpers.generation import write_batch
 from distill_helpers.models import Loaded, load_tiny_teacher, prune_layers
 from distill_helpers.questions import write_questions
 from distill_helpers.studies import Interval
@@ -86,23 +87,22 @@ def test_footprint_counts_tensors():
     assert half.weights == 2 * half.parameters
 
 
-def test_what_is_timed_is_greedy_writing():
-    teacher, _ = pair()
-    ids = torch.tensor([[5, 6, 7], [0, 8, 9]])
-    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    wanted = teacher.model.generate(
-        ids,
-        attention_mask=mask,
-        max_new_tokens=5,
-        min_new_tokens=5,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    with torch.inference_mode():
-        found = capstone._write(teacher.model, ids, mask, 5)
-    ends = teacher.tokenizer.eos_token_id
-    assert ends not in wanted[:, 3:]
-    assert torch.equal(found, wanted[:, 3:])
+def test_what_is_timed_writes_on_where_a_text_would_end(monkeypatch):
+    teacher = load_tiny_teacher("sums")
+    (ids,) = teacher.tokenizer(["12+30+41="], add_special_tokens=False)["input_ids"]
+    (ended,) = write_batch(*teacher, [ids], max_new_tokens=26)
+    assert ended.ended
+    written = []
+
+    def write(*given, **options):
+        written.extend(write_batch(*given, **options))
+
+    monkeypatch.setattr(capstone, "write_batch", write)
+    capstone._answering_seconds(teacher, ["12+30+41=", "9+9+9="], 26, 1)
+    assert [len(text.ids) for text in written] == [26, 26]
+    assert not any(text.ended for text in written)
+    # Up to its end, the same text.
+    assert written[1].ids[: len(ended.ids) - 1] == ended.ids[:-1]
 
 
 def test_speed_is_taken_in_turns(monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+import transformers
 from IPython.display import display
 
 from distill_helpers import plots
@@ -565,6 +566,7 @@ card = ModelCard(
         "It repeats its teacher's mistakes, and answers any question at all.",
     ],
     examples=list(zip(exam.prompts, answers["student"], strict=True))[:3],
+    versions={p.__name__: p.__version__ for p in (torch, transformers)},
 )
 print(write_card(card, shipped).read_text())
 
