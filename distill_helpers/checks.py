@@ -2695,3 +2695,180 @@ def break_even(fn: Any) -> CheckResult:
         ),
         fn,
     )
+
+
+def steps_for(fn: Any) -> CheckResult:
+    """Check how many steps a budget buys.
+
+    Args:
+        fn: ``fn(budget, once, per_step)`` → the largest whole number of steps whose
+            cost, on top of what is spent once, stays within the budget; 0 if that
+            alone is too much.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 08.
+    """
+
+    def steps(budget: float, once: float, per_step: float) -> int:
+        return max(0, math.floor((budget - once) / per_step))
+
+    return _judge(
+        _Exercise(
+            name="steps_for",
+            probes=(
+                _Probe("with nothing spent before", (12.0, 0.0, 4.0)),
+                _Probe("with 2 of 12 spent before", (12.0, 2.0, 5.0)),
+                _Probe("with a step that does not fit any more", (12.0, 1.0, 4.0)),
+                _Probe("with all of it spent before", (3.0, 3.0, 1.0)),
+                _Probe("with more spent than there is", (3.0, 8.0, 1.0)),
+            ),
+            reference=steps,
+            suspects=(
+                _Suspect(
+                    "once_forgotten",
+                    "what is spent once comes on top",
+                    "The teacher wants to be paid before the first step.",
+                    lambda budget, once, per_step: math.floor(budget / per_step),
+                ),
+                _Suspect(
+                    "rounded_up",
+                    "a last step is counted that is only partly paid",
+                    "A started step has to be paid in full.",
+                    lambda budget, once, per_step: max(
+                        0, math.ceil((budget - once) / per_step)
+                    ),
+                ),
+                _Suspect(
+                    "fractions",
+                    "parts of a step are counted",
+                    "Steps are whole.",
+                    lambda budget, once, per_step: max(0.0, (budget - once) / per_step),
+                ),
+                _Suspect(
+                    "negative",
+                    "fewer than no steps come out",
+                    "Without money there is no step.",
+                    lambda budget, once, per_step: math.floor(
+                        (budget - once) / per_step
+                    ),
+                ),
+                _Suspect(
+                    "once_per_step",
+                    "what is spent once is spent at every step",
+                    "Text that was written once is not written again.",
+                    lambda budget, once, per_step: math.floor(
+                        budget / (per_step + once)
+                    ),
+                ),
+            ),
+            taught_in="notebook 08",
+        ),
+        fn,
+    )
+
+
+def frontier(fn: Any) -> CheckResult:
+    """Check which of several ways nobody beats.
+
+    Args:
+        fn: ``fn(costs, scores)`` for lists of equal length → the places of the ways
+            that no other one beats; another one beats a way if it costs no more, scores
+            no less, and is better in one of the two. In any order.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 08.
+    """
+
+    def unbeaten(
+        costs: Sequence[float],
+        scores: Sequence[float],
+        beats: Callable[[float, float, float, float], bool],
+    ) -> list[int]:
+        ways = list(zip(costs, scores, strict=True))
+        return [
+            place
+            for place, (cost, score) in enumerate(ways)
+            if not any(beats(c, s, cost, score) for c, s in ways)
+        ]
+
+    def really(c: float, s: float, cost: float, score: float) -> bool:
+        return c <= cost and s >= score and (c, s) != (cost, score)
+
+    return _judge(
+        _Exercise(
+            name="frontier",
+            probes=(
+                _Probe("with one way dearer and worse", ([1, 2, 3], [10, 30, 20])),
+                _Probe("with none beaten", ([3, 1, 2], [9, 5, 7])),
+                _Probe("with two of one cost", ([1, 1, 2], [4, 6, 8])),
+                _Probe("with two of one score", ([1, 2, 3], [5, 5, 7])),
+                _Probe("with two exactly alike", ([2, 2, 1], [8, 8, 3])),
+                _Probe("with a cheap one that beats all", ([4, 1, 2], [5, 9, 6])),
+            ),
+            reference=lambda costs, scores: unbeaten(costs, scores, really),
+            suspects=(
+                _Suspect(
+                    "best_score_only",
+                    "only the best score is kept",
+                    "The cheapest way is unbeaten too: nobody costs less.",
+                    lambda costs, scores: [scores.index(max(scores))],
+                ),
+                _Suspect(
+                    "cheapest_only",
+                    "only the lowest cost is kept",
+                    "A better score may be worth its price.",
+                    lambda costs, scores: [costs.index(min(costs))],
+                ),
+                _Suspect(
+                    "score_minimised",
+                    "low scores are taken for good ones",
+                    "Costs should be low, scores high.",
+                    lambda costs, scores: unbeaten(
+                        costs,
+                        scores,
+                        lambda c, s, cost, score: (
+                            c <= cost and s <= score and (c, s) != (cost, score)
+                        ),
+                    ),
+                ),
+                _Suspect(
+                    "better_in_both",
+                    "a way counts as beaten only if another is better in both",
+                    "Better in one and equal in the other is enough.",
+                    lambda costs, scores: unbeaten(
+                        costs,
+                        scores,
+                        lambda c, s, cost, score: c < cost and s > score,
+                    ),
+                ),
+                _Suspect(
+                    "beaten_by_its_equal",
+                    "a way is beaten by itself, or by one exactly like it",
+                    "To beat it, another one has to be better in something.",
+                    lambda costs, scores: unbeaten(
+                        costs,
+                        scores,
+                        lambda c, s, cost, score: c <= cost and s >= score,
+                    ),
+                ),
+                _Suspect(
+                    "best_ratio",
+                    "the best score per cost is kept",
+                    "Which exchange is fair is for others to say.",
+                    lambda costs, scores: [
+                        max(
+                            range(len(costs)),
+                            key=lambda place: scores[place] / costs[place],
+                        )
+                    ],
+                ),
+            ),
+            taught_in="notebook 08",
+            adapt=_places,
+        ),
+        fn,
+    )

@@ -766,6 +766,29 @@ def ensemble(logits, labels):
     return F.nll_loss(log_p.logsumexp(0) - math.log(len(logits)), labels)
 
 
+def affordable(budget, once, per_step):
+    steps = 0
+    while once + (steps + 1) * per_step <= budget:
+        steps += 1
+    return steps
+
+
+def unbeaten(costs, scores, *, both=False):
+    kept = []
+    for i, (cost, score) in enumerate(zip(costs, scores, strict=True)):
+        others = list(zip(costs, scores, strict=True))
+        if both:
+            beaten = any(c < cost and s > score for c, s in others)
+        else:
+            beaten = any(
+                (c <= cost and s > score) or (c < cost and s >= score)
+                for c, s in others
+            )
+        if not beaten:
+            kept.append(i)
+    return kept
+
+
 def paid_back(once, teacher, student):
     saved = teacher - student
     return once / saved if saved > 0 else float("inf")
@@ -806,6 +829,10 @@ def paid_back(once, teacher, student):
         ("reaches", lambda low, high, bar: (low >= bar) - (high < bar)),
         ("break_even", paid_back),
         ("break_even", lambda *given: np.float64(paid_back(*given))),
+        ("steps_for", affordable),
+        ("steps_for", lambda b, o, s: max(0.0, (b - o) // s)),
+        ("frontier", unbeaten),
+        ("frontier", lambda c, s: torch.tensor(unbeaten(c, s)[::-1])),
     ],
 )
 def test_later_exercises_pass_the_right_answers(check, answer):
@@ -916,6 +943,25 @@ def test_later_exercises_pass_the_right_answers(check, answer):
         ),
         ("break_even", lambda once, t, s: once / (t + s), "costs_added"),
         ("break_even", lambda *given: np.ceil(paid_back(*given)), "rounded"),
+        ("steps_for", lambda b, o, s: int(b / s), "once_forgotten"),
+        ("steps_for", lambda b, o, s: max(0, -int((o - b) // s)), "rounded_up"),
+        ("steps_for", lambda b, o, s: max(0, (b - o) / s), "fractions"),
+        ("steps_for", lambda b, o, s: int((b - o) // s), "negative"),
+        ("steps_for", lambda b, o, s: int(b // (s + o)), "once_per_step"),
+        ("frontier", lambda c, s: [int(np.argmax(s))], "best_score_only"),
+        ("frontier", lambda c, s: [c.index(min(c))], "cheapest_only"),
+        ("frontier", lambda c, s: unbeaten(c, [-x for x in s]), "score_minimised"),
+        ("frontier", lambda c, s: unbeaten(c, s, both=True), "better_in_both"),
+        (
+            "frontier",
+            lambda c, s: [
+                i
+                for i in range(len(c))
+                if not any(a <= c[i] and b >= s[i] for a, b in zip(c, s, strict=True))
+            ],
+            "beaten_by_its_equal",
+        ),
+        ("frontier", lambda c, s: [int(np.argmax(np.divide(s, c)))], "best_ratio"),
     ],
 )
 def test_later_exercises_name_the_mistake(check, answer, bug):
@@ -945,6 +991,8 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "resume_step",
         "reaches",
         "break_even",
+        "steps_for",
+        "frontier",
     ],
 )
 def test_later_exercises_know_when_nothing_was_tried(check):
