@@ -368,7 +368,18 @@ def test_build_check_and_staleness(course, capsys):
     helper = course.root / "distill_helpers" / "sample.py"
     helper.write_text(HELPER + "# changed\n")
     assert problems() == ""
-    assert builder.changed_helpers(course, lesson) == ["distill_helpers/sample.py"]
+    changed = ["distill_helpers/sample.py"]
+    assert builder.changed_helpers(course, lesson) == changed
+
+    # New text with old outputs: the record still says which helpers they came from.
+    edit(source, "two dozens", "three dozens")
+    assert builder.build(course, lesson, text_only=True) == "outputs kept"
+    assert problems() == ""
+    assert builder.changed_helpers(course, lesson) == changed
+    edit(source, 'print("c")', 'print("e")')
+    with pytest.raises(builder.LessonError, match="without --text-only"):
+        builder.build(course, lesson, text_only=True)
+    edit(source, 'print("e")', 'print("c")')
     helper.write_text(HELPER)
 
     (course.root / "data" / "MANIFEST.json").write_text('{"a": 1}')

@@ -2,7 +2,10 @@
 
 * ``build``: executes each lesson in the ``cpu`` profile and writes
   ``notebooks/NN_name.ipynb`` with its outputs. Where only text changed, the outputs are
-  kept and nothing runs (``--force`` runs everything).
+  kept and nothing runs (``--force`` runs everything). Helpers that changed run a
+  notebook anew, too, unless ``--text-only`` says that nothing may run: then outputs
+  stay with the record of the helpers that they came from, and ``check`` goes on
+  naming what has changed since.
 * ``check``: fails if a notebook is not what its source gives; executes nothing.
 * ``solve``: writes the solved variants under ``build/solved/``, not executed.
 """
@@ -166,7 +169,10 @@ def _read_committed(path: Path) -> NotebookNode | None:
 
 
 def _keep_outputs(
-    course: Course, fresh: NotebookNode, old: NotebookNode | None
+    course: Course,
+    fresh: NotebookNode,
+    old: NotebookNode | None,
+    helpers: dict[str, str],
 ) -> bool:
     """Take over the outputs of an unedited build from the same code and helpers."""
     stamp = old.metadata.get("distill", {}) if old else {}
@@ -174,7 +180,7 @@ def _keep_outputs(
         old is None
         or stamp.get("code") != code_fingerprint(course, fresh)
         or stamp.get("code") != code_fingerprint(course, old)
-        or stamp.get("helpers") != helper_hashes(course)
+        or stamp.get("helpers") != helpers
         or stamp.get("outputs") != output_hash(old)
     ):
         return False
@@ -189,16 +195,24 @@ def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def build(course: Course, lesson: Lesson, *, force: bool = False) -> str:
+def build(
+    course: Course, lesson: Lesson, *, force: bool = False, text_only: bool = False
+) -> str:
     """Write one notebook; returns what was done, in two words."""
     notebook = render(course, lesson)
     path = course.notebook_path(lesson)
+    old = _read_committed(path)
+    helpers = helper_hashes(course)
+    if text_only and old is not None:
+        helpers = dict(old.metadata.get("distill", {}).get("helpers", {}))
     stamp = {
         "fingerprint": fingerprint(course, notebook),
         "code": code_fingerprint(course, notebook),
-        "helpers": helper_hashes(course),
+        "helpers": helpers,
     }
-    kept = not force and _keep_outputs(course, notebook, _read_committed(path))
+    kept = not force and _keep_outputs(course, notebook, old, helpers)
+    if not kept and text_only:
+        raise LessonError("its code or data changed, too: build it without --text-only")
     if not kept:
         execute(notebook, lesson)
     stamp["outputs"] = output_hash(notebook)
@@ -259,13 +273,15 @@ def solve(course: Course, lesson: Lesson) -> Path:
 # The command line -------------------------------------------------------------------
 
 
-def build_all(course: Course, lessons: list[Lesson], *, force: bool) -> int:
+def build_all(
+    course: Course, lessons: list[Lesson], *, force: bool, text_only: bool
+) -> int:
     failed = []
     for lesson in lessons:
         print(f"{lesson.name} …", end="", flush=True)
         start = time.monotonic()
         try:
-            done = build(course, lesson, force=force)
+            done = build(course, lesson, force=force, text_only=text_only)
         except (LessonError, CellControlSignal, DeadKernelError) as error:
             failed.append(lesson.number)
             print(f" FAILED, the old notebook stays\n\n{error}\n", flush=True)
@@ -309,7 +325,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=["build", "check", "solve"])
     parser.add_argument("--only", nargs="*", default=[], metavar="NN")
-    parser.add_argument("--force", action="store_true", help="execute everything")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--force", action="store_true", help="execute everything")
+    how.add_argument("--text-only", action="store_true", help="execute nothing")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     options = parser.parse_args(arguments)
     try:
@@ -317,7 +335,9 @@ def main(arguments: list[str] | None = None) -> int:
         lessons = course.select(options.only)
         if options.action == "build":
             use_this_python()
-            return build_all(course, lessons, force=options.force)
+            return build_all(
+                course, lessons, force=options.force, text_only=options.text_only
+            )
         if options.action == "check":
             return check_all(course, lessons)
         return solve_all(course, lessons)
