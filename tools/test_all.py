@@ -32,6 +32,7 @@ def steps() -> dict[str, list[str]]:
     return {
         "ruff: rules": ["-m", "ruff", "check", "."],
         "ruff: layout": ["-m", "ruff", "format", "--check", "."],
+        "spelling": ["-m", "codespell_lib", "."],
         "types of the package": ["-m", "mypy"],
         "types of the tools": ["-m", "mypy", "tools"],
         "unit tests": [*PYTEST, "tests"],
@@ -53,6 +54,7 @@ def colab_steps() -> dict[str, list[str]]:
     options = ["-W", "default", "--ignore=tests/test_tools.py"]
     options += ["--ignore=tests/test_packaging.py"]
     options += ["--ignore=tests/test_gpu_notebooks.py"]
+    options += ["--ignore=tests/test_browser.py"]
     return {
         "unit tests": ["-P", *PYTEST, *options, "tests"],
         "learners' notebooks run": ["-P", *NBVAL, "-W", "default", "notebooks"],
