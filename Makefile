@@ -23,7 +23,7 @@ help:
 	@echo "make studies          run the comparisons behind the claims anew (long)"
 	@echo "make readme           refresh the map and the results in README.md"
 	@echo "make bench            time and memory against other libraries (half an hour)"
-	@echo "make test-colab       the package's tests with the versions Colab ships"
+	@echo "make test-colab       package and notebooks with the versions Colab ships"
 	@echo "make clean            remove what was built; the environment stays"
 
 setup:

@@ -320,4 +320,6 @@ def _from_colab() -> str | None:
         found: str | None = userdata.get(_KEY)
     except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
         return None
+    except userdata.TimeoutException:  # no page of Colab's is open that could answer
+        return None
     return found

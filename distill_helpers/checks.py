@@ -6,8 +6,8 @@ same numbers. The mistakes of the loss come from :mod:`distill_helpers.known_bug
 smaller exercises list theirs here.
 
 A check never raises for a wrong answer, prints nothing and leaves the random state as
-it was. It has no time limit of its own: a function that never returns is interrupted
-like any other cell.
+it was. A function that does not come back is stopped after :data:`TIME_LIMIT` seconds,
+unless it hangs in one call of a compiled function, which nothing can stop.
 
 Used in notebooks 00, 01 and 02, and by later ones.
 """
@@ -29,10 +29,16 @@ import torch
 
 from distill_helpers import losses
 from distill_helpers.known_bugs import KNOWN_BUGS
+from distill_helpers.time_limits import OutOfTime, call_within
 
 MIME_TYPE = "application/vnd.distill-helpers+json"
 PASSED, FAILED, NOT_ATTEMPTED = "passed", "failed", "not attempted"
 _SYMBOLS = {PASSED: "✓", FAILED: "✗", NOT_ATTEMPTED: "…"}
+
+# Seconds for all calls of one check together; they take a small part of one.
+TIME_LIMIT = 5.0
+# Characters that are kept of what a function prints.
+_MOST_PRINTED = 1000
 
 # A difference is relative to the expected size, or to these where that is nearly 0.
 _VALUE_FLOOR, _GRADIENT_FLOOR = 0.05, 0.01
@@ -50,7 +56,7 @@ class CheckResult:
         status: ``"passed"``, ``"failed"`` or ``"not attempted"``.
         bug: The mistake it behaves like, or ``None``; for the loss, a name in
             :data:`distill_helpers.known_bugs.KNOWN_BUGS`. ``"changes_inputs"`` if the
-            function writes into its arguments.
+            function writes into its arguments, ``"out_of_time"`` if it was stopped.
         message: What was expected, what came, and where to read on.
     """
 
@@ -166,9 +172,10 @@ class _UnusableError(Exception):
 
 
 def _judge(exercise: _Exercise, fn: Any) -> CheckResult:
-    printed = io.StringIO()
+    printed = _Printed()
     with (
         contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
@@ -176,15 +183,32 @@ def _judge(exercise: _Exercise, fn: Any) -> CheckResult:
     ):
         warnings.simplefilter("ignore")
         try:
-            status, bug, message = _diagnose(exercise, fn)
+            status, bug, message = call_within(
+                TIME_LIMIT, lambda: _diagnose(exercise, fn)
+            )
         except _UnusableError as problem:
             status, bug, message = problem.status, problem.bug, str(problem)
+        except OutOfTime as stopped:
+            status, bug = FAILED, "out_of_time"
+            message = _words_for_no_answer(fn, stopped)
+        except Exception as error:
+            # Say, a number too large for a float, or a tensor without data.
+            status, bug = FAILED, None
+            message = f"the result cannot be compared: {_in_words(error)}."
     if status == FAILED:
         message += f" See {_place(exercise, bug)}."
     first_line = printed.getvalue().strip().partition("\n")[0][:80]
     if first_line:
         message += f" The function also printed; the first line was: {first_line}"
     return CheckResult(exercise.name, status == PASSED, status, bug, message)
+
+
+class _Printed(io.StringIO):
+    """Keeps the beginning, since a loop that never ends may print all the time."""
+
+    def write(self, text: str) -> int:
+        super().write(text[: max(_MOST_PRINTED - self.tell(), 0)])
+        return len(text)
 
 
 @contextlib.contextmanager
@@ -301,13 +325,15 @@ def _call(
         result = fn(*given)
     except NotImplementedError:
         raise _UnusableError("not attempted yet.", status=NOT_ATTEMPTED) from None
-    except Exception as error:
-        if "ellipsis" in str(error).lower():
+    except (KeyboardInterrupt, OutOfTime):
+        raise
+    except BaseException as error:  # sys.exit() is no reason to end the notebook
+        if "ellipsis" in _in_words(error).lower():
             raise _UnusableError(
                 "not attempted yet: a `...` is still there.", status=NOT_ATTEMPTED
             ) from None
         raise _UnusableError(
-            f"expected a result {probe.title}, came {type(error).__name__}: {error}."
+            f"expected a result {probe.title}, came {_in_words(error)}."
         ) from None
     if result is None or result is ...:
         raise _UnusableError(
@@ -332,7 +358,7 @@ def _differentiate(value: Tensor, leaves: list[Tensor]) -> _Outcome:
             gradients = torch.autograd.grad(value, leaves, allow_unused=True)
         except RuntimeError as error:
             raise _UnusableError(
-                f"the gradient of the result cannot be computed: {error}."
+                f"the gradient of the result cannot be computed: {_in_words(error)}."
             ) from None
     filled = [
         torch.zeros_like(leaf) if gradient is None else gradient
@@ -422,6 +448,27 @@ def _words_for(exercise: _Exercise, bug: str) -> str:
         if suspect.name == bug:
             return f"Likely mistake: {suspect.mistake}. {suspect.symptom}"
     return "Something random is at work."
+
+
+def _in_words(error: BaseException) -> str:
+    """Type and message on one line; a learner's own error may fail at that, too."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = ""
+    return f"{type(error).__name__}: {message[:300]}"
+
+
+def _words_for_no_answer(fn: Any, stopped: OutOfTime) -> str:
+    words = f"your function did not return within {TIME_LIMIT:g} s, so it was stopped."
+    file = getattr(getattr(fn, "__code__", None), "co_filename", None)
+    own = [frame for frame in stopped.stack if frame.filename == file and frame.line]
+    if own:
+        words += f" It was in line {own[-1].lineno} of its cell: {own[-1].line}"
+    return (
+        f"{words} Likely mistake: a loop whose condition stays true, or something "
+        "that waits."
+    )
 
 
 def _place(exercise: _Exercise, bug: str | None) -> str:

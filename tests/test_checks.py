@@ -1,15 +1,25 @@
 """Checks name the mistake, never refuse a correct function, and never raise."""
 
 import contextlib
+import inspect
 import io
+import itertools
 import json
 import math
+import re
+import signal
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from kernels import KERNEL_NAME, use_this_python
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from distill_helpers import checks
 from distill_helpers.codistillation import MixSchedule
@@ -206,6 +216,20 @@ def test_every_mutant_is_named(name, mutant):
     assert bug.title in result.message
     assert bug.taught_in in result.message
     assert bug.remedy not in result.message
+
+
+# The loss's rows in the list of fingerprints that the course teaches, in its order.
+FINGERPRINTS = """t2_missing mean_reduction batchmean not_log_probabilities
+log_target_missing wrong_dimension one_sided_temperature soft_cross_entropy reversed_kl
+padding_counted mask_not_shifted labels_not_shifted temperature_on_hard teacher_dropout
+teacher_attached student_detached mean_of_means zero_over_zero mask_after_exp
+top_k_renormalised off_by_one_cache padded_vocabulary different_ids alpha_on_both
+swapped teacher_against_itself half_by_accident clamped"""
+
+
+def test_every_fingerprint_has_a_mutant():
+    tested = {bug.name for bug in KNOWN_BUGS if bug.mutants}
+    assert set(FINGERPRINTS.split()) <= tested
 
 
 def test_a_second_mistake_at_the_edges_does_not_hide_the_first():
@@ -417,10 +441,11 @@ def test_calling_backward_oneself():
 def test_printing_is_caught_and_reported():
     def fn(*inputs):
         print("shape", tuple(inputs[0].shape))
+        print("as a progress bar does", file=sys.stderr)
         return style_rows(*inputs)
 
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         result = checks.soft_label_loss(fn)
     assert out.getvalue() == ""
     assert result.passed
@@ -468,6 +493,219 @@ def test_takes_less_than_a_second():
             checks.soft_label_loss(fn)
             seconds.append(time.perf_counter() - start)
         assert min(seconds) < 1
+
+
+# --- Functions that do not come back. ---
+
+
+@pytest.fixture
+def little_time(monkeypatch):
+    monkeypatch.setattr(checks, "TIME_LIMIT", 0.3)
+
+
+def busy(*_):
+    while True:
+        pass
+
+
+def asleep(*_):
+    time.sleep(60)
+
+
+def swallows_exceptions(*_):
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+
+
+def swallows_everything(*_):
+    while True:
+        try:
+            sum(range(1000))
+        except BaseException:
+            continue
+
+
+def prints_for_ever(*_):
+    while True:
+        print("still at it")
+
+
+def asks(*_):
+    return threading.Event().wait()
+
+
+HANGING = [busy, asleep, swallows_exceptions, prints_for_ever, asks]
+
+
+@pytest.mark.parametrize(
+    "fn", [*HANGING, swallows_everything], ids=lambda fn: fn.__name__
+)
+@pytest.mark.parametrize("check", [checks.soft_label_loss, checks.pass_at_k])
+def test_a_function_that_hangs_is_stopped(check, fn, little_time):
+    start = time.monotonic()
+    result = check(fn)
+    assert time.monotonic() - start < 10
+    assert (result.status, result.bug) == ("failed", "out_of_time")
+    assert "did not return within 0.3 s" in result.message
+    assert "Likely mistake: a loop" in result.message
+    assert "\n" not in str(result)
+
+
+def test_the_line_that_hangs_is_named(little_time):
+    assert "It was in line" in checks.softmax(asleep).message
+    assert checks.softmax(asleep).message.count("time.sleep(60)") == 1
+
+
+@pytest.mark.parametrize("fn", HANGING, ids=lambda fn: fn.__name__)
+def test_outside_of_the_main_thread_as_well(fn, little_time):
+    # Here, and on Windows, there is no alarm.
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(checks.perplexity, fn).result(timeout=30)
+        assert result.bug == "out_of_time"
+
+
+def test_outside_of_the_main_thread_right_is_right():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(checks.soft_label_loss, style_rows).result(timeout=30).passed
+        result = pool.submit(checks.softmax, raises(ValueError("x"))).result(timeout=30)
+        assert "came ValueError: x" in result.message
+
+
+def test_the_limit_holds_for_all_calls_together(little_time):
+    def slow(z, T):
+        time.sleep(0.2)
+        return torch.softmax(z / T, -1)
+
+    assert checks.softmax(slow).bug == "out_of_time"
+
+
+def test_alarms_of_others_go_on(little_time):
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
+    timer = signal.setitimer(signal.ITIMER_REAL, 0.6)
+    try:
+        start = time.monotonic()
+        assert checks.softmax(busy).bug == "out_of_time"
+        while not rung and time.monotonic() < start + 10:
+            time.sleep(0.01)
+        assert rung[0] - start >= 0.55
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+def test_the_alarm_is_off_afterwards(little_time):
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        handler = signal.getsignal(signal.SIGALRM)
+        for fn in (busy, math.exp):
+            checks.perplexity(fn)
+            assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+            assert signal.getsignal(signal.SIGALRM) is handler
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+HANGING_CELL = """
+from distill_helpers import checks
+checks.TIME_LIMIT = 0.3
+def softmax(z, T):
+    while z is not None:
+        pass
+checks.softmax(softmax)
+"""
+
+
+def test_in_a_kernel(monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    use_this_python()
+    cells = [new_code_cell(HANGING_CELL.strip()), new_code_cell("print('alive')")]
+    notebook = new_notebook(cells=cells)
+    NotebookClient(notebook, kernel_name=KERNEL_NAME, timeout=120).execute()
+    (result,), (printed,) = (cell.outputs for cell in notebook.cells)
+    message = result.data["text/plain"]
+    assert "did not return within 0.3 s" in message
+    assert re.search(r"in line [45] of its cell: (while z is not None:|pass) ", message)
+    assert printed.text == "alive\n"
+
+
+@pytest.mark.parametrize("code", [None, 0, "bye"])
+def test_sys_exit_is_caught(code):
+    result = checks.soft_label_loss(lambda *_: sys.exit(code))
+    assert result.status == "failed"
+    assert "came SystemExit" in result.message
+
+
+def test_ctrl_c_still_interrupts():
+    def fn(*_):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        checks.soft_label_loss(fn)
+    assert checks.perplexity(math.exp).passed
+
+
+# --- Odd results. ---
+
+
+class Rude:
+    """Fails at whatever it is asked."""
+
+    def fail(self, *_):
+        raise RuntimeError("rude")
+
+    __getattr__ = __len__ = __iter__ = __bool__ = __eq__ = __repr__ = fail
+    __hash__ = None
+
+
+class SilentError(Exception):
+    def __str__(self):
+        raise RuntimeError("rude")
+
+
+ODD = {
+    "huge": lambda *_: 10**400,
+    "endless": lambda *_: itertools.count(),
+    "rude": lambda *_: Rude(),
+    "rude pairs": lambda *_: [(Rude(), Rude())] * 3,
+    "no data": lambda *_: torch.ones((), device="meta"),
+    "complex": lambda *_: torch.ones((), dtype=torch.complex64),
+    "sparse": lambda *_: torch.eye(3).to_sparse(),
+    "empty": lambda *_: torch.empty(0),
+    "ragged": lambda *_: [[1], [2, 3]],
+    "objects": lambda *_: np.array([object()]),
+    "a class": lambda *_: int,
+    "generator exit": raises(GeneratorExit()),
+    "mute error": raises(SilentError()),
+    "lines": raises(ValueError("two\nlines")),
+}
+EVERY_CHECK = [
+    function
+    for name, function in vars(checks).items()
+    if inspect.isfunction(function)
+    and list(inspect.signature(function).parameters) == ["fn"]
+    and not name.startswith("_")
+]
+
+
+@pytest.mark.parametrize("check", EVERY_CHECK, ids=lambda check: check.__name__)
+def test_no_result_makes_a_check_raise(check):
+    seconds = []
+    for name, fn in ODD.items():
+        start = time.process_time()
+        result = check(fn)
+        seconds.append(time.process_time() - start)
+        assert not result.passed, name
+        assert "\n" not in str(result), name
+        json.dumps(result._repr_mimebundle_())
+    # The first call may import something.
+    assert sorted(seconds)[-2] < 1
+
+
+def test_every_check_is_among_them():
+    assert len(EVERY_CHECK) >= 26
 
 
 # --- How a result shows itself. ---

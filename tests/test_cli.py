@@ -73,7 +73,7 @@ def test_the_line_overrules_the_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", '{"sampels": 3}', "sampels, which cache does not know"),
+        ("a.json", '{"samplings": 3}', "samplings, which cache does not know"),
         ("a.json", "{", "is no JSON"),
         ("a.yaml", "- 1", "must hold names and values"),
         ("a.toml", "", "must end in"),

@@ -277,7 +277,7 @@ def test_other_numbers_are_fine(text):
         ("answer = 12", "\n".join(["x = 1"] * (MOST_LINES + 1)), "31 lines of code"),
         ("**Predict**", "Guess", "no **Predict**"),
         ("a dozen.", "3.66.", "the number 3.66"),
-        ("exercise", "excercise", "unknown tag excercise"),
+        ("exercise", "excercise", "unknown tag excercise"),  # codespell:ignore
     ],
 )
 def test_lint_finds(course, old, new, finding):
