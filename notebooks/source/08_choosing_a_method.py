@@ -1,0 +1,468 @@
+# %%
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+from distill_helpers.plots import STUDENT, TEACHER, use_style
+from distill_helpers.profiles import get_profile
+
+# %%
+use_style()
+profile = get_profile(PROFILE)
+judged = profile.name != "smoke"
+
+# %% [markdown]
+# ## One task, one student, one budget
+#
+# Every lesson so far compared one technique with its own baselines. You will have to
+# choose between techniques, so this lesson puts them side by side, in the situation
+# that most projects are in: **a few labels, many questions, and a teacher that is
+# good but not perfect**. The task is lesson 05's, three numbers to add with the steps
+# written out, and the teacher is the same.
+#
+# One thing is new. From scratch, it was largely luck whether a student began to carry
+# in time (lesson 07); in practice nobody starts from scratch. So here every student
+# begins as a copy of a small **base model** that has learned to add numbers up to 39.
+# The task goes up to 99, and there the base is nearly always wrong.
+
+# %%
+from distill_helpers.studies import load_results
+from distill_helpers.studies import side_by_side as study
+
+results = load_results("side_by_side")
+print(f"{study.LABELLED:,} sums with their right, worked answers")
+print(f"{study.QUESTIONS:,} sums without; the teacher answers them")
+print(f"{study.STEPS:,} steps of {study.BATCH_SIZE} rows, one learning rate")
+print(
+    f"{len(study.STUDENTS)} ways to train, {len(study.MODELS)} models as they are"
+)
+print(
+    f"{len(results.study.confirm_seeds)} seeds: labels, questions, base, order"
+)
+
+# %% [markdown]
+# The ways differ in what they need before anything can be trained. That is often what
+# decides, so it comes first:
+#
+# | way | reads | needs of the teacher | from lesson |
+# |---|---|---|---|
+# | labels | the labelled sums | nothing | 02 |
+# | smoothed labels | the same, a tenth of each target spread evenly | nothing | – |
+# | self-distillation | the same, beside what a first student says | nothing | – |
+# | co-distillation | the same, beside a larger model that is learning too | nothing: it grows along | 06 |
+# | soft labels, labelled rows | the same, with the teacher's distributions | logits at every step | 02 |
+# | teacher's text | the teacher's answers to the questions | its text: an API will do | 04 |
+# | checked text | only answers whose result is right | its text, and a checker | 05 |
+# | labels and text | both | its text | 04 |
+# | soft labels | the answers, with the teacher's distributions | logits at every step | 02 |
+# | stored soft labels | the same, from a cache | logits, once | 03 |
+# | labels and soft labels | both, with the teacher's distributions; labels and distributions count alike | logits at every step | 02 |
+# | own text | the answers, and in the last quarter what the student writes | logits, at every step of that quarter | 07 |
+# | half the teacher, soft labels | as soft labels; the student is the teacher's first two layers | its weights | 02 |
+
+# %% [markdown]
+# **Predict** before you look: which is worth more, 500 right answers or 2,000 of
+# which one in five is wrong? What will the teacher's *distribution* add to either?
+# And does any student come near the teacher?
+
+# %%
+from distill_helpers.plots import compare_arms
+
+KNOWS = [
+    study.SOFT_FEW,
+    study.SOFT,
+    study.STORED,
+    study.BOTH_SOFT,
+    study.OWN,
+    study.REPAIRED,
+]
+fig, ax = plt.subplots(figsize=(7, 5))
+compare_arms(ax, results, "exact_match", study.SAME_STEPS, soft=KNOWS)
+teacher_percent = results.mean("exact_match", study.TEACHER, study.SAME_STEPS)
+ax.axvline(teacher_percent.mean, color="0.4", ls="--", lw=1)
+ax.set_xlabel("right answers of 2,000, percent (mean and 95 % interval)")
+ax.set_title("Equal steps (orange: the teacher's distributions are used)")
+plt.show()
+
+# %% [markdown]
+# Differences between neighbours are what you would choose by, and their intervals are
+# narrower than the figure lets you think: every seed gave all ways the same base,
+# labels and questions, so they are compared seed by seed. These claims were written
+# down before the seeds were run:
+
+# %%
+for name in ("text_beats_labels", "both_beat_text", "checking_helps"):
+    display(results.verdict(name, judged=judged))
+for name in ("soft_beats_text", "stored_keeps", "own_helps"):
+    display(results.verdict(name, judged=judged))
+
+# %% [markdown]
+# TEXT-READ
+#
+# ## What is usually forgotten
+#
+# A technique should beat what costs nothing. Four such baselines stand in the figure.
+#
+# **Smoothing and self-distillation** also soften the targets, without a teacher. If
+# they did as well, the dark knowledge of lesson 01 would be a story.
+
+# %%
+for name in ("not_smoothing", "self_helps", "together_helps"):
+    display(results.verdict(name, judged=judged))
+
+# %% [markdown]
+# **Half the teacher**, its other layers simply removed, answers nothing. Repaired
+# with soft labels it is a student of its own kind; is it a better one?
+#
+# **The teacher in fewer bits** needs no training at all. Here, live, are its matrices
+# rounded to 2, 3, 4 and 8 bits. The band is the student of soft labels.
+
+# %%
+from distill_helpers.models import load_tiny_teacher
+
+teacher = load_tiny_teacher("sums")
+asked = profile.pick(smoke=40, cpu=500, gpu=2000)
+rounded = {
+    bits: study.quality(study.in_few_bits(teacher.model, bits), asked)
+    for bits in (2, 3, 4, 8)
+}
+
+# %%
+student = results.mean("exact_match", study.SOFT, study.SAME_STEPS)
+right = {bits: found["exact_match"] for bits, found in rounded.items()}
+fig, ax = plt.subplots(figsize=(6, 3))
+ax.plot(
+    list(right), list(right.values()), "o-", color=TEACHER, label="teacher"
+)
+label = "student of soft labels"
+ax.axhspan(student.low, student.high, color=STUDENT, alpha=0.25, label=label)
+ax.set_xticks(list(right), [f"{bits}" for bits in right])
+ax.set_xlabel("bits of a weight")
+ax.set_ylabel("right answers, percent")
+ax.set_title(f"The teacher, rounded ({asked:,} problems)")
+ax.legend()
+plt.show()
+
+# %%
+for name in ("bits_beat_students", "repair_beats_small"):
+    display(results.verdict(name, judged=judged))
+for arm in (study.TEACHER, study.FOUR_BITS, study.SOFT, study.REPAIRED):
+    size = results.mean("model_bytes", arm, study.SAME_STEPS).mean
+    print(f"{arm:30}{size / 1e6:5.2f} MB")
+
+# %% [markdown]
+# Bytes are not time. Rounding leaves the number of operations as it was, and a
+# student of a quarter of the size needs a quarter of them; and a student can be
+# rounded as well. But whoever only wants the *memory* down should round first, and
+# distil if that is not enough.
+#
+# One more baseline is free and does not fit into the figure: **prompting** the
+# teacher, better or with examples. Here it *is* the dashed line. Distilling moves a
+# skill that the teacher can be prompted to show; it adds none.
+#
+# ## Equal operations
+#
+# Equal steps flatter whoever has a teacher at work beside every step: its work is not
+# in the count. So now a way may spend as many floating-point operations as soft
+# labels do with a live teacher; cheaper ways train longer for it. What the teacher
+# wrote, stored or judged is charged; what it cost to make the teacher is not.
+
+# %%
+costs = study.count_costs()
+budget = costs.of(study.SOFT, study.STEPS)
+for arm in study.LONGER:
+    print(f"{arm:22}{study.steps_of(arm, study.EQUAL):6,} steps")
+print(f"each for {budget:.2f} · 10¹² operations")
+
+# %% [markdown]
+# **Predict:** more than twice the steps on the same 500 labels: do they help, or is
+# there nothing left to learn?
+
+# %%
+fig, ax = plt.subplots(figsize=(7.5, 4.5))
+markers = dict(zip(study.STUDENTS, "osD^vPX*<>hdp", strict=True))
+for arm in study.STUDENTS:
+    steps = {
+        setting: study.steps_of(arm, setting)
+        for setting in (study.SAME_STEPS, study.EQUAL)
+    }
+    points = [
+        (costs.of(arm, steps[s]), results.mean("exact_match", arm, s).mean)
+        for s in steps
+        if (arm, s) in results.study.pairs()
+    ]
+    x, y = zip(*points, strict=True)
+    ax.plot(x, y, marker=markers[arm], ms=7, label=arm)
+ax.axhline(teacher_percent.mean, color="0.4", ls="--", lw=1)
+ax.set_xlabel("operations, the teacher's share included (10¹²)")
+ax.set_ylabel("right answers, percent")
+ax.set_title("What the operations bought; lines lead to equal operations")
+ax.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+plt.show()
+
+# %%
+for name in ("labels_for_longer", "text_for_longer"):
+    display(results.verdict(name, judged=judged))
+for name in ("stored_pays", "own_pays"):
+    display(results.verdict(name, judged=judged))
+
+# %% [markdown]
+# TEXT-OPS
+#
+# ## Everything else, side by side
+#
+# Exact match is one yardstick. In the next figure each panel is another, over the
+# same five seeds: how far confidence and truth are apart (calibration error), how
+# close the student is to its teacher, how much the seeds differ, how well the
+# gradients of two batches agree where training begins, and what it all took.
+
+# %%
+import statistics
+
+SETTING = study.SAME_STEPS
+
+
+def spread(arm):
+    return statistics.stdev(results.values("exact_match", arm, SETTING))
+
+
+PANELS = {
+    "calibration error": lambda arm: results.mean("ece", arm, SETTING).mean,
+    "KL from teacher": lambda a: (
+        results.mean("kl_to_teacher", a, SETTING).mean
+    ),
+    "spread, points": spread,
+    "gradient cosine": lambda a: (
+        results.mean("gradient_cosine", a, SETTING).mean
+    ),
+    "seconds, in all": lambda arm: (
+        results.mean("training_seconds", arm, SETTING).mean
+        + results.mean("labelling_seconds", arm, SETTING).mean
+    ),
+    "KB stored": lambda a: (
+        results.mean("stored_bytes", a, SETTING).mean / 1000
+    ),
+}
+
+# %%
+fig, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.4), sharey=True)
+rows = range(len(study.STUDENTS))
+for ax, (title, value) in zip(axes, PANELS.items(), strict=True):
+    found = [value(arm) for arm in study.STUDENTS]
+    colors = [TEACHER if a in KNOWS else STUDENT for a in study.STUDENTS]
+    ax.barh(rows, found, color=colors, height=0.6)
+    ax.set_title(title, fontsize=10)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.grid(axis="y", visible=False)
+axes[0].set_yticks(rows, study.STUDENTS)
+axes[0].invert_yaxis()
+axes[3].set_xlim(left=0.5)
+plt.show()
+
+# %% [markdown]
+# (One processor core; bytes on top of the questions; no gradient is shown where the
+# way has none of its own.) Two of these differences had been claimed:
+
+# %%
+for name in ("steadier", "calibrated"):
+    display(results.verdict(name, judged=judged))
+columns = ("exact_match", "agreement", "ece", "tflops", "steps")
+print(f"{'':30}" + "".join(f"{name:>14}" for name in columns))
+for arm in study.STUDENTS:
+    means = (results.mean(name, arm, SETTING).mean for name in columns)
+    print(f"{arm:30}" + "".join(f"{mean:14.3f}" for mean in means))
+
+# %% [markdown]
+# TEXT-YARD
+#
+# ## Memory, for models of a real size
+#
+# With sixteen tokens to choose from, a distribution costs nothing to hold. So ask
+# `plan` (lesson 06) about a pair from the hub: a teacher of 1.7 and a student of
+# 0.36 billion parameters with 49,152 tokens, 4 rows of 512 tokens on an L4.
+
+# %%
+from distill_helpers.planning import METHODS, plan
+
+TEACHER_1B = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
+pair = (TEACHER_1B, "HuggingFaceTB/SmolLM2-360M")
+plans = {
+    method: plan(pair, batch_size=4, length=512, method=method, device="L4")
+    for method in METHODS
+}
+for method, found in plans.items():
+    verdict = "fits" if found.fits else "does not fit"
+    print(
+        f"{method:16}{found.memory_gib:6.1f} GiB at the peak: {verdict:13}"
+        f"{1000 * found.seconds_per_step:6.0f} ms a step"
+    )
+
+# %% [markdown]
+# Training the student alone is the floor, with text and with stored soft labels.
+# A live teacher adds its weights, without gradients; a teacher that learns adds its
+# gradients and the optimizer's two moments, for the larger model of the two.
+#
+# ## The bill
+#
+# Quality is half of a decision. The other half is money, and it depends on numbers
+# that only you have. `prices` holds the arithmetic: 2 operations per parameter for a
+# token read or written, 6 for one learned from, at a rented GPU's price; an API's
+# price per million tokens; people. Put in your own:
+
+# %%
+from distill_helpers.prices import Project
+
+project = Project(
+    teacher_billions=70,
+    student_billions=3,
+    vocabulary=128_000,
+    examples=50_000,  # that the student learns from
+    tokens_per_example=1_000,
+    epochs=3,
+    work_dollars=5_000,  # people: data, evaluation, deployment
+    api_dollars=1.0,  # for a million tokens
+    device="H100",
+)
+
+# %%
+from distill_helpers.prices import WAYS, bill
+
+for way in WAYS:
+    found = bill(project, way)
+    machines = sum(found.once.values()) - found.once.get("people", 0)
+    print(
+        f"{way:32}machines once {machines:7.0f} $, "
+        f"1,000 answers {1000 * found.answer:6.3f} $"
+    )
+
+# %% [markdown]
+# **Predict:** with these numbers, how many answers must a student serve before it
+# has paid for itself? A thousand, a hundred thousand, or some millions?
+
+# %%
+from distill_helpers.widgets import explore
+
+SHOWN = (*WAYS[:3], WAYS[3], WAYS[6])
+
+
+def draw_bills(ax, exponent):
+    totals = [bill(project, way).total(10.0**exponent) for way in SHOWN]
+    best = min(totals)
+    colors = [TEACHER if t == best else "#bbbbbb" for t in totals]
+    ax.barh(range(len(SHOWN)), totals, color=colors)
+    ax.set_yticks(range(len(SHOWN)), SHOWN)
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.set_xlim(1, 1e7)
+    ax.set_xlabel("dollars")
+    ax.set_title(f"$10^{{{exponent:g}}}$ answers")
+
+
+# %%
+explore(
+    draw_bills,
+    name="answers served, as a power of ten",
+    values=[3, 4, 5, 6, 7, 8, 9],
+    start=6,
+    still=[4, 6, 8],
+    alt="Cost of five ways of answering at three numbers of answers, the cheapest "
+    "in orange. Few answers are cheapest from a model that exists already; for "
+    "many, a student pays.",
+    size=(7.5, 2.8),
+)
+
+# %% [markdown]
+# The number that you predicted, computed in two ways: as what is spent once over what
+# an answer saves, and by looking for the point where the totals cross.
+
+# %%
+from distill_helpers.prices import API_TEXT, BOUGHT, break_even
+
+bought, made = bill(project, BOUGHT), bill(project, API_TEXT)
+low, high = 1.0, 1e12
+while high / low > 1.0001:
+    middle = (low * high) ** 0.5
+    dearer = made.total(middle) > bought.total(middle)
+    low, high = (middle, high) if dearer else (low, middle)
+print(f"by the formula: {break_even(bought, made):,.0f} answers")
+print(f"where they cross: {low:,.0f} answers")
+assert abs(low / break_even(bought, made) - 1) < 1e-3
+
+# %% [markdown]
+# Look at what the bill is made of. **People cost more than machines**, and the
+# teacher's reading for soft labels is a small part of it: at this size the choice
+# between text and soft labels is one of *access*, not of money. Change `project`: with
+# a billion examples, or a trillion tokens, the teacher's reading is what you pay for,
+# and then it matters whether it reads every epoch or once (lesson 03).
+#
+# ## The guide
+#
+# Ask these questions in order; the first "yes" decides. The numbers beside the
+# answers are this lesson's: right answers in percent, mean over the seeds.
+
+# %%
+QUESTIONS = [
+    ("Will you serve few answers, or is the\nteacher cheap enough?",
+     "prompt it; round its weights", study.FOUR_BITS),
+    ("Have you right labels for nearly\neverything that will be asked?",
+     "train on them for longer", None),
+    ("Does the teacher give its text alone,\nor has it another vocabulary?",
+     "its text, checked if you can,\nand your labels with it", study.BOTH),
+    ("Will several students or epochs read\nthe same rows?",
+     "soft labels, stored once", study.STORED),
+    ("Is all of it to be trained from scratch,\nas a family?",
+     "co-distil: the teacher's work is shared", study.TOGETHER),
+    ("Does the student write already, and\nwill its texts be long?",
+     "end on its own text", study.OWN),
+    ("None of these", "soft labels from the live teacher", study.SOFT),
+]  # fmt: skip
+
+
+def draw_guide(ax):
+    for row, (question, answer, arm) in enumerate(QUESTIONS):
+        if arm is not None:
+            mean = results.mean("exact_match", arm, SETTING).mean
+            answer += f"  ({mean:.0f})"
+        box = {"boxstyle": "round,pad=0.5", "fc": "#eef3f8", "ec": STUDENT}
+        ax.text(0, -row, question, bbox=box, va="center")
+        box = {"boxstyle": "round,pad=0.5", "fc": "#fdf3e6", "ec": TEACHER}
+        ax.text(1.15, -row, answer, bbox=box, va="center")
+        arrow = {"arrowstyle": "-|>", "color": "0.3"}
+        ax.annotate("", (1.12, -row), (0.86, -row), arrowprops=arrow)
+        ax.text(0.97, -row + 0.12, "yes", ha="center", fontsize=9)
+        if row:
+            ax.annotate(
+                "", (0.3, -row + 0.32), (0.3, -row + 0.68), arrowprops=arrow
+            )
+            ax.text(0.33, -row + 0.5, "no", va="center", fontsize=9)
+
+
+# %%
+fig, ax = plt.subplots(figsize=(8.5, 6.5))
+draw_guide(ax)
+ax.set_xlim(-0.05, 2.1)
+ax.set_ylim(-len(QUESTIONS) + 0.4, 0.6)
+ax.axis("off")
+plt.show()
+
+# %% [markdown]
+# Does the guide agree with the table? For every kind of access, take all ways that it
+# allows and let each compete with the one that the guide names, seed by seed. A rival
+# contradicts the guide only if it is better beyond doubt.
+
+# %%
+AT_HAND = {
+    "labels alone": (
+        study.LABELS,
+        (study.SMOOTHED, study.SELF, study.TOGETHER),
+    ),
+    "its text": (study.BOTH, (study.LABELS, study.TEXT, study.CHECKED)),
+    "its logits": (study.STORED, (study.SOFT, study.SOFT_FEW, study.OWN)),
+}
+for access, (choice, rivals) in AT_HAND.items():
+    for rival in rivals:
+        gain = results.gain("exact_match", choice, rival, SETTING)
+        word = "CONTRADICTED" if gain.high < 0 else "stands"
+        print(
+            f"{access:14}{choice} over {rival}: {gain.mean:+.1f} "
+            f"[{gain.low:+.1f}, {gain.high:+.1f}] {word}"
+        )
