@@ -120,6 +120,14 @@ SHOWN = {
         digits=1,
         costs=(("seconds of training", "training_seconds"),),
     ),
+    "side_by_side": Shown(
+        "Every technique side by side",
+        "exact_match",
+        "Exact match on the frozen test (percent, higher is better): 500 labels, "
+        "2,000 questions, one base student, 600 steps or as many operations as soft "
+        "labels spend in them",
+        digits=1,
+    ),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
 }
 
@@ -132,6 +140,8 @@ UNITS = {
     "accuracy": "of 1",
     "exact_match": "points",
     "excess_kl": "nats",
+    "gradient_cosine": "of 1",
+    "ece": "of 1",
 }
 
 
@@ -203,7 +213,8 @@ def metric_table(rows: Sequence[dict[str, str]], shown: Shown) -> str:
             values = [float(row[shown.metric]) for row in there]
             cells.append(_cell(values, shown.digits))
         for _, column in shown.costs:
-            cells.append(f"{sum(float(row[column]) for row in mine) / len(mine):.1f}")
+            mean = sum(float(row[column]) for row in mine) / len(mine)
+            cells.append(f"{mean:,.0f}" if mean >= 100 else f"{mean:.1f}")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -80,7 +80,7 @@ compare_arms(ax, results, "exact_match", study.SAME_STEPS, soft=KNOWS)
 teacher_percent = results.mean("exact_match", study.TEACHER, study.SAME_STEPS)
 ax.axvline(teacher_percent.mean, color="0.4", ls="--", lw=1)
 ax.set_xlabel("right answers of 2,000, percent (mean and 95 % interval)")
-ax.set_title("Equal steps (orange: the teacher's distributions are used)")
+ax.set_title("Equal steps (blue: learned from the teacher's distributions)")
 plt.show()
 
 # %% [markdown]
@@ -278,22 +278,20 @@ for arm in study.STUDENTS:
 #
 # With sixteen tokens to choose from, a distribution costs nothing to hold. So ask
 # `plan` (lesson 06) about a pair from the hub: a teacher of 1.7 and a student of
-# 0.36 billion parameters with 49,152 tokens, 4 rows of 512 tokens on an L4.
+# 0.36 billion parameters with 49,152 tokens, 2 rows of 512 tokens on an A100.
 
 # %%
 from distill_helpers.planning import METHODS, plan
 
-TEACHER_1B = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
-pair = (TEACHER_1B, "HuggingFaceTB/SmolLM2-360M")
-plans = {
-    method: plan(pair, batch_size=4, length=512, method=method, device="L4")
-    for method in METHODS
-}
-for method, found in plans.items():
-    verdict = "fits" if found.fits else "does not fit"
+pair = (
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "HuggingFaceTB/SmolLM2-360M",
+)
+for method in METHODS:
+    found = plan(pair, batch_size=2, length=512, method=method, device="A100")
     print(
-        f"{method:16}{found.memory_gib:6.1f} GiB at the peak: {verdict:13}"
-        f"{1000 * found.seconds_per_step:6.0f} ms a step"
+        f"{method:16}{found.memory_gib:6.1f} GiB at the peak, "
+        f"{1000 * found.seconds_per_step:5.0f} ms a step"
     )
 
 # %% [markdown]
@@ -365,7 +363,7 @@ explore(
     start=6,
     still=[4, 6, 8],
     alt="Cost of five ways of answering at three numbers of answers, the cheapest "
-    "in orange. Few answers are cheapest from a model that exists already; for "
+    "in blue. Few answers are cheapest from a model that exists already; for "
     "many, a student pays.",
     size=(7.5, 2.8),
 )
@@ -466,3 +464,142 @@ for access, (choice, rivals) in AT_HAND.items():
             f"{access:14}{choice} over {rival}: {gain.mean:+.1f} "
             f"[{gain.low:+.1f}, {gain.high:+.1f}] {word}"
         )
+
+# %% [markdown] tags=["published"]
+# ## What others chose
+#
+# Read these with the guide in mind: who had weights, who had only text, and who had a
+# teacher that was still learning? Where a report does not name its teacher, nor do we.
+#
+# | system | technique | what its authors say |
+# |---|---|---|
+# | DistilBERT (Sanh et al. 2019, arXiv:1910.01108) | soft labels beside the labels; the student begins as every second layer of the teacher | 40 % smaller and 60 % faster, 97 % of BERT's score on GLUE |
+# | Minitron (Muralidharan et al. 2024, arXiv:2407.14679) | cut layers and widths out of the teacher, then soft labels | 8B and 4B models from a 15B one with up to 40 times fewer training tokens than from scratch |
+# | Gemma 2 (2024, arXiv:2408.00118) | soft labels in pre-training instead of next-token prediction, for the 2B and 9B models | the smaller models are trained on far more tokens than is usual for their size; the teacher is not named |
+# | Gemma 3 (2025, arXiv:2503.19786) | soft labels in pre-training, 256 logits a token, sampled by the teacher's probabilities | lesson 03's scheme at scale; the teacher is not named |
+# | DeepSeek-R1 (2025, arXiv:2501.12948) | text alone: about 800,000 checked samples, supervised fine-tuning of Qwen and Llama models | the fine-tuned small models beat reinforcement learning on a model of the same size |
+# | Llama 4 (Meta's post of April 2025) | Maverick is "codistilled" from Behemoth in pre-training, with a loss that shifts weight between soft and hard targets | the teacher's forward passes are shared: most targets are computed while it trains |
+# | Qwen3 (2025, arXiv:2505.09388) | the teacher's text, then the student's own text with the teacher's logits | better than reinforcement learning on one of its models, for about a tenth of the GPU hours |
+#
+# Nobody in this list used co-distillation to *save* a teacher; it was there because the
+# large model was to be trained anyway. And those with logits of a fixed teacher used
+# them, those with a strong reasoner and many pupils of other families sent text.
+
+# %% [markdown] tags=["given"]
+# ## Exercise 1 · What a budget buys
+#
+# *easy · forget what comes before the first step, and the cheap ways look dear · 5
+# minutes*
+#
+# Write `steps_for(budget, once, per_step)`: the largest whole number of steps whose
+# cost, on top of what is spent once, stays within the budget. 0 if that alone is too
+# much.
+#
+# By hand: 10 in all, 3 for the teacher's text and 2 for a step buy 3 steps; the last 1
+# buys nothing.
+
+
+# %% tags=["exercise"]
+from distill_helpers import checks
+
+
+def steps_for(budget, once, per_step):
+    return None  # your code here
+
+
+checks.steps_for(steps_for)
+
+# %% [markdown] tags=["hint"]
+# Take what is spent once off the budget, and divide. `//` rounds down, for negative
+# numbers too: −1 // 2 is −1.
+
+
+# %% tags=["solution"]
+from distill_helpers import checks
+
+
+def steps_for(budget, once, per_step):
+    return max(0, int((budget - once) // per_step))
+
+
+checks.steps_for(steps_for)
+
+# %% [markdown] tags=["given"]
+# ## Exercise 2 · What nobody beats
+#
+# *medium · the one picture that a decision between cost and quality needs · 10 minutes*
+#
+# Write `frontier(costs, scores)` for two lists of equal length: the places of the ways
+# that no other one beats. Another one beats a way if it costs no more, scores no less,
+# and is better in at least one of the two.
+#
+# By hand: costs `[1, 2, 2]` and scores `[5, 8, 7]` give `[0, 1]`: the third costs as
+# much as the second and scores less; the first is the cheapest.
+
+
+# %% tags=["exercise"]
+def frontier(costs, scores):
+    return None  # your code here
+
+
+checks.frontier(frontier)
+
+# %% [markdown] tags=["hint"]
+# For each way, ask `any(...)` over all others: `c <= cost and s >= score`, and not both
+# equal. Two ways that are exactly alike do not beat each other.
+
+
+# %% tags=["solution"]
+def frontier(costs, scores):
+    ways = list(zip(costs, scores, strict=True))
+    return [
+        place
+        for place, (cost, score) in enumerate(ways)
+        if not any(
+            c <= cost and s >= score and (c, s) != (cost, score)
+            for c, s in ways
+        )
+    ]
+
+
+checks.frontier(frontier)
+
+# %% [markdown]
+# Your `frontier` on this lesson's ways, by operations and right answers (it prints
+# nothing until you have written it):
+
+# %%
+ways = [pair for pair in results.study.pairs() if pair[0] in study.STUDENTS]
+spent = [costs.of(arm, study.steps_of(arm, where)) for arm, where in ways]
+gained = [results.mean("exact_match", arm, where).mean for arm, where in ways]
+for place in frontier(spent, gained) or []:
+    arm, where = ways[place]
+    print(f"{arm}, {where}: {spent[place]:.2f}, {gained[place]:.0f} %")
+
+# %% [markdown]
+# ## Recap
+#
+# | question | answer |
+# |---|---|
+# | what decides first? | access: weights, logits, or text alone |
+# | what is compared with what? | ways of equal budget: steps flatter those with a teacher at work beside them, operations charge it |
+# | which baselines are forgotten? | labels for longer, smoothing, self-distillation, the rounded teacher, prompting |
+# | how large a difference counts? | one that holds seed by seed; write the claim down first |
+# | what does a distillation cost? | mostly people; then the teacher's reading and writing; the student's training is the least |
+# | when does it pay? | when what an answer saves, times the answers served, exceeds what is spent once |
+#
+# **When would you not distil at all?**
+#
+# * Few answers will be served: prompt the teacher, or buy the answers.
+# * A smaller model that somebody else has distilled does the job: most teams should
+#   look for that first.
+# * Memory is the problem: round the teacher's weights.
+# * You have right labels for what will be asked: train on them, for longer.
+# * Nobody can say what a good answer is: there is nothing to check a student by.
+# * The teacher's licence forbids it (lesson 04).
+#
+# *Read on:* Busbridge et al. 2025, *Distillation Scaling Laws* (arXiv:2502.08606): when
+# distilling beats training alone at equal compute; Furlanello et al. 2018
+# (arXiv:1805.04770) on self-distillation; Müller et al. 2019 (arXiv:1906.02629) on what
+# label smoothing does to a teacher; Menon et al. 2021 (arXiv:2005.10419) on soft labels
+# and the variance of training.
