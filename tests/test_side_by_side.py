@@ -23,7 +23,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def base():
-    return study.base_student(0, steps=2)
+    return study.base_student(steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_every_way_reads_the_rows_that_it_may(task):
 @pytest.mark.parametrize("arm", study.STUDENTS)
 def test_every_way_trains_and_leaves_the_base_alone(arm, base, task):
     before = copy.deepcopy(base.state_dict())
-    partner = study.base_partner(0, steps=1) if arm == study.TOGETHER else None
+    partner = study.base_partner(steps=1) if arm == study.TOGETHER else None
     trained = study.train_arm(
         arm,
         base,
