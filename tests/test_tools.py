@@ -292,6 +292,18 @@ def test_lint_finds_long_cells(course):
     assert found == ["half of the code cells are longer than 8 lines: 12"]
 
 
+def test_lint_finds_what_a_slider_would_stumble_over(course):
+    slider = (
+        "\n# %%\ndef draw(ax, x):\n    own = x\n    ax.plot(costs, own)\n"
+        "\n# %%\nexplore(draw, values=[1])\n"
+    )
+    assert findings(course, SOURCE + slider) == []
+    assert findings(course, SOURCE + slider + "\n# %%\nown = x = 2\n") == []
+    (found,) = findings(course, SOURCE + slider + "\n# %%\nfor costs in ():\n    0\n")
+    assert "'costs' another meaning" in found
+    assert "slider of 'draw'" in found
+
+
 def test_tagged_numbers_are_allowed(course):
     cell = '\n# %% [markdown] tags=["published"]\n# The paper says 3.66 (address).\n'
     assert findings(course, SOURCE + cell) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from statistics import median
 
@@ -83,6 +84,55 @@ def _lint_exercises(cells: list[NotebookNode]) -> list[str]:
     return findings
 
 
+def _names(tree: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    return {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, context)
+    }
+
+
+def _lint_sliders(cells: list[NotebookNode]) -> list[str]:
+    """A slider draws anew when the whole notebook has run: with the names of then."""
+    trees = [
+        ast.parse(cell.source)
+        for cell in cells
+        if cell.cell_type == "code" and "solution" not in tags(cell)
+    ]
+    functions = {
+        node.name: node
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    findings = []
+    for number, tree in enumerate(trees):
+        drawn = {
+            functions[call.args[0].id]
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call)
+            and getattr(call.func, "id", "") == "explore"
+            and call.args
+            and isinstance(call.args[0], ast.Name)
+            and call.args[0].id in functions
+        }
+        for function in drawn:
+            own = _names(function, ast.Store)
+            own |= {
+                node.arg for node in ast.walk(function) if isinstance(node, ast.arg)
+            }
+            read = _names(function, ast.Load) - own
+            later = set[str]().union(
+                *(_names(t, ast.Store) for t in trees[number + 1 :])
+            )
+            findings += [
+                f"a later cell gives {name!r} another meaning, and the slider of "
+                f"{function.name!r} draws with that: use another name there"
+                for name in sorted(read & later)
+            ]
+    return findings
+
+
 def lint(cells: list[NotebookNode]) -> list[str]:
     """All findings for the cells of one lesson's source."""
     findings = []
@@ -106,4 +156,4 @@ def lint(cells: list[NotebookNode]) -> list[str]:
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     if not PREDICT.search(prose):
         findings.append("no **Predict** before a run")
-    return findings + _lint_exercises(cells)
+    return findings + _lint_exercises(cells) + _lint_sliders(cells)

@@ -42,14 +42,14 @@ from distill_helpers.widgets import explore
 
 arms = ("full", "top-12", stored_labels.DEFAULT)
 sizes = {arm: stored_labels.scheme_of(arm, 49_152) for arm in arms}
-cost = {arm: scheme.bytes_per_position for arm, scheme in sizes.items()}
-cost["the text itself"] = 2
+bytes_of = {arm: scheme.bytes_per_position for arm, scheme in sizes.items()}
+bytes_of["the text itself"] = 2
 
 
 # %%
 def draw_bill(ax, exponent):
-    total = np.array(list(cost.values())) * 10.0**exponent
-    ax.plot(total, list(cost), "o", ms=9, color="#0072b2")
+    total = np.array(list(bytes_of.values())) * 10.0**exponent
+    ax.plot(total, list(bytes_of), "o", ms=9, color="#0072b2")
     ax.set_xscale("log")
     ax.set_xlim(1e5, 1e19)
     ax.set_xticks([1e6, 1e9, 1e12, 1e15, 1e18], ["MB", "GB", "TB", "PB", "EB"])
