@@ -29,12 +29,11 @@ from distill_helpers.studies import load_results
 from distill_helpers.studies import side_by_side as study
 
 results = load_results("side_by_side")
+ways, models = len(study.STUDENTS), len(study.MODELS)
 print(f"{study.LABELLED:,} sums with their right, worked answers")
 print(f"{study.QUESTIONS:,} sums without; the teacher answers them")
 print(f"{study.STEPS:,} steps of {study.BATCH_SIZE} rows, one learning rate")
-print(
-    f"{len(study.STUDENTS)} ways to train, {len(study.MODELS)} models as they are"
-)
+print(f"{ways} ways to train, {models} models as they are")
 print(f"{len(results.study.confirm_seeds)} seeds: labels, questions, order")
 
 # %% [markdown]
@@ -65,18 +64,17 @@ print(f"{len(results.study.confirm_seeds)} seeds: labels, questions, order")
 # %%
 from distill_helpers.plots import compare_arms
 
-KNOWS = [
-    study.SOFT_FEW,
-    study.SOFT,
-    study.STORED,
-    study.BOTH_SOFT,
-    study.OWN,
-    study.REPAIRED,
-]
+SETTING = study.SAME_STEPS
+KNOWS = (
+    *(study.SOFT_FEW, study.SOFT, study.STORED),
+    *(study.BOTH_SOFT, study.OWN, study.REPAIRED),
+)
+teacher_percent = results.mean("exact_match", study.TEACHER, SETTING).mean
+
+# %%
 fig, ax = plt.subplots(figsize=(7, 5))
-compare_arms(ax, results, "exact_match", study.SAME_STEPS, soft=KNOWS)
-teacher_percent = results.mean("exact_match", study.TEACHER, study.SAME_STEPS)
-ax.axvline(teacher_percent.mean, color="0.4", ls="--", lw=1)
+compare_arms(ax, results, "exact_match", SETTING, soft=KNOWS)
+ax.axvline(teacher_percent, color="0.4", ls="--", lw=1)
 ax.set_xlabel("right answers of 2,000, percent (mean and 95 % interval)")
 ax.set_title("Equal steps (blue: learned from the teacher's distributions)")
 plt.show()
@@ -108,13 +106,10 @@ from distill_helpers.data import results_root
 
 path = results_root() / "rounds" / "side_by_side_1.csv"
 with path.open(encoding="utf-8") as file:
-    first = [
-        float(row["exact_match"])
-        for row in csv.DictReader(file)
-        if (row["phase"], row["arm"]) == ("confirm", study.TEXT)
-    ]
-same = results.values("exact_match", study.TEXT, study.SAME_STEPS)
-print("teacher's text, a base per seed:", [f"{x:.0f} %" for x in first])
+    rows = [row for row in csv.DictReader(file) if row["arm"] == study.TEXT]
+tried = [float(r["exact_match"]) for r in rows if r["phase"] == "confirm"]
+same = results.values("exact_match", study.TEXT, SETTING)
+print("teacher's text, a base per seed:", [f"{x:.0f} %" for x in tried])
 print("teacher's text, one base:       ", [f"{x:.0f} %" for x in same])
 
 # %% [markdown]
@@ -153,14 +148,14 @@ rounded = {
 }
 
 # %%
-student = results.mean("exact_match", study.SOFT, study.SAME_STEPS)
+student = results.mean("exact_match", study.SOFT, SETTING)
 right = {bits: found["exact_match"] for bits, found in rounded.items()}
 fig, ax = plt.subplots(figsize=(6, 3))
 ax.plot(
     list(right), list(right.values()), "o-", color=TEACHER, label="teacher"
 )
-label = "student of soft labels"
-ax.axhspan(student.low, student.high, color=STUDENT, alpha=0.25, label=label)
+band = {"color": STUDENT, "alpha": 0.25, "label": "student of soft labels"}
+ax.axhspan(student.low, student.high, **band)
 ax.set_xticks(list(right), [f"{bits}" for bits in right])
 ax.set_xlabel("bits of a weight")
 ax.set_ylabel("right answers, percent")
@@ -172,7 +167,7 @@ plt.show()
 for name in ("bits_beat_students", "repair_beats_small"):
     display(results.verdict(name, judged=judged))
 for arm in (study.TEACHER, study.FOUR_BITS, study.SOFT, study.REPAIRED):
-    size = results.mean("model_bytes", arm, study.SAME_STEPS).mean
+    size = results.mean("model_bytes", arm, SETTING).mean
     print(f"{arm:30}{size / 1e6:5.2f} MB")
 
 # %% [markdown]
@@ -203,22 +198,21 @@ print(f"each for {budget:.2f} · 10¹² operations")
 # **Predict:** more than twice the steps on the same 500 labels: do they help, or is
 # there nothing left to learn?
 
+
+# %%
+def places_of(arm):
+    """Operations and right answers of a way, in one setting or both."""
+    found = [where for a, where in results.study.pairs() if a == arm]
+    spent = [costs.of(arm, study.steps_of(arm, where)) for where in found]
+    means = [results.mean("exact_match", arm, where).mean for where in found]
+    return spent, means
+
+
 # %%
 fig, ax = plt.subplots(figsize=(7.5, 4.5))
-markers = dict(zip(study.STUDENTS, "osD^vPX*<>hdp", strict=True))
-for arm in study.STUDENTS:
-    steps = {
-        setting: study.steps_of(arm, setting)
-        for setting in (study.SAME_STEPS, study.EQUAL)
-    }
-    points = [
-        (costs.of(arm, steps[s]), results.mean("exact_match", arm, s).mean)
-        for s in steps
-        if (arm, s) in results.study.pairs()
-    ]
-    x, y = zip(*points, strict=True)
-    ax.plot(x, y, marker=markers[arm], ms=7, label=arm)
-ax.axhline(teacher_percent.mean, color="0.4", ls="--", lw=1)
+for arm, marker in zip(study.STUDENTS, "osD^vPX*<>hdp", strict=True):
+    ax.plot(*places_of(arm), marker=marker, ms=7, label=arm)
+ax.axhline(teacher_percent, color="0.4", ls="--", lw=1)
 ax.set_xlabel("operations, the teacher's share included (10¹²)")
 ax.set_ylabel("right answers, percent")
 ax.set_title("What the operations bought; lines lead to equal operations")
@@ -243,44 +237,35 @@ display(results.verdict("stored_pays", judged=judged))
 # %%
 import statistics
 
-SETTING = study.SAME_STEPS
+
+def mean_of(metric):
+    return [results.mean(metric, a, SETTING).mean for a in study.STUDENTS]
 
 
-def spread(arm):
-    return statistics.stdev(results.values("exact_match", arm, SETTING))
-
-
-PANELS = {
-    "calibration error": lambda arm: results.mean("ece", arm, SETTING).mean,
-    "KL from teacher": lambda a: (
-        results.mean("kl_to_teacher", a, SETTING).mean
-    ),
-    "spread, points": spread,
-    "gradient cosine": lambda a: (
-        results.mean("gradient_cosine", a, SETTING).mean
-    ),
-    "seconds, in all": lambda arm: (
-        results.mean("training_seconds", arm, SETTING).mean
-        + results.mean("labelling_seconds", arm, SETTING).mean
-    ),
-    "KB stored": lambda a: (
-        results.mean("stored_bytes", a, SETTING).mean / 1000
-    ),
+right = [results.values("exact_match", a, SETTING) for a in study.STUDENTS]
+seconds = zip(
+    mean_of("training_seconds"), mean_of("labelling_seconds"), strict=True
+)
+panels = {
+    "calibration error": mean_of("ece"),
+    "KL from teacher": mean_of("kl_to_teacher"),
+    "spread, points": [statistics.stdev(values) for values in right],
+    "gradient cosine": mean_of("gradient_cosine"),
+    "seconds, in all": [own + before for own, before in seconds],
+    "KB stored": [size / 1000 for size in mean_of("stored_bytes")],
 }
 
 # %%
-fig, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.4), sharey=True)
+fig, axes = plt.subplots(1, len(panels), figsize=(11, 4.4), sharey=True)
 rows = range(len(study.STUDENTS))
-for ax, (title, value) in zip(axes, PANELS.items(), strict=True):
-    found = [value(arm) for arm in study.STUDENTS]
-    colors = [TEACHER if a in KNOWS else STUDENT for a in study.STUDENTS]
+colors = [TEACHER if a in KNOWS else STUDENT for a in study.STUDENTS]
+for ax, (title, found) in zip(axes, panels.items(), strict=True):
     ax.barh(rows, found, color=colors, height=0.6)
     ax.set_title(title, fontsize=10)
     ax.tick_params(axis="x", labelsize=8)
     ax.grid(axis="y", visible=False)
 axes[0].set_yticks(rows, study.STUDENTS)
 axes[0].invert_yaxis()
-axes[3].set_xlim(left=0.5)
 plt.show()
 
 # %% [markdown]
@@ -290,11 +275,13 @@ plt.show()
 # %%
 for name in ("steadier", "calibrated"):
     display(results.verdict(name, judged=judged))
-columns = ("exact_match", "agreement", "ece", "tflops", "steps")
-print(f"{'':30}" + "".join(f"{name:>14}" for name in columns))
-for arm in study.STUDENTS:
-    means = (results.mean(name, arm, SETTING).mean for name in columns)
-    print(f"{arm:30}" + "".join(f"{mean:14.3f}" for mean in means))
+
+# %%
+columns = ("exact_match", "agreement", "ece", "tflops", "trained_tokens")
+print(f"{'':30}" + "".join(f"{name:>15}" for name in columns))
+for place, arm in enumerate(study.STUDENTS):
+    found = [mean_of(name)[place] for name in columns]
+    print(f"{arm:30}" + "".join(f"{value:15,.3f}" for value in found))
 
 # %% [markdown]
 # TEXT-YARD
@@ -302,8 +289,8 @@ for arm in study.STUDENTS:
 # ## Memory, for models of a real size
 #
 # With sixteen tokens to choose from, a distribution costs nothing to hold. So ask
-# `plan` (lesson 06) about a pair from the hub: a teacher of 1.7 and a student of
-# 0.36 billion parameters with 49,152 tokens, 2 rows of 512 tokens on an A100.
+# `plan` (lesson 06) about a pair from the hub, SmolLM2-1.7B and its sibling 360M, with
+# 49,152 tokens: 2 rows of 512 tokens on an A100.
 
 # %%
 from distill_helpers.planning import METHODS, plan
@@ -387,9 +374,9 @@ explore(
     values=[3, 4, 5, 6, 7, 8, 9],
     start=6,
     still=[4, 6, 8],
-    alt="Cost of five ways of answering at three numbers of answers, the cheapest "
-    "in blue. Few answers are cheapest from a model that exists already; for "
-    "many, a student pays.",
+    alt="Cost of five ways of answering at three numbers of answers, the "
+    "cheapest in blue. Few answers are cheapest from a model that exists "
+    "already; for many, a student pays.",
     size=(7.5, 2.8),
 )
 
