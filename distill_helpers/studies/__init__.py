@@ -61,7 +61,6 @@ STUDIES = (
     "codistillation",
     "codistilled_sums",
     "on_policy",
-    "side_by_side",
 )
 
 Options = tuple[tuple[str, float], ...]
