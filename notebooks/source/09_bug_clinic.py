@@ -437,7 +437,7 @@ chart({name: (run, name) for name, run in slow.items()})
 # %%
 for name, loss in (("healthy", plain_loss), ("patient 4", admit(4))):
     warm, hotter = (
-        float(loss(logits, theirs, batch["labels"], T, 1.0)) for T in (50, 100)
+        loss(logits, theirs, batch["labels"], T, 1.0).item() for T in (50, 100)
     )
     print(
         f"{name:10} loss at T = 100 over loss at T = 50: {hotter / warm:.3f}"
@@ -722,7 +722,7 @@ sweep = {
 # %%
 _, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 for (name, alpha), run in sweep.items():
-    ax = axes[name == "patient"]
+    ax = axes[int(name == "patient")]
     look = "healthy" if alpha == 1.0 else "other"
     draw(ax, run, "reported", f"α = {alpha:g}", look)
     ax.set_title(f"{name}: what two settings of α report")
