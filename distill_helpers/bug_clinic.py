@@ -140,16 +140,16 @@ def _gradients(
     loss: LossFunction, student: Tensor, teacher: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value and both gradients at T = 2, α = 1; zero where there is none."""
-    leaves = [x.clone().requires_grad_() for x in (student, teacher)]
-    value = loss(*leaves, labels, 2.0, 1.0)
-    found: list[Tensor | None] = [None, None]
+    student, teacher = (x.clone().requires_grad_() for x in (student, teacher))
+    value = loss(student, teacher, labels, 2.0, 1.0)
+    found: tuple[Tensor | None, ...] = (None, None)
     if value.requires_grad:
-        found = list(torch.autograd.grad(value, leaves, allow_unused=True))
-    filled = [
+        found = torch.autograd.grad(value, [student, teacher], allow_unused=True)
+    ours, theirs = (
         torch.zeros_like(leaf) if one is None else one
-        for leaf, one in zip(leaves, found, strict=True)
-    ]
-    return value.detach(), filled[0], filled[1]
+        for leaf, one in zip((student, teacher), found, strict=True)
+    )
+    return value.detach(), ours, theirs
 
 
 def _copy_is_perfect(loss: LossFunction) -> bool:
@@ -218,13 +218,15 @@ def _padding_is_silent(loss: LossFunction) -> bool:
 def _pieces_add_up(loss: LossFunction) -> bool:
     batch = _Batch.draw()
     whole = loss(batch.student, batch.teacher, batch.labels, 2.0, 0.5)
-    counts = (~batch.ignored).sum((1, 2))
-    total = sum(
-        float(loss(*(x[row : row + 1] for x in every), 2.0, 0.5)) * int(counts[row])
-        for every in [(batch.student, batch.teacher, batch.labels)]
-        for row in range(len(counts))
-    )
-    return _near(whole, total / int(counts.sum()))
+    counts = (~batch.ignored).sum((1, 2)).tolist()
+    total = 0.0
+    for row, count in enumerate(counts):
+        piece = slice(row, row + 1)
+        value = loss(
+            batch.student[piece], batch.teacher[piece], batch.labels[piece], 2.0, 0.5
+        )
+        total += count * float(value)
+    return _near(whole, total / sum(counts))
 
 
 def _constants_cancel(loss: LossFunction) -> bool:

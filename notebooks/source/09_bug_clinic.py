@@ -55,7 +55,7 @@ from distill_helpers.models import build_student, load_tiny_teacher
 from distill_helpers.studies.shared_task import worked
 
 teacher, tokenizer = load_tiny_teacher("sums")
-STEPS = profile.pick(smoke=4, cpu=40, gpu=40)
+STEPS = profile.pick(smoke=4, cpu=60, gpu=60)
 ROWS = 16  # in a batch
 
 
@@ -134,7 +134,7 @@ def train(loss, T=1.0, alpha=1.0, on=None, optimizer=None, lr=1e-2):
     update = optimizer(student.parameters(), lr=lr)
     run = {"student": student, "reported": [], "real": []}
     for step, (batch, theirs) in enumerate(on or lessons):
-        if step % 8 == 0:
+        if step % (STEPS // 4) == 0:
             run["real"].append((step, distance(student)))
         value = loss(read(student, batch), theirs, batch["labels"], T, alpha)
         update.zero_grad()
@@ -179,7 +179,7 @@ print(f"KL to the teacher: {healthy['real'][0][1]:.2f} at the start,", end=" ")
 print(f"{healthy['real'][-1][1]:.2f} after {STEPS} steps")
 
 # %% [markdown]
-# Forty steps make no adder. They are enough to see who learns and who does not.
+# So short a training makes no adder. It is enough to see who learns and who does not.
 #
 # ## Patient 1: "My loss falls like a stone"
 #
@@ -213,7 +213,7 @@ mine = build_student(tokenizer, layers=2, width=64, seed=0)
 famous = copy.deepcopy(teacher)
 distiller = Distiller(mine, famous, lr=2e-3)
 patient = {"reported": [], "real": []}
-for step, (batch, _) in enumerate(lessons[: STEPS // 2]):
+for step, (batch, _) in enumerate(lessons[:20]):
     if step % 5 == 0:
         patient["real"].append((step, distance(mine)))
     patient["reported"].append((step, distiller.step(batch)))
@@ -288,8 +288,9 @@ chart(
 )
 
 # %% [markdown]
-# The reported curve of the patient is *lower* than the healthy one. On the right it
-# runs where labels alone run. **Predict:**
+# The reported curve of the patient is *lower* than the healthy one. On the right all
+# three lie close together: in so short a training, a mix is not far from labels alone,
+# and the patient is where labels alone are. Nobody would call that a symptom. **Predict:**
 #
 # * the teacher is no help for sums;
 # * T or α are badly chosen;
@@ -412,27 +413,36 @@ print(cache.verify(teacher, rows.select(range(8)), tokenizer=tokenizer))
 # This one came for a check-up. T = 4, soft labels alone, AdamW:
 
 # %%
-hot = {"healthy": train(plain_loss, T=4.0), "patient": train(admit(4), T=4.0)}
-chart({name: (run, name) for name, run in hot.items()})
+adamw = [train(loss, T=4.0) for loss in (plain_loss, admit(4))]
+for name, run in zip(("healthy", "patient"), adamw, strict=True):
+    first, last = run["reported"][0][1], run["reported"][-1][1]
+    print(f"{name}: reported {first:5.2f} at first, {last:5.2f} at last")
 
 # %% [markdown]
-# The reported numbers differ by a factor, and nobody knows what they should be. On the
-# right: two curves, one on top of the other, or nearly. **Predict:** is it healthy? And
-# what will happen with plain SGD?
+# Both fall, and by about the same share. The numbers differ by a factor, but who knows
+# what they should be? **Predict:** is the patient healthy? And what would happen if both
+# were trained with plain SGD?
 
 # %%
 options = {"T": 4.0, "optimizer": torch.optim.SGD, "lr": 0.05}
-slow = {
-    "healthy": train(plain_loss, **options),
-    "patient": train(admit(4), **options),
-}
-chart({name: (run, name) for name, run in slow.items()})
+sgd = [train(loss, **options) for loss in (plain_loss, admit(4))]
+
+_, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+for ax, pair, title in zip(axes, (adamw, sgd), ("AdamW", "SGD"), strict=True):
+    for look, run in zip(("healthy", "patient"), pair, strict=True):
+        first = run["reported"][0][1]
+        share = {"left": [(i, loss / first) for i, loss in run["reported"]]}
+        draw(ax, share, "left", look, look)
+    ax.set_title(title)
+axes[0].set_ylabel("loss over the first loss")
+axes[1].legend()
+plt.show()
 
 # %% [markdown]
 # AdamW divides each gradient by its own running size. Whatever multiplies the whole
-# loss is divided out again: sixteen or one sixteenth, all the same. SGD is not so
-# kind. **The probe** holds the loss against itself, at two high temperatures. Lesson 01
-# showed that T² is there to make that ratio nearly one.
+# loss is divided out again: sixteen or a sixteenth, it is all the same, but for chance.
+# SGD is not so kind. **The probe** holds the loss against itself, at two high
+# temperatures. Lesson 01 showed that T² is there to keep their ratio near one.
 
 # %%
 for name, loss in (("healthy", plain_loss), ("patient 4", admit(4))):
@@ -603,10 +613,41 @@ diagnosis(6)
 # gradient may change. (And let a log show a NaN: transformers' `Trainer` leaves them
 # out unless `logging_nan_inf_filter=False`.)
 #
-# ## Patient 7: "My loss is the best of the ward"
+# ## Patient 7: "My loss depends on who sits beside me"
 #
-# The complaint is a compliment: the lowest loss of all. To have batches of one shape,
-# this patient pads each row to 64 tokens.
+# The complaint: the loss of sixteen rows is one number today and another tomorrow,
+# though neither rows nor student have changed. Today a long row sat in the batch, and
+# the others were padded to its length.
+
+# %%
+print("padded to   healthy   patient 7")
+for length in (36, 64, 128):
+    longer = pad_to(lessons[0][0], length)
+    with torch.no_grad():
+        both = read(fresh, longer), read(teacher, longer)
+    values = [
+        loss(*both, longer["labels"], 1.0, 1.0)
+        for loss in (plain_loss, admit(7))
+    ]
+    print(f"{length:9}{values[0]:10.3f}{values[1]:10.3f}")
+
+# %% [markdown]
+# **Predict:** what else changes with the padding, if the loss does? And will the curve
+# show it?
+#
+# **The probe** asks where the gradient goes: to positions that count, or elsewhere.
+
+# %%
+longer = pad_to(lessons[0][0], 64)
+with torch.no_grad():
+    theirs = read(teacher, longer)
+logits = read(fresh, longer)
+counts = longer["labels"][:, 1:] != -100
+for name, loss in (("healthy", plain_loss), ("patient 7", admit(7))):
+    value = loss(logits, theirs, longer["labels"], 1.0, 1.0)
+    (pull,) = torch.autograd.grad(value, logits, retain_graph=True)
+    size = pull.norm(dim=-1)[:, :-1]
+    print(f"{name:10} {size[~counts].sum() / size.sum():.0%} goes elsewhere")
 
 # %%
 long = [pad_to(batch, 64) for batch, _ in lessons]
@@ -615,32 +656,14 @@ with torch.no_grad():
 patient = train(admit(7), on=padded)
 chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
 
-# %% [markdown]
-# **Predict:** why is the reported loss so much lower, and does the right-hand side
-# agree?
-#
-# **The probe:** the same rows with more and more padding. Nothing has been added that
-# means anything, so nothing may change.
-
-# %%
-print("padded to   healthy   patient 7")
-for length in (36, 64, 128):
-    longer = pad_to(lessons[0][0], length)
-    with torch.no_grad():
-        both = read(fresh, longer), read(teacher, longer)
-        values = [
-            float(loss(*both, longer["labels"], 1.0, 1.0))
-            for loss in (plain_loss, admit(7))
-        ]
-    print(f"{length:9}{values[0]:10.3f}{values[1]:10.3f}")
-
 # %%
 diagnosis(7)
 
 # %% [markdown] tags=["published"]
-# The soft term is a mean over *all* positions. Prompts and padding are counted; what
-# the teacher says after padding is nonsense, though often one that is easy to copy.
-# How much of the gradient it takes depends on what lengths happen to meet in a batch.
+# The soft term is a mean over *all* positions, prompts and padding included. What the
+# teacher says after padding is nonsense, and the student is made to learn it by heart.
+# The left curve cannot show it, and the right one need not: so small a student may have
+# room for both, and AdamW makes up for a gradient that has grown shorter.
 #
 # The public case is worth reading. Its author ran the comparison of several
 # distillation losses again after the fix: all of them improved, and one method's clear
@@ -648,8 +671,8 @@ diagnosis(7)
 # A bug need not ruin a run to ruin a *conclusion*.
 
 # %% [markdown]
-# **The test:** pad the batch once more, and the loss stays as it was. The same cell
-# as the probe, with an `assert`. Exercise 3 makes it a function.
+# **The test:** pad the batch once more, and the loss stays as it was: the first table
+# above, with an `assert`. Exercise 3 asks for a sharper one.
 #
 # ## Patient 8: "They told me to pad myself"
 #
