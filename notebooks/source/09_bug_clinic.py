@@ -762,6 +762,7 @@ plt.show()
 # so at α = 1 the loss is zero, at the very first step.
 
 # %%
+batch, theirs = lessons[0]
 for name, loss in (("healthy", plain_loss), ("patient 9", admit(9))):
     value = loss(theirs, theirs, batch["labels"], 1.0, 1.0)
     print(f"{name:10} loss of a copy of the teacher at α = 1: {value:.3f}")
@@ -916,6 +917,8 @@ def slope(loss, alpha):
     batch, theirs = lessons[0]
     value = loss(read(student, batch), theirs, batch["labels"], 4.0, alpha)
     weights = list(student.parameters())
+    if not value.requires_grad:  # the student is not even in it
+        return torch.zeros(sum(w.numel() for w in weights))
     parts = torch.autograd.grad(value, weights, allow_unused=True)
     pairs = zip(parts, weights, strict=True)
     return torch.cat([(0 * w if g is None else g).flatten() for g, w in pairs])
