@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from distill_helpers import losses
-from distill_helpers.known_bugs import KNOWN_BUGS
+from distill_helpers.known_bugs import KNOWN_BUGS, find_bug, plain_loss
 from distill_helpers.time_limits import OutOfTime, call_within
 
 MIME_TYPE = "application/vnd.distill-helpers+json"
@@ -1568,6 +1568,8 @@ def answer_labels(fn: Any) -> CheckResult:
 
 
 def _yes_or_no(result: Any, _: tuple[Any, ...]) -> Tensor:
+    if isinstance(result, Tensor) and result.dtype == torch.bool and result.dim() == 0:
+        return result.float()
     if not isinstance(result, (bool, np.bool_)):
         raise _UnusableError(f"expected True or False, came {_kind(result)}.")
     return torch.tensor(float(result))
@@ -2528,6 +2530,339 @@ def excess_kl(fn: Any) -> CheckResult:
                 ),
             ),
             taught_in="notebook 07",
+        ),
+        fn,
+    )
+
+
+def plateau(fn: Any) -> CheckResult:
+    """Check where a student stops whose teacher's rows are shuffled.
+
+    Args:
+        fn: ``fn(teacher_logits)``, logits ``[rows, vocabulary]`` → mean over the rows
+            of KL(p ‖ m), in nats; p is a row's softmax, m the mean of all rows' p.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 09.
+    """
+    draw = torch.Generator().manual_seed(10)
+    many = 2 * torch.randn((7, 5), generator=draw)
+
+    def mean(logits: Tensor) -> Tensor:
+        return logits.softmax(-1).mean(0)
+
+    return _judge(
+        _Exercise(
+            name="plateau",
+            probes=(
+                _Probe(
+                    "for the example worked by hand",
+                    (torch.tensor([[40.0, 0.0], [0.0, 40.0]]),),
+                ),
+                _Probe("for equal rows", (many[:1].expand(4, -1).clone(),)),
+                _Probe("for seven rows", (many,)),
+                _Probe("for logits that are 3 higher", (many + 3,)),
+            ),
+            reference=lambda z: _kl(z.softmax(-1), mean(z)).mean(),
+            suspects=(
+                _Suspect(
+                    "reversed_kl",
+                    "the divergence runs the other way: from the mean to the rows",
+                    "The student says m and is taught p: KL(p ‖ m).",
+                    lambda z: _kl(mean(z).expand_as(z), z.softmax(-1)).mean(),
+                ),
+                _Suspect(
+                    "mean_of_logits",
+                    "the logits are averaged, not the probabilities",
+                    "A softmax of mean logits is not the mean of the distributions.",
+                    lambda z: _kl(z.softmax(-1), z.mean(0).softmax(-1)).mean(),
+                ),
+                _Suspect(
+                    "entropy_of_mean",
+                    "it is the entropy of the mean distribution",
+                    "Each row's own entropy has to be taken off; for equal rows the "
+                    "plateau is 0.",
+                    lambda z: _entropy(mean(z)),
+                ),
+                _Suspect(
+                    "summed",
+                    "it is a sum over the rows",
+                    "The exercise asks for the mean.",
+                    lambda z: _kl(z.softmax(-1), mean(z)).sum(),
+                ),
+                _Suspect(
+                    "mean_over_vocabulary",
+                    "the mean is taken over the vocabulary as well",
+                    "A divergence is a sum over the vocabulary.",
+                    lambda z: _kl(z.softmax(-1), mean(z)).mean() / z.shape[-1],
+                ),
+                _Suspect(
+                    "wrong_dimension",
+                    "the mean runs over the vocabulary, not over the rows",
+                    "m has one probability for each token.",
+                    lambda z: _kl(
+                        z.softmax(-1), z.softmax(-1).mean(-1, keepdim=True)
+                    ).mean(),
+                ),
+            ),
+            taught_in="notebook 09",
+        ),
+        fn,
+    )
+
+
+_ThreeLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _somebodys(loss: Callable[..., Tensor]) -> _ThreeLoss:
+    return lambda student, teacher, labels: loss(student, teacher, labels, 2.0, 0.5)
+
+
+def _bug(name: str, number: int = 0) -> _ThreeLoss:
+    return _somebodys(find_bug(name).mutants[number])
+
+
+def _clinic_batch(rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(11)
+    student, teacher = (2 * torch.randn((rows, 9, 7), generator=draw) for _ in "st")
+    labels = torch.randint(7, (rows, 9), generator=draw)
+    for row in range(1, rows):
+        labels[row, : 1 + row] = losses.IGNORE_INDEX
+        labels[row, 9 - row :] = losses.IGNORE_INDEX
+    return student, teacher, labels
+
+
+def pieces_add_up(fn: Any) -> CheckResult:
+    """Check a test that catches means of means.
+
+    Args:
+        fn: ``fn(loss, student, teacher, labels)`` → whether the losses of the batch's
+            rows, each weighted by its counted positions, add up to that of the whole.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 09.
+    """
+    healthy = _somebodys(plain_loss)
+    batch = _clinic_batch()
+    student, teacher, labels = batch
+    with_empty = labels.clone()
+    with_empty[3] = losses.IGNORE_INDEX
+    nearly_even = torch.randint(
+        7, labels.shape, generator=torch.Generator().manual_seed(1)
+    )
+    nearly_even[0, -1] = losses.IGNORE_INDEX
+
+    def asks(
+        loss: _ThreeLoss,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        *,
+        shift: int = 1,
+        even: bool = False,
+        divide: bool = True,
+        tolerance: float = 1e-4,
+    ) -> bool:
+        whole = float(loss(student, teacher, labels))
+        total = count = 0.0
+        for row in range(len(labels)):
+            piece = slice(row, row + 1)
+            n = int((labels[row, shift:] != losses.IGNORE_INDEX).sum())
+            if n:
+                value = float(loss(student[piece], teacher[piece], labels[piece]))
+                total += value if even else n * value
+                count += 1 if even else n
+        return abs(total / (count if divide else 1) - whole) <= tolerance * abs(whole)
+
+    return _judge(
+        _Exercise(
+            name="pieces_add_up",
+            probes=(
+                _Probe("for a healthy loss", (healthy, *batch)),
+                _Probe("for patient 5", (_bug("mean_of_means"), *batch)),
+                _Probe(
+                    "for patient 5 with rows of nearly one length",
+                    (_bug("mean_of_means"), student, teacher, nearly_even),
+                ),
+                _Probe("for a loss that is a sum", (_bug("sum_not_mean"), *batch)),
+                _Probe(
+                    "for a healthy loss and a row in which nothing counts",
+                    (healthy, student, teacher, with_empty),
+                ),
+                _Probe(
+                    "for a healthy loss and a batch of one row",
+                    (healthy, student[:1], teacher[:1], labels[:1]),
+                ),
+            ),
+            reference=asks,
+            suspects=(
+                _Suspect(
+                    "always_true",
+                    "it never says `False`",
+                    "A test that nothing can fail tests nothing.",
+                    lambda *_: True,
+                ),
+                _Suspect(
+                    "unweighted",
+                    "every row weighs alike",
+                    "So it asks for the very mistake that it should find.",
+                    lambda *a: asks(*a, even=True),
+                ),
+                _Suspect(
+                    "labels_not_shifted",
+                    "the first label of a row is counted, too",
+                    "Nothing predicts it, so it does not count in the loss.",
+                    lambda *a: asks(*a, shift=0),
+                ),
+                _Suspect(
+                    "too_strict",
+                    "it allows for no rounding",
+                    "Adding in another order changes the last digits.",
+                    lambda *a: asks(*a, tolerance=0.0),
+                ),
+                _Suspect(
+                    "too_loose",
+                    "it allows for too much",
+                    "Where the rows are nearly of one length, a mean of means is off "
+                    "by little.",
+                    lambda *a: asks(*a, tolerance=0.1),
+                ),
+                _Suspect(
+                    "not_divided",
+                    "the weighted losses are added but not divided by the counts",
+                    "The loss is a mean.",
+                    lambda *a: asks(*a, divide=False),
+                ),
+                _Suspect(
+                    "turned_round",
+                    "`True` and `False` have changed places",
+                    "`True` means that the pieces add up.",
+                    lambda *a: not asks(*a),
+                ),
+            ),
+            taught_in="notebook 09",
+            adapt=_yes_or_no,
+        ),
+        fn,
+    )
+
+
+def padding_is_silent(fn: Any) -> CheckResult:
+    """Check a test that catches what reads ignored positions.
+
+    Args:
+        fn: ``fn(loss, student, teacher, labels)`` → whether neither the loss nor its
+            gradient changes if, where nothing counts, the teacher's logits are −inf
+            and the student's are others.
+
+    Returns:
+        A :class:`CheckResult`.
+
+    Exercise of notebook 09.
+    """
+    batch = _clinic_batch()
+
+    def pulls_everywhere(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        right = plain_loss(student, teacher, labels, 2.0, 0.5)
+        return right + 0.01 * student.square().mean()
+
+    def asks(
+        loss: _ThreeLoss,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        *,
+        shifted: bool = True,
+        gradient: bool = True,
+        hole: float = -math.inf,
+        move_student: bool = True,
+    ) -> bool:
+        targets = labels
+        if shifted:
+            targets = torch.nn.functional.pad(
+                labels[:, 1:], (0, 1), value=losses.IGNORE_INDEX
+            )
+        ignored = (targets == losses.IGNORE_INDEX).unsqueeze(-1)
+
+        def ask(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+            student = student.detach().requires_grad_()
+            value = loss(student, teacher, labels)
+            return value.detach(), torch.autograd.grad(value, student)[0]
+
+        before = ask(student, teacher)
+        other = student.flip(-1) + 1 if move_student else student
+        after = ask(
+            torch.where(ignored, other, student), teacher.masked_fill(ignored, hole)
+        )
+        pairs = list(zip(before, after, strict=True))[: 2 if gradient else 1]
+        return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+    return _judge(
+        _Exercise(
+            name="padding_is_silent",
+            probes=(
+                _Probe("for a healthy loss", (_somebodys(plain_loss), *batch)),
+                _Probe("for patient 7", (_bug("padding_counted"), *batch)),
+                _Probe("for patient 6", (_bug("mask_after_exp"), *batch)),
+                _Probe(
+                    "for a loss that multiplies by the mask",
+                    (_bug("mask_after_exp", 2), *batch),
+                ),
+                _Probe(
+                    "for a loss that pulls at all of the student's logits",
+                    (pulls_everywhere, *batch),
+                ),
+                _Probe(
+                    "for a loss that is too small, but reads nothing it should not",
+                    (_bug("mean_over_all"), *batch),
+                ),
+            ),
+            reference=asks,
+            suspects=(
+                _Suspect(
+                    "always_true",
+                    "it never says `False`",
+                    "A test that nothing can fail tests nothing.",
+                    lambda *_: True,
+                ),
+                _Suspect(
+                    "value_only",
+                    "it compares the losses and not the gradients",
+                    "Patient 6 has a right loss and a gradient that is NaN.",
+                    lambda *a: asks(*a, gradient=False),
+                ),
+                _Suspect(
+                    "finite_only",
+                    "the teacher's logits are changed, but stay finite",
+                    "A mask after the exponential stands anything but −∞.",
+                    lambda *a: asks(*a, hole=3.0),
+                ),
+                _Suspect(
+                    "teacher_only",
+                    "the student's logits are left as they are",
+                    "A loss may read those at ignored positions, too.",
+                    lambda *a: asks(*a, move_student=False),
+                ),
+                _Suspect(
+                    "labels_not_shifted",
+                    "the positions are those whose own label is −100",
+                    "A position counts if the *next* label does. Healthy losses read "
+                    "the last position of a prompt.",
+                    lambda *a: asks(*a, shifted=False),
+                ),
+                _Suspect(
+                    "turned_round",
+                    "`True` and `False` have changed places",
+                    "`True` means that nothing changes.",
+                    lambda *a: not asks(*a),
+                ),
+            ),
+            taught_in="notebook 09",
+            adapt=_yes_or_no,
         ),
         fn,
     )

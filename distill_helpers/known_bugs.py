@@ -9,10 +9,15 @@ exercise: ``(student_logits, teacher_logits, labels, temperature, alpha)`` → s
 Logits are ``[batch, positions, vocabulary]``, labels ``[batch, positions]``, unshifted,
 with ``-100`` ignored; the divergence is forward KL. The mutants are written in plain
 autograd, the way such code is usually written, and share nothing with ``losses``.
+
+:func:`plain_loss` is the healthy patient: the loss in a dozen lines. Where a bug can be
+written as other lines in it, its entry holds them, and :func:`infected` puts them in.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,9 +41,11 @@ class KnownBug:
             mend the bug, so an exercise may show it.
         remedy: What to do instead.
         taught_in: The notebook that explains it.
-        issue: Where it shipped in public, or an empty string.
+        issue: Where it shipped in public, ``"owner/name #1, #2"``, or an empty string.
         mutants: Losses with this mistake, one for each way to make it. Empty where the
             mistake lies outside the loss: in the data, the cache or the trainer.
+        fault: Lines as they should be, each with what stands in its place; mostly
+            lines of :func:`plain_loss`.
     """
 
     name: str
@@ -48,6 +55,40 @@ class KnownBug:
     taught_in: str
     issue: str = ""
     mutants: tuple[LossFunction, ...] = ()
+    fault: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Addresses of the public issues and pull requests."""
+        repository, _, rest = self.issue.partition(" ")
+        # GitHub sends an issue's address on to the pull request of that number.
+        return tuple(
+            f"https://github.com/{repository}/issues/{number}"
+            for number in re.findall(r"#(\d+)", rest)
+        )
+
+    @property
+    def patch(self) -> str:
+        """The lines at fault, each marked −, and the right ones, marked +."""
+        return "\n".join(f"- {wrong}\n+ {right}" for right, wrong in self.fault)
+
+    def __str__(self) -> str:
+        parts = [f"{self.name}: {self.title}", self.patch, f"Remedy: {self.remedy}"]
+        if self.issue:
+            parts.append(f"Shipped in {self.issue}")
+        return "\n".join(part for part in parts if part)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """In a notebook, the diagnosis: mistake, patch, remedy, where it shipped."""
+        parts = [f"**Diagnosis** (`{self.name}`): {self.title}."]
+        if self.fault:
+            parts.append(f"```diff\n{self.patch}\n```")
+        parts.append(f"**Remedy.** {self.remedy}")
+        if self.issue:
+            repository = self.issue.partition(" ")[0]
+            numbers = [f"[#{link.rpartition('/')[2]}]({link})" for link in self.links]
+            parts.append(f"**Shipped in** {repository} {', '.join(numbers)}.")
+        return {"text/markdown": "\n\n".join(parts), "text/plain": str(self)}
 
 
 def find_bug(name: str) -> KnownBug:
@@ -61,6 +102,58 @@ def find_bug(name: str) -> KnownBug:
             return bug
     known = ", ".join(bug.name for bug in KNOWN_BUGS)
     raise ValueError(f"name={name!r} is not a known bug; choose one of {known}")
+
+
+# --- The healthy patient. ---
+
+
+def plain_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float
+) -> Tensor:
+    """The soft-label loss the way it is usually written; correct."""
+    keep = labels[:, 1:] != IGNORE_INDEX
+    s = student[:, :-1][keep]
+    t = teacher[:, :-1][keep].detach()
+    y = labels[:, 1:][keep]
+    n = max(len(y), 1)
+    log_q = (s / temperature).log_softmax(-1)
+    log_p = (t / temperature).log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    soft = temperature**2 * kl.sum() / n
+    hard = F.cross_entropy(s, y, reduction="sum") / n
+    return (1 - alpha) * hard + alpha * soft
+
+
+# Lines of it that several bugs change.
+_STUDENT = "s = student[:, :-1][keep]"
+_TEACHER = "t = teacher[:, :-1][keep].detach()"
+_SOFT = "soft = temperature**2 * kl.sum() / n"
+_EVERY_ROW = (
+    (_STUDENT, "s = student[:, :-1]"),
+    (_TEACHER, "t = teacher[:, :-1].detach()"),
+    ("hard = F.cross_entropy(s, y,", "hard = F.cross_entropy(s[keep], y,"),
+)
+
+
+def infected(name: str) -> LossFunction:
+    """:func:`plain_loss` with the lines at fault of a bug put in.
+
+    Raises:
+        ValueError: If the bug is unknown, or is not one of these lines.
+    """
+    bug = find_bug(name)
+    source = inspect.getsource(plain_loss)
+    for right, wrong in bug.fault:
+        if right not in source:
+            break
+        source = source.replace(right, wrong)
+    else:
+        if bug.fault:
+            # A function of our own, with one of our own lines changed.
+            namespace: dict[str, LossFunction] = {}
+            exec(source, {**globals(), "__name__": __name__}, namespace)
+            return namespace["plain_loss"]
+    raise ValueError(f"name={name!r}: this bug does not lie in a line of plain_loss")
 
 
 # --- Correct parts, from which the mutants are built. ---
@@ -463,6 +556,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         remedy="Multiply the divergence by T².",
         taught_in="notebook 01",
         issue="IntelLabs/distiller #122",
+        fault=((_SOFT, "soft = kl.sum() / n"),),
         mutants=(_with_soft(lambda s, t, T: _per_item(_kl(s, t, T))),),
     ),
     KnownBug(
@@ -592,6 +686,11 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         symptom="Changing the logits at padding or in the prompt changes the loss.",
         remedy="Keep only the positions whose next label is not −100, in both terms.",
         taught_in="notebook 02",
+        issue="peremartra/optipfair #34",
+        fault=(
+            *_EVERY_ROW,
+            (_SOFT, "soft = temperature**2 * kl.mean()"),
+        ),
         mutants=(
             _padding_counted(1, by_valid=False),
             _padding_counted(0, by_valid=False),
@@ -712,7 +811,8 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         remedy="Sum over all positions and divide once, by the count of the whole "
         "batch (`num_items`).",
         taught_in="notebook 02",
-        issue="trl #4719, #6006, #6478",
+        issue="huggingface/trl #4719, #6006, #6478",
+        fault=(("loss = kl.sum() / num_items", "loss = kl.sum() / len(kl)"),),
         mutants=(
             _reduced(_mean_per_sequence),
             _reduced(_mean_per_sequence, hard=False),
@@ -727,7 +827,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         "such batch spoils the weights for good.",
         remedy="Divide by the count, but at least by 1.",
         taught_in="notebook 02",
-        issue="LMOps #38",
+        issue="microsoft/LMOps #38",
         mutants=(
             _reduced(lambda values, keep: values.sum() / keep.sum()),
             _reduced(lambda values, keep: (values.sum(1) / keep.sum(1)).mean()),
@@ -743,7 +843,11 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         "its gradient into NaN: 0 · NaN is NaN.",
         remedy="Select the rows that count first, then take the softmax.",
         taught_in="notebook 02",
-        issue="trl #5594",
+        issue="huggingface/trl #5594",
+        fault=(
+            *_EVERY_ROW,
+            (_SOFT, "soft = temperature**2 * torch.where(keep, kl, 0.0).sum() / n"),
+        ),
         mutants=tuple(
             _masked_after(multiply, safe_count)
             for multiply in (False, True)
@@ -780,6 +884,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         remedy="Key the cache by example, and recompute a few rows when it is opened.",
         taught_in="notebook 03",
         issue="haitongli/knowledge-distillation-pytorch #4, #9, #23",
+        fault=(("theirs = cache.lookup(ids)", "theirs = stored[step]"),),
         mutants=(_with_teacher(lambda t: t.roll(1, dims=0)),),
     ),
     KnownBug(
@@ -797,7 +902,17 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         remedy="Compare tokenizers by content, and cut both heads to the shared "
         "tokens.",
         taught_in="notebook 02",
-        issue="trl #2215, #6252",
+        issue="huggingface/trl #2215, #6252",
+        fault=(
+            (
+                "log_q = (s / temperature).log_softmax(-1)",
+                "log_q = F.pad(s / temperature, (0, 4)).log_softmax(-1)",
+            ),
+            (
+                "log_p = (t / temperature).log_softmax(-1)",
+                "log_p = F.pad(t / temperature, (0, 4)).log_softmax(-1)",
+            ),
+        ),
         mutants=(_with_soft(_padded_with_zeros),),
     ),
     KnownBug(
@@ -869,7 +984,11 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         "student does, and the gradient goes the wrong way or nowhere.",
         remedy="Check the order of the arguments where the loss is called.",
         taught_in="notebook 02",
-        issue="keras-io #257",
+        issue="keras-team/keras-io #257",
+        fault=(
+            (_STUDENT, "s = teacher[:, :-1][keep]"),
+            (_TEACHER, "t = student[:, :-1][keep].detach()"),
+        ),
         mutants=(
             _with_inputs(lambda student, teacher: (teacher, student.detach())),
             _with_inputs(lambda student, teacher: (teacher, student)),
@@ -883,7 +1002,13 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         "gradient, however different the student is.",
         remedy="Put the student's log-probabilities into the divergence.",
         taught_in="notebook 02",
-        issue="labml annotated papers #66",
+        issue="labmlai/annotated_deep_learning_paper_implementations #66",
+        fault=(
+            (
+                "log_q = (s / temperature).log_softmax(-1)",
+                "log_q = (t / temperature).log_softmax(-1)",
+            ),
+        ),
         mutants=(_with_soft(lambda s, t, T: _soft(t, t, T)),),
     ),
     KnownBug(
@@ -892,7 +1017,13 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         symptom="α changes nothing: half of the loss is cross-entropy even at α = 1.",
         remedy="Pass the weights on; look for the library's defaults of 0.5 and 0.5.",
         taught_in="notebook 02",
-        issue="trl #5731",
+        issue="huggingface/trl #5731",
+        fault=(
+            (
+                "return (1 - alpha) * hard + alpha * soft",
+                "return 0.5 * hard + 0.5 * soft",
+            ),
+        ),
         mutants=(
             _half_jsd(scale_by_t2=False),
             _half_jsd(scale_by_t2=True),
@@ -906,7 +1037,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         "generates with.",
         remedy="Take the logits from the model's own output, not from its head.",
         taught_in="notebook 02",
-        issue="trl #6629",
+        issue="huggingface/trl #6629",
     ),
     KnownBug(
         name="clamped",
@@ -916,7 +1047,7 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         remedy="Leave single parts of the sum negative; only the whole sum is ≥ 0, and "
         "a truncated one need not be.",
         taught_in="notebook 03",
-        issue="verl #7806",
+        issue="verl-project/verl #7806",
         mutants=(_clamped(None), *(_clamped(k) for k in (2, 4, 8))),
     ),
     KnownBug(
@@ -926,5 +1057,14 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
         "student trained alone.",
         remedy="Generate the numbers in the text from the results.",
         taught_in="notebook 09",
+        # The pull request that brought the page in; on the page itself the sentence
+        # and the printed numbers stand side by side.
+        issue="keras-team/keras-io #242",
+        fault=(
+            (
+                "print(sentence(distilled, alone))",
+                'print("The distilled student is better.")',
+            ),
+        ),
     ),
 )

@@ -1027,6 +1027,42 @@ def unbeaten(costs, scores, *, both=False):
     return kept
 
 
+def shuffled_floor(z, how=None):
+    p = z.softmax(-1)
+    m = z.mean(0).softmax(-1) if how == "logits" else p.mean(0)
+    if how == "reverse":
+        p, m = m.expand_as(p), p
+    return torch.xlogy(p, p / m).sum(-1).mean()
+
+
+def adds_up(loss, s, t, y, *, shift=1, weigh=True, close=1e-4):
+    kept = [i for i in range(len(y)) if (y[i, 1:] != NO_LABEL).any()]
+    n = torch.tensor([float((y[i, shift:] != NO_LABEL).sum()) for i in kept])
+    each = torch.stack([loss(s[[i]], t[[i]], y[[i]]) for i in kept])
+    n = n if weigh else torch.ones(len(kept))
+    mean = (each * n).sum() / n.sum()
+    return torch.isclose(mean, loss(s, t, y), rtol=close, atol=0)
+
+
+def is_silent(loss, s, t, y, *, shift=1, hole=-math.inf, student=True, grad=True):
+    quiet = torch.ones_like(y, dtype=torch.bool)
+    quiet[:, : y.shape[1] - shift] = y[:, shift:] == NO_LABEL
+    leaf = s.clone().requires_grad_()
+    loss(leaf, t, y).backward()
+    other = s.clone()
+    if student:
+        other[quiet] = -2.5
+    other.requires_grad_()
+    theirs = t.clone()
+    theirs[quiet] = hole
+    value = loss(other, theirs, y)
+    value.backward()
+    same = [torch.allclose(value, loss(s, t, y))]
+    if grad:
+        same.append(torch.allclose(leaf.grad, other.grad, atol=1e-6))
+    return all(same)
+
+
 def paid_back(once, teacher, student):
     saved = teacher - student
     return once / saved if saved > 0 else float("inf")
@@ -1059,6 +1095,22 @@ def paid_back(once, teacher, student):
         ("generalised_jsd", jsd),
         ("excess_kl", excess),
         ("excess_kl", lambda *a: excess(*a).item()),
+        ("plateau", shuffled_floor),
+        (
+            "plateau",
+            lambda z: F.kl_div(
+                z.softmax(-1).mean(0).log().expand_as(z),
+                z.log_softmax(-1),
+                log_target=True,
+                reduction="batchmean",
+            ),
+        ),
+        ("plateau", lambda z: shuffled_floor(z.double()).item()),
+        ("pieces_add_up", adds_up),
+        ("pieces_add_up", lambda *a: bool(adds_up(*a))),
+        ("pieces_add_up", lambda *a: np.bool_(adds_up(*a))),
+        ("padding_is_silent", is_silent),
+        ("padding_is_silent", lambda *a: torch.tensor(is_silent(*a))),
         ("resume_step", lambda c: max([0, *(s for s, done in c if done)])),
         (
             "resume_step",
@@ -1157,6 +1209,26 @@ def test_later_exercises_pass_the_right_answers(check, answer):
             "first_",
         ),
         ("excess_kl", lambda o, h, c: np.mean(np.subtract(o, h)[1:]), "unweighted"),
+        ("plateau", lambda z: shuffled_floor(z, "reverse"), "reversed_kl"),
+        ("plateau", lambda z: shuffled_floor(z, "logits"), "mean_of_logits"),
+        ("plateau", lambda z: len(z) * shuffled_floor(z), "summed"),
+        (
+            "plateau",
+            lambda z: torch.special.entr(z.softmax(-1).mean(0)).sum(),
+            "entropy_of_mean",
+        ),
+        ("plateau", lambda z: shuffled_floor(z) / z.shape[1], "over_vocabulary"),
+        ("pieces_add_up", lambda *a: True, "always_true"),
+        ("pieces_add_up", lambda *a: adds_up(*a, weigh=False), "unweighted"),
+        ("pieces_add_up", lambda *a: adds_up(*a, shift=0), "labels_not_shifted"),
+        ("pieces_add_up", lambda *a: adds_up(*a, close=0.2), "too_loose"),
+        ("pieces_add_up", lambda *a: not adds_up(*a), "turned_round"),
+        ("padding_is_silent", lambda *a: True, "always_true"),
+        ("padding_is_silent", lambda *a: is_silent(*a, grad=False), "value_only"),
+        ("padding_is_silent", lambda *a: is_silent(*a, hole=1.0), "finite_only"),
+        ("padding_is_silent", lambda *a: is_silent(*a, student=False), "teacher_only"),
+        ("padding_is_silent", lambda *a: is_silent(*a, shift=0), "not_shifted"),
+        ("padding_is_silent", lambda *a: not is_silent(*a), "turned_round"),
         ("resume_step", lambda c: max((s for s, _ in c), default=0), "incomplete"),
         (
             "resume_step",
@@ -1226,6 +1298,9 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "drawn_reverse_kl",
         "generalised_jsd",
         "excess_kl",
+        "plateau",
+        "pieces_add_up",
+        "padding_is_silent",
         "resume_step",
         "reaches",
         "break_even",
@@ -1235,3 +1310,19 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
 )
 def test_later_exercises_know_when_nothing_was_tried(check):
     assert getattr(checks, check)(lambda *_: None).status == checks.NOT_ATTEMPTED
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        ("plateau", lambda z: 3 * shuffled_floor(z, "reverse")),
+        ("plateau", lambda z: shuffled_floor(z.T)),
+        ("pieces_add_up", lambda *a: adds_up(*a, shift=0, weigh=False, close=0.2)),
+        ("pieces_add_up", lambda *a: adds_up(*a, weigh=False, close=0.5)),
+        ("padding_is_silent", lambda *a: is_silent(*a, hole=1.0, student=False)),
+        ("padding_is_silent", lambda *a: is_silent(*a, grad=False, student=False)),
+        ("padding_is_silent", lambda *a: not is_silent(*a, grad=False)),
+    ],
+)
+def test_two_mistakes_in_a_clinics_exercise_never_pass(check, answer):
+    assert getattr(checks, check)(answer).status == checks.FAILED

@@ -1,12 +1,13 @@
 """Every mutant is told from the contract, and shows the symptom its entry promises."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from distill_helpers import losses
-from distill_helpers.known_bugs import KNOWN_BUGS, find_bug
+from distill_helpers.known_bugs import KNOWN_BUGS, find_bug, infected, plain_loss
 
 NO_LABEL = -100
 OUTSIDE_THE_LOSS = {
@@ -78,7 +79,7 @@ def test_every_entry_is_filled_in():
         assert bug.symptom.endswith("."), bug.name
         assert bug.remedy.endswith("."), bug.name
         assert bug.taught_in.startswith("notebook ")
-        assert not bug.issue or "#" in bug.issue
+        assert not bug.issue or re.fullmatch(r"[\w.-]+/[\w.-]+( #\d+,?)+", bug.issue)
 
 
 def test_entries_without_a_mutant():
@@ -88,6 +89,68 @@ def test_entries_without_a_mutant():
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'t3'.*t2_missing"):
         find_bug("t3")
+
+
+# --- The healthy patient, and the lines at fault. ---
+
+IN_THE_LOSS = [
+    bug.name
+    for bug in KNOWN_BUGS
+    if bug.fault and bug.name not in ("shuffled_cache", "mean_of_means", "prose_denied")
+]
+
+
+def test_the_plain_loss_is_right():
+    for inputs, temperature, alpha in probes():
+        for came, wanted in zip(
+            both(plain_loss, inputs, temperature, alpha),
+            both(right, inputs, temperature, alpha),
+            strict=True,
+        ):
+            torch.testing.assert_close(came, wanted)
+
+
+@pytest.mark.parametrize("name", IN_THE_LOSS)
+def test_the_lines_at_fault_are_the_mutant(name):
+    """What a learner sees in the patch is what the mutant does."""
+    ill = infected(name)
+
+    def same(mutant):
+        return all(
+            torch.allclose(a, b, equal_nan=True)
+            for inputs, temperature, alpha in probes()
+            for a, b in zip(
+                both(ill, inputs, temperature, alpha),
+                both(mutant, inputs, temperature, alpha),
+                strict=True,
+            )
+        )
+
+    assert any(same(mutant) for mutant in find_bug(name).mutants)
+
+
+@pytest.mark.parametrize("name", ["shuffled_cache", "reversed_kl", "prose_denied"])
+def test_a_bug_outside_the_plain_loss_cannot_be_put_in(name):
+    with pytest.raises(ValueError, match=name):
+        infected(name)
+
+
+def test_a_bug_shows_its_patch_and_its_sources():
+    bug = find_bug("mean_of_means")
+    shown = bug._repr_mimebundle_()
+    assert bug.links[1] == "https://github.com/huggingface/trl/issues/6006"
+    assert len(bug.links) == 3
+    for link in bug.links:
+        assert link in shown["text/markdown"]
+    assert "- loss = kl.sum() / len(kl)\n+ loss = kl.sum() / num_items" in bug.patch
+    for text in shown.values():
+        assert bug.patch in text
+        assert bug.title in text
+        assert bug.remedy in text
+    nameless = find_bug("alpha_swapped")
+    assert nameless.links == ()
+    assert "Shipped" not in str(nameless)
+    assert "```" not in nameless._repr_mimebundle_()["text/markdown"]
 
 
 # --- Every mutant is killed. ---
