@@ -2746,6 +2746,10 @@ def pieces_add_up(fn: Any) -> CheckResult:
             ),
             taught_in="notebook 09",
             adapt=_yes_or_no,
+            hint=lambda *_: (
+                "Print the two numbers that you compare: if only their last digits "
+                "differ, allow for rounding."
+            ),
         ),
         fn,
     )

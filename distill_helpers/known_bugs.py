@@ -131,7 +131,10 @@ _SOFT = "soft = temperature**2 * kl.sum() / n"
 _EVERY_ROW = (
     (_STUDENT, "s = student[:, :-1]"),
     (_TEACHER, "t = teacher[:, :-1].detach()"),
-    ("hard = F.cross_entropy(s, y,", "hard = F.cross_entropy(s[keep], y,"),
+    (
+        'hard = F.cross_entropy(s, y, reduction="sum") / n',
+        'hard = F.cross_entropy(s[keep], y, reduction="sum") / n',
+    ),
 )
 
 

@@ -1035,12 +1035,12 @@ def shuffled_floor(z, how=None):
     return torch.xlogy(p, p / m).sum(-1).mean()
 
 
-def adds_up(loss, s, t, y, *, shift=1, weigh=True, close=1e-4):
+def adds_up(loss, s, t, y, *, shift=1, weigh=True, close=1e-4, divide=True):
     kept = [i for i in range(len(y)) if (y[i, 1:] != NO_LABEL).any()]
     n = torch.tensor([float((y[i, shift:] != NO_LABEL).sum()) for i in kept])
     each = torch.stack([loss(s[[i]], t[[i]], y[[i]]) for i in kept])
     n = n if weigh else torch.ones(len(kept))
-    mean = (each * n).sum() / n.sum()
+    mean = (each * n).sum() / (n.sum() if divide else 1)
     return torch.isclose(mean, loss(s, t, y), rtol=close, atol=0)
 
 
@@ -1218,7 +1218,13 @@ def test_later_exercises_pass_the_right_answers(check, answer):
             "entropy_of_mean",
         ),
         ("plateau", lambda z: shuffled_floor(z) / z.shape[1], "over_vocabulary"),
+        (
+            "plateau",
+            lambda z: (z.softmax(1) * (z.softmax(1) * z.shape[1]).log()).sum(1).mean(),
+            "wrong_dimension",
+        ),
         ("pieces_add_up", lambda *a: True, "always_true"),
+        ("pieces_add_up", lambda *a: adds_up(*a, divide=False), "not_divided"),
         ("pieces_add_up", lambda *a: adds_up(*a, weigh=False), "unweighted"),
         ("pieces_add_up", lambda *a: adds_up(*a, shift=0), "labels_not_shifted"),
         ("pieces_add_up", lambda *a: adds_up(*a, close=0.2), "too_loose"),
@@ -1326,3 +1332,8 @@ def test_later_exercises_know_when_nothing_was_tried(check):
 )
 def test_two_mistakes_in_a_clinics_exercise_never_pass(check, answer):
     assert getattr(checks, check)(answer).status == checks.FAILED
+
+
+def test_a_test_that_allows_for_no_rounding_hears_of_it():
+    message = checks.pieces_add_up(lambda *a: adds_up(*a, close=0.0)).message
+    assert "rounding" in message

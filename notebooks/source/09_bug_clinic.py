@@ -41,8 +41,8 @@ from distill_helpers.known_bugs import plain_loss
 print(inspect.getsource(plain_loss))
 
 # %% [markdown]
-# The models are the sums pair of lessons 05 and 07: a teacher that adds three numbers
-# in written-out steps, and a fresh student with two small layers. The rows are worked
+# The models are the sums pair of lesson 02: a teacher that adds three numbers in
+# written-out steps, and a fresh student with two small layers. The rows are worked
 # sums, *cut off* after 2 to 25 tokens, as answers are when a budget of tokens runs out.
 # So the rows of a batch differ in length, as they do in life, and are padded.
 
@@ -55,7 +55,7 @@ from distill_helpers.models import build_student, load_tiny_teacher
 from distill_helpers.studies.shared_task import worked
 
 teacher, tokenizer = load_tiny_teacher("sums")
-STEPS = profile.pick(smoke=4, cpu=60, gpu=60)
+STEPS = profile.pick(smoke=4, cpu=48, gpu=48)
 ROWS = 16  # in a batch
 
 
@@ -311,9 +311,9 @@ diagnosis(2)
 # %% [markdown]
 # One variable, copied from the line above it. The soft term is the divergence of the
 # teacher from itself: zero, for every student, for ever. What is left is half the
-# cross-entropy, and AdamW does not care about the half. The author of the original
-# wrote that the experiments had been right; a later tidying-up broke the published
-# version, which nobody trained again.
+# cross-entropy, and AdamW does not care about the half. In the thread the author of the
+# original says that the experiments had been right, and that tidying up the code for
+# publication broke it.
 #
 # **The test:** log every term by itself, and demand at the first step that a student
 # who differs from its teacher has a soft term that is not zero *and* a gradient:
@@ -346,8 +346,8 @@ stored = [theirs for _, theirs in ask_teacher(epoch(seed=1))]
 # %%
 second = [batch for batch, _ in ask_teacher(epoch(seed=2))]
 taught = [(batch, stored[step]) for step, batch in enumerate(second)]
-patient = train(plain_loss, on=taught)
-chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
+misled = train(plain_loss, on=taught)
+chart({"healthy": (healthy, "healthy"), "patient": (misled, "patient")})
 
 # %% [markdown]
 # No error, no NaN. The patient learns at first, as fast as the healthy run. **Predict:**
@@ -372,7 +372,7 @@ def pairing(student):
 
 
 print("healthy:", pairing(healthy["student"]))
-print("patient:", pairing(patient["student"]))
+print("patient:", pairing(misled["student"]))
 
 # %%
 diagnosis(3)
@@ -381,8 +381,9 @@ diagnosis(3)
 # Every row's answers come from another row. A student can learn one thing from that:
 # what the teacher says *on average*, at this place of any text. So the loss falls to
 # the distance between the teacher and its own average, and there it stays. (How large
-# that is, exercise 1 asks.) The original trains on images with labels in the mix; it
-# still ended with a decent accuracy, which is why three people had to open an issue.
+# that is, exercise 1 asks.) In the original, which trains on images with labels in the
+# mix, the bug was hard to see: three people opened an issue about it in a year and a
+# half, and the first answers held that all was as it should be.
 #
 # **The cure** is to find stored answers by *content*. Lesson 03's cache looks every
 # row up by a hash of its token ids, so order cannot matter.
@@ -397,9 +398,7 @@ options = {"tokenizer": tokenizer, "scheme": "full", "progress": False}
 cache = write_cache(teacher, rows, folder, **options)
 found = [cache.lookup(b["input_ids"], b["attention_mask"]) for b in second]
 cured = train(plain_loss, on=list(zip(second, found, strict=True)))
-print(
-    f"patient {patient['real'][-1][1]:.2f}, cured {cured['real'][-1][1]:.2f}"
-)
+print(f"patient {misled['real'][-1][1]:.2f}, cured {cured['real'][-1][1]:.2f}")
 
 # %% [markdown]
 # **The test:** let the teacher read a few stored rows again, and compare.
@@ -460,7 +459,9 @@ diagnosis(4)
 # Is a bug that changes nothing a bug? It does change something as soon as the soft
 # term has company. In a mix with labels (α = ½) the patient's soft term has a
 # sixteenth of its weight; a fixed clipping threshold or AdamW's ε sees another loss;
-# and whoever carries its learning rate over to SGD starts anew.
+# and whoever carries its learning rate over to SGD starts anew. (One may leave T² out on
+# purpose, and tune α without it: the author of the Keras example did, and says so in
+# keras-team/keras-io #870. Then it is a choice. It is a bug where nobody chose.)
 #
 # **The test** for a *factor* needs an optimizer that shows factors: compare gradients,
 # or take one step of SGD without clipping. A training curve under AdamW is no test.
@@ -790,13 +791,13 @@ print(bool(plain_loss(theirs, theirs, batch["labels"], 1.0, 1.0).abs() < 1e-5))
 
 # %%
 alone = labels_alone["real"][-1][1]
-distilled = unhelped["real"][-1][1]
+distilled = misled["real"][-1][1]
 print(f"KL to the teacher, labels alone: {alone:.2f}")
 print(f"KL to the teacher, distilled:    {distilled:.2f}")
 print("As you see, distilling takes the student closer to its teacher.")
 
 # %% [markdown]
-# (The distilled student is patient 2's, who has heard nothing from its teacher.)
+# (The distilled student is patient 3's, who was taught from a shuffled store.)
 # **Predict:** would you have noticed, on page seven of a report?
 #
 # **The probe:** read the numbers, then the sentence, in this order. It costs nothing,
@@ -826,15 +827,15 @@ def sentence(distilled, alone, margin=0.05):
         return "Distilling took the student closer to its teacher."
     if distilled > alone + margin:
         return "Distilling took the student further from its teacher."
-    return "No difference that one run could show."
+    return "No difference worth a sentence."
 
 
-print("patient 2:  ", sentence(distilled, alone))
-print("healthy mix:", sentence(mixed["real"][-1][1], alone))
+print("patient 3:", sentence(distilled, alone))
+print("healthy:  ", sentence(healthy["real"][-1][1], alone))
 
 # %% [markdown]
-# One run is one seed, and this is the sentence of one run; the course's studies compare
-# several seeds, and their verdicts are printed from the rows of a table.
+# These are sentences about one run each, and one run is one seed; the course's studies
+# compare several, and their verdicts are printed from the rows of a table.
 #
 # **The test:** give the report other numbers, and see whether it changes its mind.
 
@@ -929,7 +930,7 @@ def compare(number, alpha):
     """Length over the healthy one's, and the cosine between the two."""
     ill, right = slope(sick_loss(number), alpha), slope(plain_loss, alpha)
     cosine = torch.cosine_similarity(ill, right, dim=0)
-    return f"{ill.norm() / right.norm():12.3f}{cosine + 0.0:9.3f}"
+    return f"{ill.norm() / right.norm():12.4f}{cosine + 0.0:9.3f}"
 
 
 print(f"{'':24}       length   cosine      length   cosine")
@@ -1021,7 +1022,8 @@ checks.plateau(plateau)
 # %%
 batch, theirs = exam[0]
 counts = batch["labels"][:, 1:] != -100
-print("plateau:", plateau(theirs[:, :-1][counts]))
+value = plateau(theirs[:, :-1][counts])
+print("not written yet" if value is None else f"plateau: {value:.2f} nats")
 
 # %% [markdown]
 # ## Exercise 2 · The test for patient 5
