@@ -12,7 +12,7 @@
 #
 # | technique | the student learns from | it needs | lessons |
 # |---|---|---|---|
-# | **soft labels** | the teacher's probabilities for *every* possible next token | the teacher's weights | 02, 03, 07 |
+# | **soft labels** | the teacher's probabilities for *every* possible next token | these probabilities: in practice its weights, or a stored copy | 02, 03, 07 |
 # | **hard labels** | the text that the teacher writes | the teacher's text, an API will do | 04, 05 |
 # | **co-distillation** | a teacher that is still learning itself, on the same batches | training both | 06 |
 #
@@ -43,7 +43,7 @@ print("the real teacher:", profile.teacher)
 # On a laptop the teacher is SmolLM2-135M-Instruct: small for a teacher, but
 # a real language model, trained on two trillion tokens, and it came with the
 # installation, so that nothing is downloaded now. (On a GPU a larger sibling
-# takes its place and comes from the hub.)
+# takes its place and is downloaded from the Hugging Face Hub.)
 
 # %%
 from distill_helpers.models import load_teacher, parameter_count
@@ -56,7 +56,8 @@ print(f"layers:     {teacher.config.num_hidden_layers}")
 
 # %% [markdown]
 # What does such a model do? One thing only: it reads some tokens and gives
-# every token of its vocabulary a score, the **logit**, for coming next.
+# every token of its vocabulary a score, the **logit**, for coming next. The *softmax*
+# turns these scores into probabilities that sum to 1; lesson 01 takes it apart.
 #
 # **Predict** the likeliest next words after *"For breakfast she drank a cup
 # of"*. Write down three, and a probability for the first. Then run the cell.
@@ -166,7 +167,9 @@ print(prompt + text)
 # It has the tune, if not the words. For comparison, here are both teachers
 # on the same page, from the novel that the tiny one never saw. Their
 # vocabularies differ, so a loss per *token* would compare apples with
-# oranges; **bits per byte** of text is the fair unit.
+# oranges. The fair unit is **bits per byte**: add up the surprise over the whole text,
+# turn nats into bits, and divide by the length of the text in bytes, which is the same
+# for both.
 
 # %%
 from distill_helpers.data import austen
@@ -192,7 +195,7 @@ for name, model, tok in (
 #
 # One way to make a student is to take layers out of the teacher. That is
 # quick, and a third of the layers is gone. So is the sense, as you can read.
-# Lesson 02 teaches a pruned model to speak again.
+# Taking parts out is called *pruning*. Lesson 02 starts to repair such a pruned model.
 
 # %%
 from distill_helpers.models import prune_layers
@@ -255,7 +258,8 @@ checks.top_choices(top_choices)
 # *easy · needed whenever two tokenizers meet · 5 minutes*
 #
 # Write `bits_per_byte(nll_per_token, tokens, bytes)`, the unit we just used.
-# A nat is $1/\ln 2$ bits.
+# A nat is $1/\ln 2$ bits; `nll_per_token` is a mean in nats, `tokens` and `bytes` are
+# two counts (here `bytes` is a number, not Python's type).
 #
 # By hand: a text of 100 bytes in 25 tokens, with an NLL of $\ln 2$ nats (one
 # bit) per token, costs 25 bits in all, a quarter of a bit per byte.
@@ -300,4 +304,4 @@ checks.bits_per_byte(bits_per_byte)
 # does what you need; the one you loaded is an example of how small they
 # come. Most teams are best served by one. Distil when no such model knows
 # your task, and when you will call yours often enough to earn the training
-# back. Lesson 08 does the sums.
+# back. Lesson 08, when it comes, does the sums.

@@ -2,7 +2,8 @@
 # ## A furry pet
 #
 # *"A small furry pet is a …"*. Ask a person, and they say *cat*. Ask a
-# language model, and it answers with a distribution. Suppose that it gives
+# language model, and it answers with a distribution. Suppose that it gives these
+# three words the following probabilities:
 
 # %%
 import torch
@@ -85,7 +86,8 @@ for temperature in (0.1, 0.5, 1.0, 2.0, 10.0, 1000.0):
 # %% [markdown]
 # Small $T$ sharpens until only the winner is left (that is greedy
 # decoding). Large $T$ flattens until all words are equal. The *order* never
-# changes. Try it: move the slider with the mouse or the arrow keys.
+# changes. Try it: move the slider with the mouse or the arrow keys. (Where nothing
+# runs, three stills stand in for the slider.)
 
 # %%
 from distill_helpers.plots import TEACHER, token_bars, use_style
@@ -227,8 +229,8 @@ for name, chosen in (("settled", order[:3]), ("open", order[-3:])):
         print(f"{name:8}{entropies[t]:5.2f} nats  …{before!r}")
 
 # %% [markdown]
-# Where the text is settled (the second half of a word, a fixed phrase), a
-# soft label says little more than the plain label does. Where it is open, a
+# Each line ends just before the token that the entropy is about. Where the text is
+# settled (here, above all, the second half of a word), a soft label says little more than the plain label does. Where it is open, a
 # plain label is one draw from many possibilities, and the soft label is all
 # of them at once. One warning: high entropy can also mean that the teacher
 # simply does not know.
@@ -315,18 +317,23 @@ plt.show()
 # student with none is punished without limit, so it *covers*, and fills the
 # valley between with things the teacher would never say. **Reverse** KL
 # weighs by the student: it is punished for saying what the teacher would
-# not, so it *seeks* one mode and drops the other. Soft-label distillation
+# not, so it *seeks* one bump (a *mode*) and drops the other. Soft-label distillation
 # mostly uses forward KL; lesson 07 comes back to reverse.
 
 # %% [markdown]
 # ## Where the T² comes from
 #
-# With temperature in the loss, the student's gradient is
-# $\frac{1}{T}\,(q(T) - p(T))$. A high $T$ makes it smaller **twice**: once
+# To distil at a temperature, one divides the logits of both models by $T$, takes
+# $\mathrm{KL}(p(T) \,\|\, q(T))$, and nearly always multiplies it by $T^2$. Why? The
+# gradient of this KL with respect to the student's logits is $\frac{1}{T}\,(q(T) -
+# p(T))$: the difference of the two distributions, and a factor $1/T$ because the
+# logits were divided by $T$.
+#
+# A high $T$ makes it smaller **twice**: once
 # by the $1/T$ in front, and once more because both flattened distributions
 # come close to each other. So the gradient shrinks like $1/T^2$ once $T$ is
 # high, and multiplying the loss by $T^2$ makes up for it. Do not believe it,
-# look:
+# look (the student here is the teacher's own logits with some noise added):
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -365,14 +372,14 @@ ax.minorticks_off()
 plt.show()
 
 # %% [markdown]
-# The plain curve falls; the scaled one levels off, but only at high $T$.
-# Before that, probability is still spreading over a vocabulary of tens of
-# thousands, and even the scaled gradient falls. At the temperatures people
+# The plain curve falls; the scaled one levels off, but only at high $T$, and far
+# below where it was at $T = 1$. In between, probability is still spreading over a
+# vocabulary of tens of thousands, and even the scaled gradient falls. At the temperatures people
 # use, $T^2$ is a rule of thumb. Does it matter?
 # Adam divides by the gradient's size, so a constant factor on the *whole*
-# loss changes next to nothing. It matters when soft and hard terms are
-# **mixed** (a missing $T^2$ hands the training to the labels), and where
-# gradients are clipped.
+# loss changes next to nothing. It matters when the loss **mixes** this
+# soft term with a hard one, the plain cross-entropy with the text's own token (a
+# missing $T^2$ hands the training to the labels), and where gradients are clipped.
 
 # %% [markdown]
 # ## The high-temperature limit
@@ -505,7 +512,7 @@ checks.forward_kl(forward_kl)
 # | entropy | how much a distribution leaves open, in nats |
 # | forward KL | weighs by the teacher, covers |
 # | reverse KL | weighs by the student, chooses |
-# | T² | undoes the shrinking of the gradient, exactly only at high T |
+# | T² | keeps the gradient from shrinking further as T grows, once T is high |
 #
 # **When would you not use a temperature?** When the tail of the teacher's
 # distribution is noise rather than knowledge: a high $T$ makes the student

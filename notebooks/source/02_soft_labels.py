@@ -82,7 +82,8 @@ assert torch.isclose(result.loss, by_hand)
 #
 # What does the loss tell the student to do? For the soft term at $T = 1$ the
 # gradient with respect to the student's logits is simply $q - p$: what the
-# student says, minus what the teacher says.
+# student says, minus what the teacher says. (The package's loss has $T = 1$ and
+# $\alpha = 1$ unless told otherwise.)
 #
 # **Predict** the signs before you run: which logits go up?
 
@@ -187,11 +188,11 @@ plt.show()
 # %% [markdown]
 # ## A fair comparison
 #
-# Now the question: *what should the student learn from?* Seven answers, and
-# everything else equal: the same rows in the same order, the same number of
+# Now the question: *what should the student learn from?* Seven answers, the *arms* of
+# the comparison, and everything else equal: the same rows in the same order, the same number of
 # steps, the same starting weights, the better of the same two learning
 # rates, the best checkpoint by validation. (Equal steps are not equal
-# computing: soft labels also cost the teacher's passes.)
+# computing: every arm except `labels` also needs the teacher's passes.)
 #
 # | arm | target at every position |
 # |---|---|
@@ -233,8 +234,10 @@ def run_live(arm, setting, seed=0):
 # %% [markdown]
 # Before a long cell, ask two things: will it fit, and how long will it take?
 # `plan` rehearses a training step on tensors that have shapes but no content
-# (lesson 06 says how). This is the forecast for one of the seven, from
-# operations counted; small models spend much of their time between them.
+# (lesson 06 says how). This is the forecast for one of the seven that the next cells
+# run. It counts arithmetic, and small models spend much of their time on other
+# things, so treat the seconds as a rough guide. The last line is what storing the
+# teacher's labels would cost; lesson 03 explains its words.
 
 # %%
 from distill_helpers.planning import plan
@@ -259,8 +262,9 @@ ax.set_title("800 rows: five seeds, mean and 95 % interval")
 plt.show()
 
 # %% [markdown]
-# Does your live run agree with the study? Every line below compares it with
-# the study's prediction for one more run.
+# Does your live run agree with the study? Every line below compares it with the
+# study's prediction for one more run. That range is wider than the bar in the figure:
+# the bar is about the *mean* of five seeds, the range about a *single* new run.
 
 # %%
 from IPython.display import display
@@ -269,9 +273,11 @@ for arm, nll in live_nll.items():
     display(results.check_live("nll", arm, "800", nll, judged=judged))
 
 # %% [markdown]
-# And these are the claims that were declared for 800 rows, each with the
-# margin that the gain had to exceed, and with the verdict that the fresh seeds
-# gave. *Holds*: the whole interval lies above the margin. *Fails*: the whole
+# And these are the claims that were declared for 800 rows, each with the margin that
+# the gain had to exceed, and with the verdict that the fresh seeds gave. The *gain*
+# is how much better the first-named is than the second: how much lower its NLL, or,
+# for a score where more is better, how much higher. A negative gain means that it is
+# worse. *Holds*: the whole interval lies above the margin. *Fails*: the whole
 # interval lies below. *Undecided*: neither. A claim that fails is a result.
 
 # %%
@@ -327,11 +333,13 @@ for claim in ("long_run", "labels_for_longer"):
     display(longer.verdict(claim, judged=judged))
 
 # %% [markdown]
-# There is the end. At equal steps soft labels stay ahead, by less and less:
-# the student comes close to its teacher, and a teacher cannot pull it past
-# itself.
-# At equal computing, if the teacher's passes are charged in full and used
-# once, labels alone win here. Soft labels pay where steps or text are scarce,
+# There is the end. At equal steps soft labels stay ahead, by less and less. The
+# student gets closer to its teacher, so there is less left that matching the teacher
+# can add. (Do not compare with the tiny teacher's number in lesson 00: that was
+# measured on a few pages only.)
+#
+# At roughly equal computing (the labels even get a little more), if the teacher's
+# passes are charged in full and used once, labels alone win here. Soft labels pay where steps or text are scarce,
 # where the teacher's passes are stored and used again (lesson 03), or where
 # one teacher serves many students. Busbridge et al. (2025, arXiv:2502.08606)
 # found the same shape for larger models: ahead up to an amount of computing
@@ -340,14 +348,16 @@ for claim in ("long_run", "labels_for_longer"):
 # %% [markdown]
 # ## Hard labels from the same teacher
 #
-# Now compare `soft T=1` with `argmax` in the same figure. Both come from the
-# teacher; argmax only keeps the winner, so that student tends to become too
-# sure of itself, and NLL punishes that. How much of the difference is mere
+# Go back to the figure with the text growing from left to right, and compare `soft
+# T=1` with `argmax`. Both come from the teacher, but argmax keeps only the winner. A
+# student of argmax tends to become too sure of itself, and NLL punishes that. How much of the difference is mere
 # overconfidence? Fit **one temperature** per student on validation text,
 # divide its logits by it, and measure again: that is `nll_calibrated`. `ece`
 # is the calibration error, the distance between how sure a student is and
 # how often it is right. `agreement` is the share of positions where teacher
-# and student have the same likeliest token.
+# and student have the same likeliest token, and `kl_to_teacher` is the forward KL of
+# lesson 01. The table is for 3,000 rows; as in every table of the course, ± is half
+# the width of the interval of the mean over the seeds.
 
 # %%
 metrics = ("nll", "nll_calibrated", "ece", "kl_to_teacher", "agreement")
@@ -380,11 +390,13 @@ display(results.verdict("sampled_beats_argmax", judged=judged))
 # %% [markdown]
 # ## A teacher away from home
 #
-# The Austen teacher knows one world. What if the student's text is from
-# another one: dictionary entries? A third study asks. Its last arm first gives
-# the teacher a short training on the very rows that its student will read
-# (*teacher correction*, Sreenivas et al. 2024). **Predict** the order of the
-# four.
+# The Austen teacher knows one world. What if the student's text is from another one:
+# *glosses*, the short explanations in a dictionary? A third study asks, with four
+# arms: labels alone; soft labels of the Austen teacher as it is; a mix of the two;
+# and soft labels of a teacher that first had a short training on the very rows that
+# its student will read (*teacher correction*, Sreenivas et al. 2024). **Predict** the
+# order of the four. (In a claim that something *loses*, the gain is the size of the
+# loss.)
 
 # %%
 domain = load_results("teacher_domain")
@@ -401,11 +413,12 @@ display(domain.verdict("correction_helps", judged=judged))
 # %% [markdown]
 # A stranger's soft labels alone are far worse than plain labels: the student
 # learns to be as lost as its teacher. Mixed with labels they do no harm. And a
-# teacher that reads the same few rows first is worth more than those rows: it
+# teacher that first reads the same few rows teaches better than the rows alone: it
 # brings its English along, and the rows turn it to the domain.
 #
-# Whether your teacher is a stranger costs one line to find out: its own NLL on
-# your text.
+# Whether your teacher is a stranger is cheap to find out: measure its NLL on your
+# text, and compare it with its NLL on text that it knows, or with a small model
+# trained on yours (per byte, if the tokenizers differ).
 
 # %% [markdown]
 # ## The shared task: adding three numbers
@@ -413,8 +426,9 @@ display(domain.verdict("correction_helps", judged=judged))
 # Text is judged by probabilities. A task is judged by right and wrong. One
 # task runs through the whole course, so that the techniques meet on equal
 # terms: sums of three numbers with the steps written out. Its teacher is
-# right about four times in five. Both students read the same correct answers;
-# one learns the characters, the other what the teacher expected at each.
+# right about four times in five. Two students read the same correct worked sums: one
+# learns from the characters (`labels`), the other from what the teacher expected at
+# each (`soft`).
 
 # %%
 from distill_helpers import three_sums
@@ -464,20 +478,22 @@ for claim in ("sums_some", "sums_many"):
     display(sums.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Look at the points before you look at the means. With labels, the seeds fall
-# apart: some go well past the teacher, for correct labels know nothing of its
-# mistakes, and some have not yet seen how carrying works. With soft labels
-# all but one gather at the dashed line: the student learns its teacher's
+# Look at the points before you look at the means (the two arms stand side by side
+# around each tick). With labels, the seeds fall apart: some go well past the teacher,
+# for correct labels know nothing of its mistakes, and others have hardly learned the
+# task in these steps. With soft labels all but one gather near the dashed line or a
+# little below it: the student learns its teacher's
 # doubts together with its skill, and stops about where the teacher stops. The
 # means decide nothing, and the verdicts say so; the *shape* is what you see,
-# and no claim. These are the shared task's first rows; lessons 03 to 07 add
+# and no claim. These are the shared task's first results; lessons 03 to 07 add
 # theirs.
 
 # %% [markdown]
 # ## The real thing
 #
 # Lesson 00 took ten layers out of the real teacher and got word salad.
-# Let us repair it. Same idea, same trainers, on the novels' text. (On a GPU
+# Let us start to repair it: the few steps that fit here bring it closer to its
+# teacher, not all the way back. Same idea, same trainers, on the novels' text. (On a GPU
 # the student is a smaller model from the hub, and nothing needs to be taken
 # out.)
 
@@ -557,9 +573,11 @@ for claim in ("real_kl", "real_agreement", "real_nll"):
     display(real_results.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Labels aim at the novels, soft labels at the teacher that the student was
-# cut from. Do the yardsticks agree on a winner? Say which question you ask
-# before you answer.
+# The texts have changed, and both still go round in circles: these few steps are a
+# start, not a cure. The yardsticks see more. Labels aim at the novels, soft labels at
+# the teacher that the student was cut from. By KL and by agreement the soft labels
+# win; by NLL on the text the study could not tell the two apart. So say which
+# question you ask before you answer.
 
 # %% [markdown]
 # ## Exercise 1 · The loss
@@ -568,7 +586,7 @@ for claim in ("real_kl", "real_agreement", "real_nll"):
 #
 # Write `my_loss(student_logits, teacher_logits, labels, temperature,
 # alpha)` with forward KL and T², for whole batches. Shift, then pick the
-# positions that count *before* any softmax (a masked row may hold `-inf`,
+# positions that count *before* any softmax (a masked position may hold `-inf`,
 # and zero times infinity is `nan`), and divide by their number.
 #
 # * logits: `[rows, positions, vocabulary]`, labels: `[rows, positions]`
@@ -576,7 +594,8 @@ for claim in ("real_kl", "real_agreement", "real_nll"):
 #   no position counts, a zero that can still call `backward()`
 #
 # By hand: the three tokens at the top of this lesson, with $T = 2$ and
-# $\alpha = ½$.
+# $\alpha = ½$. Your function shifts, so give it a row of two positions: the
+# logits at position 0, the label at position 1, and anything for the rest.
 #
 # If it is wrong, the check tries to name your mistake.
 
@@ -592,7 +611,7 @@ checks.soft_label_loss(my_loss)
 
 # %% [markdown] tags=["hint"]
 # Shift first: `student_logits[:, :-1]` against `labels[:, 1:]`. Then pick
-# the rows that count with a boolean mask, *before* any exponential. From
+# the positions that count with a boolean mask, *before* any exponential. From
 # there on everything is `[items, vocabulary]`.
 
 # %% tags=["solution"]

@@ -32,7 +32,8 @@ print(f"{bill:.0e} bytes = {bill / 1e15:.0f} petabytes")
 # %% [markdown]
 # Nobody stores that. This lesson is about storing a thousandth of it without
 # losing what soft labels are for. Below: every probability, two schemes that
-# you will get to know, and the text alone, at the vocabulary of our real
+# you will get to know (`top-12` keeps the 12 likeliest tokens, `hybrid 8 + 24` the 8
+# likeliest and 24 drawn ones), and the text alone, at the vocabulary of our real
 # teacher. The slider moves the size of the corpus (a page without Python shows
 # three sizes side by side).
 
@@ -115,9 +116,11 @@ for kind, share in kinds.items():
     print(f"{kind}: the top 10 hold {ten:.0%}, the top 100 {hundred:.0%}")
 
 # %% [markdown]
-# At the surest positions a few tokens are all there is. At the typical one ten
-# of them leave a good part out, and where a sentence may go anywhere, even a
-# hundred do.
+# How to read the figure: at one position in ten the top k hold *at least* what the
+# dotted line shows, at half of the positions at least the solid line, and at one in
+# ten *at most* the dashed line. At the surest positions ten tokens hold nearly
+# everything. At the typical one ten of them leave a good part out, and where a
+# sentence may go anywhere, even a hundred do.
 #
 # ## Why "keep the top and renormalise" teaches something false
 #
@@ -157,13 +160,13 @@ print("difference:    ", renormalised - true_p)
 # That is good enough for a loss that is *linear* in $p$. Forward KL is, but for
 # one number:
 #
-# $$D(p \,\|\, q) = -\sum_i p_i \ln q_i \; - \; H(p)$$
+# $$\mathrm{KL}(p \,\|\, q) = -\sum_i p_i \ln q_i \; - \; H(p)$$
 #
 # Put an estimate that is right on average into the sum, and the sum and its
 # gradient are right on average. The entropy $H(p)$ is not linear, so it is
-# stored exactly: four bytes. Reverse KL and JSD are not linear in $p$ at all,
-# so draws cannot serve them; and $p$ was taken at one temperature, which is
-# fixed from then on.
+# stored exactly: four bytes. Reverse KL has $p$ inside a logarithm, and so has the
+# Jensen–Shannon divergence (JSD) that lesson 07 introduces: draws cannot serve
+# them. And $p$ was taken at one temperature, which is fixed from then on.
 #
 # The draws need not be independent. Lay the probabilities end to end on a
 # line from 0 to 1, choose *one* random offset, and take evenly spaced points
@@ -213,14 +216,16 @@ left.legend()
 plt.show()
 
 # %% [markdown]
-# Both are right on average; the systematic ones are far steadier, and cost the
-# same bytes. The package's draws are of this kind.
+# Both are right on average, and they cost the same bytes. For the likely tokens the
+# systematic draws are far steadier. A token that deserves less than one draw gets
+# none or one most of the time, whichever way you draw; there little is won. The
+# package's draws are systematic.
 #
 # Best of both: keep the few largest **exactly**, where draws would waste their
 # bytes on what everybody knows, and draw from the **rest**. That is the scheme
 # `hybrid`, and the package's default.
 #
-# | scheme | stored per position | read as | right on average? |
+# | scheme | stored per position, beside the entropy | read as | right on average? |
 # |---|---|---|---|
 # | `full` | every log-probability | as it is | yes |
 # | `top_k` | k ids, k probabilities | scaled to 1 | no |
@@ -230,7 +235,8 @@ plt.show()
 #
 # What does that cost? A probability takes two bytes, the entropy four, an id
 # as many bits as the vocabulary needs: 16 at 49,152 tokens, 11 at 2,048.
-# **Predict** the bytes of a hybrid of 8 and 24 at both.
+# **Predict** the bytes of a hybrid of 8 exact tokens and 24 draws (`hybrid 8 + 24`
+# in the figures) at both.
 
 # %% tags=["nbval-check-output"]
 for vocabulary, bits in ((49_152, 16), (2_048, 11)):
@@ -242,12 +248,16 @@ for vocabulary, bits in ((49_152, 16), (2_048, 11)):
 # %% [markdown]
 # ## Seen as a gradient
 #
-# Bias and noise can be told apart. Take the gradient of a student's output
-# head from the full distributions, and from what each scheme kept. The angle
-# between the two is the error. **Predict** which lines fall with more text.
+# Bias and noise can be told apart. A model's last layer, its *head*, turns a hidden
+# state into logits. Take the gradient of a student's head twice: from the full
+# distributions, and from what a scheme kept. The angle between the two is the error.
+# **Predict** which lines fall with more text.
 #
-# The student needs something left to learn: 60 steps on plain labels are a
-# start. Its labels play no part in the gradient, which is that of the KL alone.
+# The student needs to be somewhere on its way, so it is first trained for 60 steps on
+# plain labels. After that, labels play no part: the gradient is that of the KL alone.
+# (`fused_soft_label_loss` is the loss of lesson 02, computed from hidden states and
+# the head's weights a few tokens at a time, so that the logits of a whole batch never
+# exist at once.)
 
 # %%
 from distill_helpers.studies import soft_labels
@@ -330,18 +340,26 @@ for n, gradient in full.items():
     print(f"{n:6} tokens: length of the full gradient {gradient.norm():.3f}")
 
 # %% [markdown]
-# The draws' lines fall, the others *rise*. With more text the full gradient
-# gets shorter (the lengths are printed), for what pulls one way here pulls
-# another way there. Draws lose their noise faster than that, though not by the
-# factor of 8 that 64 times the text takes off noise alone. A bias pulls the
-# same way everywhere: more and more of what is left is bias.
+# The draws' lines fall, the others *rise*. (`50 draws` and `hybrid 8 + 24` lie on top
+# of each other.) A small angle is roughly the length of the error divided by the
+# length of the full gradient. With more text the gradient itself gets shorter (the
+# lengths are printed), for what pulls one way here pulls another way there. Noise
+# shrinks faster: 64 times the text divides it by about 8, the square root of 64. So
+# the draws' angle falls, though by less than 8. A bias pulls the same way everywhere
+# and does not shrink like that: more and more of what is left is bias.
 #
 # ## About the same bytes, trained
 #
 # A small angle at one step is not the whole story. So a study trains students
 # on what each scheme stored: the tiny pair of lesson 02 with its 2,048 tokens,
-# 800 rows, five fresh seeds, the same two learning rates for everybody. Every
-# row is read six times, and its draws are drawn once.
+# 800 rows, five fresh seeds, for everybody the better of the same two learning
+# rates. Every row is read six times, and its draws are drawn once.
+#
+# The figure sets quality against cost. The quality is the tiny pair's, with intervals
+# over the seeds; the cost is what the scheme would take at the real teacher's
+# vocabulary. Some verdicts below it speak of a *share*: "beyond … of the gain
+# of full" is what an arm gains over labels, less nine tenths of what `full` gains. It is
+# positive if more than that share is kept.
 
 # %%
 from distill_helpers.studies import load_results
@@ -386,18 +404,21 @@ for arm in stored_labels.STORED:
     print(f"after fitting T {kept('nll_calibrated', arm):4.0%}")
 
 # %% [markdown]
-# The draws carry nearly everything. (A little more than everything is no
-# better than full: the intervals overlap.) Here that takes a sixtieth of the bytes; as a
-# hybrid hardly grows with the vocabulary, at 49,152 tokens it would take less
-# than a thousandth. That the quality holds there too is what Anshumann et al.
+# The draws carry nearly everything. (A little more than everything is no better than
+# full: the intervals overlap.) At the tiny pair's own 2,048 tokens the hybrid of 8
+# and 24 takes a sixtieth of the bytes of everything. As a hybrid hardly grows with
+# the vocabulary, at 49,152 (the bytes printed above) it would take less than a
+# thousandth. That the quality holds there too is what Anshumann et al.
 # report; our study does not test it. The fair comparison is the cheapest draw:
 # the hybrid of 4 and 12 spends fewer bytes than top-12 or the bucket.
 #
-# Renormalised top-12 did not even lose to labels, as we had claimed before the
-# study: that claim fails. But look at its `ece`, and at what is kept after one
-# fitted temperature (lesson 02): much of its damage is overconfidence, as you
-# would expect from targets that are scaled up. The rest no temperature
-# repairs; the draws need no repair.
+# Before the study we had claimed that renormalised top-12 would lose even to labels.
+# It did not: it is better than labels, and the claim fails. (The gain is counted in
+# the direction of the claim, so a negative one says here that top-12 is *not* worse.)
+# But look at its `ece`, and at what is kept after one fitted temperature (lesson 02):
+# much of its damage is overconfidence, as you would expect from targets that are
+# scaled up. The rest no temperature repairs: after the fit, top-12 and the bucket are
+# close, for what both lack is the tail itself. The draws need no repair.
 #
 # ## Draws that are read again
 #
@@ -435,12 +456,20 @@ for claim in again.study.claims:
     display(again.verdict(claim.name, judged=judged))
 
 # %% [markdown]
-# With new draws in every epoch no loss can be seen, not even with 12 of them:
-# the noise averages out. With the stored ones, read twelve times, 12 draws fall
-# behind: what was noise has become a bias. The default, 8 exact tokens and 24
-# draws, pays little; whether it is less than two hundredths of a nat, as we
-# claimed, stays undecided. The remedy is cheap: write several caches with
-# different seeds and take turns, or store more draws.
+# Compare the middle of the figure with its right: the same 400 rows, with stored
+# draws and with new ones. With new draws in every epoch no loss can be seen, not even
+# with 12 of them, though the intervals are wide. With the stored ones, read twelve
+# times, 12 draws fall behind: what was noise has become a bias. The default, 8 exact
+# tokens and 24 draws, pays little for it; whether it is less than two hundredths of a
+# nat, as we claimed, stays undecided. (These two claims compare stored draws with new
+# ones; the figure compares both with `full`.)
+#
+# Now look at the left. There nothing is read twice, and 12 draws cost something all
+# the same: a noisy lesson, right on average, still takes a student less far in the
+# same number of steps. Whether it is less than five hundredths of a nat is undecided,
+# too; and why it does not show on the right, this study cannot say. So there are two
+# remedies. Against draws that are learned by heart: write several caches with
+# different seeds and take turns. Against noise: store more draws.
 #
 # ## A cache, live
 #
@@ -504,8 +533,9 @@ print(
 
 # %% [markdown]
 # What makes a stored number trustworthy is knowing where it comes from. The
-# header says it: which tokenizer (by content), which teacher (by a sample of
-# its weights), which text, at what temperature, with what seed, and a checksum
+# header says it: which tokenizer and which chat template (by content; a template
+# is the marks that a chat model expects around every turn), which teacher (by a
+# sample of its weights), which text, at what temperature, with what seed, and a checksum
 # per file.
 
 # %%
@@ -608,7 +638,10 @@ print(f"faster by a factor of {timed['live'][0] / timed['cached'][0]:.1f}")
 # is stored with every position, so the cached value estimates the same KL. A
 # cached step runs no teacher at all. Writing cost one pass over the rows, so
 # the first epoch of the first student saves nothing; every epoch and every
-# student after it does.
+# student after it does. And memory: what falls away is the teacher's weights and
+# its logits. The student's own weights, optimizer and activations stay, so the
+# plan's peak falls less than the time does. (The plan's sizes on disk are for 8
+# exact tokens and 24 draws; `top_k` and `sampled` use one of the two each.)
 #
 # ## What an API gives
 #
@@ -716,7 +749,8 @@ checks.tail_bucket(tail_bucket)
 # which `cached[t] == recomputed[t - shift]` holds most often (1: the cache is
 # one position late). Some positions disagree anyway; the ends may wrap.
 #
-# By hand: `[9, 4, 7, 1]` against `[4, 7, 1, 3]` is one late.
+# By hand: cached `[9, 4, 7, 1]` and recomputed `[4, 7, 1, 3]` give 1, one late:
+# `cached[1] == recomputed[0]`.
 
 
 # %% tags=["exercise"]
@@ -749,7 +783,7 @@ checks.cache_shift(cache_shift)
 # | what does a soft label cost? | vocabulary × 2 bytes in full; 84 bytes as a hybrid of 8 and 24 |
 # | what is wrong with top k, renormalised? | a bias: it pushes a perfect student away, and more data do not help |
 # | what is right about draws? | on average they are the distribution; noise averages out |
-# | what must a cache know? | tokenizer, template, teacher, text, temperature, seed, checksums |
+# | what must a cache know? | tokenizer, chat template, teacher, text, temperature, seed, checksums |
 # | what is fixed when it is written? | the temperature; and only forward KL can be trained from draws |
 #
 # **When would you not store soft labels?**

@@ -74,6 +74,10 @@ real_pair.load_pair.cache_clear()
 _ = gc.collect()
 
 # %% [markdown]
+# The likeliest token surprises the teacher far less than its own draws do. A student
+# that sees nothing but likeliest tokens is taught a world that is surer than its
+# teacher.
+#
 # This is prose, where much is open. An answer such as `{"kind": "animal"}` leaves
 # far less open: most of it is fixed, and one word matters. There a hard label
 # loses less.
@@ -103,7 +107,8 @@ _ = gc.collect()
 #
 # A **gloss** is a dictionary's short definition of a word. Given a noun and its
 # gloss, say what *kind* of thing it is: one of twelve, written as JSON. For 600
-# glosses we use the right answers, which are WordNet's. For the thousands in the
+# glosses we use the right answers: they come from WordNet, a dictionary that sorts
+# its nouns by kind. For the thousands in the
 # **pool** we pretend to have none. The test glosses are kept for judging.
 
 # %%
@@ -150,8 +155,8 @@ black_box = ApiTeacher(
 
 # %% [markdown]
 # Before you ask, find out what it can cost. The plan counts the worst case: a
-# token for every byte of the prompt, a margin for the chat template, and the
-# longest answer allowed.
+# token for every byte of the prompt, a margin for the chat template (the marks that
+# a chat model expects around every turn), and the longest answer allowed.
 
 # %%
 from distill_helpers.hard_labels import plan_labels, write_labels
@@ -164,7 +169,8 @@ print(f"{plan.missing} answers, at most {plan.tokens_ahead:,} tokens", end=" ")
 print(f"and ${plan.cost_ahead:.4f}")
 
 # %% [markdown]
-# `max_cost` is a promise: no request goes out that could break it.
+# `max_cost` is a promise: no request goes out that could break it. It counts
+# everything in the file, earlier rounds included.
 
 # %%
 labels = write_labels(
@@ -190,6 +196,10 @@ print(*sorted(labels.column_names), sep=", ")
 
 # %% [markdown]
 # ## Look
+#
+# A teacher that has not learned the task has to be told. So it got more than the two
+# lines above: `gloss.instruction` asks what kind of thing this is, names the twelve
+# kinds, and wants nothing but JSON, with an example.
 #
 # **Predict:** how many of them are JSON of the right form, and how many are
 # right?
@@ -224,7 +234,8 @@ server.close()  # new questions would need it again
 # %% [markdown]
 # ## Filter
 #
-# The file holds both rounds by now. Filters say what goes, and keep account:
+# The file holds both rounds by now. Filters say what goes (`refused`: an answer that
+# begins by declining), and keep account:
 
 # %%
 from distill_helpers import label_filters as lf
@@ -340,8 +351,9 @@ print("learned:", repr(tiny.tokenizer.decode(learned)))
 # | `and the true ones` | these, and the right answers to the same glosses |
 #
 # All take the same number of steps, so the first reads its rows more often. (The
-# study drops only answers that are not valid JSON.) Another 400 labelled glosses
-# choose each run's best checkpoint, by NLL. The teacher learned from the same 600.
+# study drops only answers that are not valid JSON.) Another 400 glosses with right
+# answers, which were not counted above, choose each run's best checkpoint, by NLL; so
+# every arm uses those, too, and learns from the 600. The teacher learned from the same 600.
 # What it adds is what it knew before, put to work on glosses that nobody had
 # labelled. **Predict:** of the gain from the true answers, what share do the
 # teacher's answers keep?
@@ -386,7 +398,8 @@ for claim in results.study.claims:
     display(results.verdict(claim.name, judged=judged))
 
 # %% [markdown]
-# Bands are intervals over five seeds; a seed changes only the order in which rows
+# Bands are intervals over five seeds (a single marker has none; its interval stands in
+# the table); a seed changes only the order in which rows
 # are read. Another 600 labels, or another teacher, would spread more. The steps
 # along the axis are not to scale. Compare two distances: from one marker to the
 # other at the same place (what the teacher's mistakes cost), and from both to the
@@ -420,9 +433,9 @@ display(results.check_live("accuracy", arm, setting, accuracy, judged=judged))
 #
 # The tiny student has read five novels and nothing else. A student that knows
 # more English is another matter. And a teacher need not be *trained* for a task;
-# it can be *told*. It gets a long prompt that names the twelve kinds. The student
-# learns to give the same answer to a short prompt that names none: what the
-# instruction said goes into its weights, and nobody has to send it again. This is
+# it can be *told*. It gets a long prompt that names the twelve kinds,
+# `gloss.instruction` from above. The student learns to give the same answer to the
+# short prompt, `gloss.prompt`, that names none: what the instruction said goes into its weights, and nobody has to send it again. This is
 # **context distillation** (Askell et al. 2021, arXiv:2112.00861).
 #
 # It needs a teacher that follows instructions. With a GPU, Qwen2.5-1.5B-Instruct
@@ -512,8 +525,10 @@ print(f"before: valid {before.valid:.0%}, right {before.accuracy:.0%}")
 print(f"after:  valid {after.valid:.0%}, right {after.accuracy:.0%}")
 
 # %% [markdown]
-# One run, one seed: it shows the path and claims nothing. "Before" is no baseline:
-# nobody had told the student the twelve kinds or the form.
+# One run, one seed: it shows the path and claims nothing. On a laptop it was the
+# trained teacher's answers that were learned, so this is sequence-level distillation
+# once more; context distillation proper needs the GPU's told teacher. "Before" is no
+# baseline: nobody had told the student the twelve kinds or the form.
 #
 # ## May you?
 #
@@ -533,9 +548,10 @@ print(f"after:  valid {after.valid:.0%}, right {after.accuracy:.0%}")
 #
 # ## Untrusted input
 #
-# A teacher's text may hold anything. The package never runs it as code, and trains
-# on what looks like a special token in an answer as plain text. Do the same in your
-# own code: escape it before you show it as HTML, and never evaluate it.
+# A teacher's text may hold anything. The package never runs it as code. Some
+# tokens steer a model, such as `<end>` above; if a teacher *writes* the characters of
+# one, the package trains on them as plain text. Do the same in your own code: escape
+# it before you show it as HTML, and never evaluate it.
 
 # %% [markdown] tags=["given"]
 # ## Exercise 1 · Learn the answer, and its end
@@ -611,7 +627,7 @@ checks.shares_run(shares_run)
 # %% [markdown]
 # ## Exercise 3 · A budget that holds
 #
-# *easy · spending with eight requests under way · 5 minutes*
+# *easy · spending with several requests under way at once · 5 minutes*
 #
 # Write `may_ask(spent, under_way, worst, budget)`: may the next request go out?
 # `spent` tokens have come back; `under_way` lists the worst case of each request

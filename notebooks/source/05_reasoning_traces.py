@@ -143,10 +143,12 @@ print(filtered)
 # ## What is in a trace?
 #
 # Now the comparison. The teacher (4 layers, 128 wide) answers 20,000 questions
-# once each, greedily. The student is small and fresh. Every student reads **the
-# same number of tokens**, prompts included: that is the same computing. Answers
-# alone are short, so those students see more than twice as many questions in it,
-# but fewer tokens that are learned. What differs is what they read:
+# once each, greedily. The student is smaller (2 layers, 96 wide) and fresh. Every
+# student reads **the same number of tokens**, prompts included: for the student, that
+# is the same computing. (What the teacher spends on writing traces and on soft labels
+# is not counted.) Answers alone are short, so those students go through more than
+# twice as many questions in it (the same ones, more often). But most of what they
+# read is prompt, from which nothing is learned. What differs is what they read:
 #
 # * *answers only*: the teacher's results, right or wrong, without the steps;
 # * *all traces*: steps and results, right or wrong;
@@ -187,8 +189,13 @@ for claim in results.study.claims[:3]:
 # Dots are means, lines are intervals; the dashed line is the teacher as it was,
 # and blue marks the soft labels.
 #
+# In the table, `rows` are the different answers that an arm has to learn from; each
+# seed asked other questions, so the number of right ones varies. `trained_tokens` are
+# all tokens read, prompts and repetitions included. The retrained teacher is larger,
+# so equal computing buys it fewer.
+#
 # With this student and this much computing, the steps make the difference:
-# without them hardly any result is exactly right. A larger student, or far
+# without them few results are exactly right. A larger student, or far
 # longer training, may do better.
 #
 # The second verdict is about the filter. It drops about a fifth of the text and
@@ -270,8 +277,8 @@ print(f"{sum(perfect):,} of {len(perfect):,} are the perfect answer")
 # %% [markdown]
 # The checker is a second teacher. It knows only right from wrong, but it knows
 # that exactly. A sum has one right way to be written out, so nearly every trace
-# that passes is the perfect answer: of the teacher's mistakes nothing is left but
-# the questions that are missing.
+# that passes is the perfect answer: of the teacher's mistakes little is left but
+# the lucky traces from above, and the questions that are missing.
 #
 # Why does this help with questions that the teacher gets wrong? They are made of
 # the same small pieces as the others: digits, carries, copying. The student meets
@@ -283,15 +290,16 @@ print(f"{sum(perfect):,} of {len(perfect):,} are the perfect answer")
 # that we can only check, because for real problems checking is far easier than
 # writing.
 #
-# Then the teacher can learn from the checked traces too. It is larger, and it
-# already knows most of the task; for equal computing it gets fewer steps.
-# **Predict:** does the student still win?
+# If the checker is what adds, the teacher can learn from the checked traces too. It
+# is larger, and it already knows most of the task; for equal computing it gets fewer
+# steps. You have seen its dot in the figure. Here is the verdict on whether the
+# student still wins:
 
 # %%
 display(results.verdict("passes_retrained", judged=judged))
 
 # %% [markdown]
-# *Fails* would not mean that the student learned badly: it is judged against a
+# *Fails* does not mean that the student learned badly: it is judged against a
 # teacher that has gained from the same checked traces. Training a model on its
 # own checked answers is called self-improvement (STaR, Zelikman et al. 2022), and
 # it is the baseline to ask for when you read that a student "beat its teacher":
@@ -304,8 +312,8 @@ display(results.verdict("passes_retrained", judged=judged))
 # lost. Draw several traces at a temperature above zero, and some of these
 # questions come back. How many draws does it take? **pass@k** of a question is the
 # chance that at least one of k draws is right. To estimate it, draw n times, take
-# every set of k among them, and count the sets that hold a right one. Then average
-# over the questions.
+# every set of k among them, and see what share of the sets holds a right one. Then
+# average over the questions.
 
 # %%
 from itertools import combinations
@@ -384,27 +392,30 @@ plt.show()
 display(results.verdict("more_questions", judged=judged))
 
 # %% [markdown]
-# A point is a seed. All students took the same number of steps, so with fewer
-# questions they read each one more often. With the fewest, chance decides: some
-# students have begun to carry, others have not. The teacher's computing goes into
+# A black point is a seed; the line joins the means, and the band is their interval.
+# All students took the same number of steps, so with fewer questions they read each
+# one more often. With the fewest, chance decides: carrying is learned all of a
+# sudden, early by one seed and late by another. The teacher's computing goes into
 # questions, the student's into steps; both can be too few. (The three places are
 # not to scale.)
 #
 # A gain near zero that stays *undecided* is an answer, too: for this student and
-# this many steps, five seeds show no use of four times the questions.
+# this many steps, five seeds show no gain from four times the questions.
 #
-# That jump from nothing to nearly all is why this study has a history. In two
+# That sudden start is why this study has a history. In two
 # earlier rounds some students had not begun to carry when their steps were over,
 # whatever they read, and what we compared was luck. Both rounds were broken off
 # and their rows published (`results/rounds`). In this third one, AdamW's second
-# moment is averaged over 100 steps instead of 20 (`adam_beta2`), in every arm, and
+# moment (the running mean of squared gradients, by which it scales every step) is
+# averaged over about 100 steps instead of 20 (`adam_beta2`), in every arm, and
 # few students were left behind. That is a comparison of rounds, not a study of its
 # own. But when arms differ by luck, mend the training before you compare.
 #
 # ## Soft labels on the same traces
 #
-# The teacher's weights are at hand here, so its soft labels are too. **Predict:**
-# on traces that are right, do they help or harm?
+# The teacher's weights are at hand here, so its soft labels are too. You saw the blue
+# line in the figure. **Predict:** is it so long because all five seeds differ, or
+# because of one? And where do the others lie?
 
 # %%
 display(results.verdict("soft_traces", judged=judged))
@@ -565,7 +576,7 @@ solve(heldout)
 # DeepSeek-R1 wrote some 800,000 samples, three quarters of them reasoning that
 # passed rejection sampling, and six smaller models were fine-tuned on them with
 # nothing else (DeepSeek-AI 2025, arXiv:2501.12948). Their figures, pass@1 in
-# percent on AIME 2024 and MATH-500:
+# percent on AIME 2024 and MATH-500 (two sets of competition problems in mathematics):
 #
 # | student | AIME 2024 | MATH-500 |
 # |---|--:|--:|
@@ -586,9 +597,10 @@ solve(heldout)
 #
 # *easy · a sloppy checker poisons everything behind it · 5 minutes*
 #
-# Write `exact_checker(answer, result)`: whether what stands behind the last
-# semicolon is the number `result` and nothing else (spaces around it do not
-# count).
+# Write `exact_checker(answer, result)`: `True` if what stands behind the last
+# semicolon is the whole number `result` (an `int`), written plainly, and nothing else;
+# otherwise `False`. Spaces around it do not count; a sign or a leading zero makes it
+# wrong.
 #
 # By hand: `"27+58=85,85+46=131;131"` is right for 131. With `;1131` or `;13`, or
 # without the semicolon, it is not.

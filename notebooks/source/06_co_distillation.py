@@ -58,8 +58,8 @@ entropy = -(log_p.exp() * log_p).sum(-1).mean()
 print(f"{entropy:.2f} nats; the most is {math.log(log_p.shape[-1]):.2f}")
 
 # %% [markdown]
-# Close to the most there is. What is missing is no knowledge but chance: its random
-# weights favour random tokens. A student that follows it learns these accidents.
+# Close to the most there is. The little that is missing comes from chance, not from
+# knowledge: random weights favour random tokens. A student that follows it learns these accidents.
 #
 # ## One step by hand
 #
@@ -138,8 +138,9 @@ plt.show()
 # %% [markdown]
 # A fourth way is to look at the teacher instead of the clock. With
 # `confidence=True`, α is multiplied by $1 - \text{loss} / \ln(\text{vocabulary})$:
-# how far the teacher's own loss has come down from that of knowing nothing. The
-# given `alpha` is a ceiling then:
+# how far the teacher's own loss has come down from that of knowing nothing. The weight
+# never falls below zero, and the given `alpha` is a ceiling then. (`partner_nll` is the
+# teacher's running loss.)
 
 # %%
 trusting = MixSchedule(alpha=0.7, confidence=True)
@@ -163,7 +164,8 @@ grown = {name: study.grow(task, name, seed=2, **cell) for name in schedules}
 
 # %% [markdown]
 # The slider moves between the runs (a page without Python shows all three). Both
-# losses are those on the training text; the grey area is α. (The study calls a
+# curves are cross-entropies with the training text, also where the student learns from
+# the teacher alone; the grey area is α, with its own scale on the right. (The study calls a
 # teacher or a peer *partner*, and so does the log.)
 
 # %%
@@ -222,7 +224,8 @@ explore(
 # that has just begun. With the ramp it is on its own while its teacher is worth
 # little.
 #
-# And what is it worth later? The **gap** is the student's loss minus the teacher's:
+# And how far ahead is the teacher? The **gap** is the student's loss minus the
+# teacher's:
 
 # %%
 log = logs[study.RAMP]
@@ -236,13 +239,14 @@ ax.set_title("The gap, with a ramp")
 plt.show()
 
 # %% [markdown]
-# Above zero the teacher is ahead, and its word is worth most. Its lead is small in so
-# short a run: the wide model has only begun to use its size. A teacher that is not
-# ahead can still help, since a distribution is less noisy than one token. Remember
-# this picture when you read what the study found.
+# Above zero the teacher is ahead. That alone does not say what its word is worth: the
+# gap is widest early, when both still know little and the ramp has hardly begun.
+# Later the lead is small, in so short a run: the wide model has only begun to use its
+# size. And a teacher that is not ahead can still help, since a distribution is less
+# noisy than one token. Remember this picture when you read what the study found.
 #
 # One check: the live run with the ramp against what the study predicts for one more
-# seed. The sixth novel judges.
+# seed. The sixth novel, which nobody here has read, judges.
 
 # %%
 from distill_helpers.evaluation import evaluate
@@ -259,11 +263,11 @@ display(live)
 # * *alone*: labels, no partner; *two averaged*: two of these, whose probabilities
 #   are averaged (so answering costs twice as much);
 # * the three schedules from above; and a *head start*: an equal mix, but the teacher
-#   has first had half as many steps to itself;
+#   has first trained alone for half as many steps as the student will take;
 # * *two peers*: two students of one size teach each other, with a ramp up to an
 #   equal mix (mutual learning, Zhang et al. 2018);
-# * *teacher first*: the teacher is trained to the end, and the student then learns
-#   from it alone (lesson 02).
+# * *teacher first*: the teacher is trained first, for as many steps as the student, who
+#   then learns from it alone (lesson 02).
 #
 # **Predict** the order, with 3,000 rows to learn from. In the figure, dots are
 # means, lines their intervals over five seeds; blue are those who learn from
@@ -286,10 +290,15 @@ for claim in ("noisy_start", "ramp_helps", "head_start_helps"):
 
 # %% [markdown]
 # `tflops` counts what the whole arm cost, teacher included, in units of $10^{12}$
-# operations. The second verdict compares two schedules, not ramps in general; and a
-# head start is also more training for the teacher.
+# operations. (GFLOPs, below, are $10^9$; nothing here is per second.) The second
+# verdict compares two schedules, not ramps in general. The third has the equal mix
+# from the start as its baseline, too; and a head start is also more training for the
+# teacher.
 #
-# Would a teacher that was *finished* have been better?
+# Would a teacher that was *finished* have been better than one followed with a ramp?
+# (Finished means: after as many steps as the student takes, on the same rows. The
+# teacher of lesson 02 had read all the training text, for far longer; so do not
+# expect the gain that you saw there.)
 
 # %%
 display(results.verdict("after_is_better", judged=judged))
@@ -310,7 +319,9 @@ for claim in ("pays_few", "pays_many", "peers_pay"):
     display(results.verdict(claim, judged=judged))
 
 # %% [markdown]
-# Compare the first two verdicts. And who was the teacher that helped?
+# Compare the first two verdicts. In both, "co-distilled" is the ramp; in the figure,
+# an equal mix from the start is not ahead of *alone*. (Only these five arms were run
+# with 800 rows.) And was the teacher that helped any better than its student?
 
 # %%
 helper = results.mean("partner_nll", study.RAMP, study.FEW)
@@ -318,18 +329,21 @@ loner = results.mean("nll", study.ALONE, study.FEW)
 print(f"its teacher {helper.mean:.3f}, a student alone {loner.mean:.3f}")
 
 # %% [markdown]
-# It was no better than the student. What helped was not its knowledge. A plausible
-# reason: a student that reads its few rows many times learns them by heart, and a
-# partner that errs in other places does not repeat them word for word; that is why a
-# peer of its own size serves as well. We did not measure that reason. But two amounts
-# of text, and not the same answer: that is how such a technique should be reported.
+# It was hardly better than a student alone. So it can hardly have helped by being
+# ahead. One reason is from above: a distribution is less noisy than one token.
+# Another is plausible: a student that reads its few rows many times learns them by
+# heart, and a partner that errs in other places does not repeat those rows word for
+# word; that would be why a peer of its own size serves as well. We did not measure
+# either. But two amounts of text, and not the same answer: that is how such a technique should be reported.
 #
 # ## The bill
 #
 # Equal steps hide a cost: beside every student a larger model was trained. What if
 # the student alone may spend **the same number of operations**? A teacher that
 # comes first pays one thing more, the forward pass that labels the student's
-# batches; in co-distillation that pass is part of the teacher's training.
+# batches; in co-distillation that pass is part of the teacher's training. (For
+# *teacher first* the steps below are taken twice: by the teacher, then by the
+# student.)
 
 # %%
 cost = study.count_cost(task)
@@ -360,10 +374,14 @@ display(results.verdict("equal_flops", judged=judged))
 #   soft labels are free while it trains; afterwards they cost a forward pass over
 #   all the text, once if a cache keeps them (lesson 03). That is the situation of
 #   those who train families of models.
-# * **Time on the clock is what limits you**: teacher and student train side by side.
+# * **Time on the clock is what limits you**, and there are machines for both: teacher
+#   and student train side by side.
 #
-# Otherwise train the teacher first; it costs that one forward pass more. With 800
-# rows we did not test equal operations.
+# Otherwise train the teacher first, if you can pay for all its steps: at equal steps
+# its student is ahead of the pair's. For the *same operations* it is not; look at the
+# last row of the table. The labelling pass is paid for in steps, of the teacher and
+# of the student. (No claim was declared for that row.) With 800 rows we did not test
+# equal operations.
 #
 # ## Another task
 #
@@ -403,7 +421,8 @@ for claim in ("sums_pay", "sums_peers", "sums_after", "sums_flops"):
 # did not repeat it: that is what they are for.
 #
 # The bill is another matter. The student that spends all of it alone is the one that
-# learns to add. Two tasks, one answer: if only the student matters, train the student.
+# learns to add with every seed. Two tasks, one answer where we tested it: if only the
+# student matters, train the student.
 #
 # ## Peers, ensembles, and churn
 #
@@ -582,11 +601,12 @@ for method in ("codistillation", "soft"):
 # on the command line.
 
 # %% [markdown] tags=["published"]
-# One trap on this GPU: a T4 has no flash attention. Where heads share keys and values,
-# as they do in most recent models, `transformers` then ends in torch's slowest kernel,
-# which keeps every attention score. Somebody measured Qwen2.5-1.5B on a T4, and it
-# wrote up to 1.8 times as fast with keys repeated first (transformers' pull request
-# 45776). `load_model` does that where it is needed, and `plan` counts it.
+# One trap on this GPU: a T4 has no *flash attention*, the way of computing attention
+# that never stores all its scores. Where several heads share keys and values, as in
+# most recent models, `transformers` then ends in torch's slowest routine, which keeps
+# every score. The remedy is to copy the shared keys and values to each head first:
+# somebody measured Qwen2.5-1.5B on a T4, and it wrote up to 1.8 times as fast
+# (transformers' pull request 45776). `load_model` does that where it is needed, and `plan` counts it.
 #
 # ## What others found
 #
@@ -599,8 +619,8 @@ for method in ("codistillation", "soft"):
 #   fitted about twice as fast, and that predictions became more reproducible. Their
 #   baseline is one model whose batch can grow no further: machines were plenty, and
 #   more of them did not help any other way.
-# * Zhang et al. (2018) found that small image classifiers teaching each other beat
-#   the same ones alone, and one that learns from a larger, finished teacher.
+# * Zhang et al. (2018) found that small image classifiers that teach each other beat
+#   the same ones alone. They also beat one that learns from a larger, finished teacher.
 #
 # Different questions, different bills. Ours counted operations.
 
@@ -670,7 +690,7 @@ checks.learn_together(learn_together)
 
 # %% [markdown] tags=["hint"]
 # `F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")` is KL(p ‖ q).
-# `teacher_logits.detach()` belongs into the student's part, and only there.
+# `teacher_logits.detach()` belongs in the student's part, and only there.
 
 # %% tags=["solution"]
 import torch.nn.functional as F

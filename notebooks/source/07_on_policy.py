@@ -20,10 +20,14 @@ judged = profile.name != "smoke"
 # teacher's answers. When it is used it *writes*: each token that it writes becomes
 # part of what it reads next. It has learned after other people's words and is used
 # after its own; where these differ, it may do worse. That is **exposure bias**, and
-# this lesson's remedy is old advice: let pupils write, and mark what they wrote.
+# this lesson's remedy is old advice: let pupils write, and mark what they wrote. A
+# model that writes is called a *policy* in reinforcement learning; training it on what
+# it writes itself is **on-policy**, and on text from elsewhere, as in all lessons so
+# far, **off-policy**.
 #
 # Back to lesson 05's sums, with the teacher that is right about four times in five.
-# A fresh student first learns its answers to 1,500 questions, as hard labels. How far
+# A fresh student first learns its answers to 1,500 questions, as hard labels; this is
+# its **warm start**. How far
 # it comes is partly luck: some students begin to carry early, some late.
 
 # %%
@@ -122,8 +126,10 @@ axes[1].set_xlabel("token written by the student")
 plt.show()
 
 # %% [markdown]
-# Where the upper bar is low, the teacher would hardly have written that token. What
-# comes after it? Over all these slips, count how often the teacher, asked right after
+# Where the upper bar is low, the teacher would hardly have written that token. The
+# lower bars tell how far apart the two distributions were when that token was due:
+# far, mostly, where a digit has to be computed, right or wrong. What comes after the
+# slip? Over all these slips, count how often the teacher, asked right after
 # the comma, would copy the student's wrong sum:
 
 # %%
@@ -179,10 +185,13 @@ plt.show()
 print(f"excess: {before.excess:.4f} nats per token")
 
 # %% [markdown]
-# At the first token both have read the prompt and nothing else, so the two agree. The
-# mean difference from then on is the **excess**, our measure of exposure bias, after
-# Arora et al. (2022), who divide it by the lower curve. Part of it is chance: each
-# model wrote once to each problem.
+# The hills are the digits of the two sums; between them the student only copies. At
+# the first token both have read the prompt and nothing else, so the two curves agree.
+# The mean difference from then on is the **excess**, our measure of exposure bias,
+# after Arora et al. (2022), who divide it by the KL in the teacher's text. If the
+# curves nearly coincide, exposure bias is a small part of what this student still
+# lacks: its answers are short, and most of each is copying. Part of the excess is
+# chance: each model wrote once to each problem.
 #
 # Why compare *distributions*, when the teacher could simply say how likely it finds
 # the student's text? Watch a real teacher, SmolLM2, read three texts:
@@ -235,11 +244,13 @@ print(
 # texts that the **teacher** draws. So reverse KL goes with the student's own text.
 # Other combinations are allowed, and we shall try some.
 #
-# Between the two lies the **generalised Jensen–Shannon divergence** (JSD). It
+# (From here on $p_T$ is the teacher's distribution and $p_S$ the student's; earlier
+# lessons wrote $p$ and $q$.) Between the two lies the **generalised Jensen–Shannon divergence** (JSD). It
 # measures both from a mixture: with $m = (1 - \beta)\, p_S + \beta\, p_T$ it is
 # $\beta\, KL(p_T ‖ m) + (1 - \beta)\, KL(p_S ‖ m)$. At both ends it shrinks to zero,
 # but divided by β it tends to forward KL, and by 1 − β to reverse KL. So at β = 0 and
-# 1 the package takes these, as TRL does: a jump in size, not in direction.
+# 1 the package takes these, as TRL does, Hugging Face's library for training language
+# models: a jump in size, not in direction.
 #
 # What each does when a student *cannot* match its teacher shows in lesson 01's
 # picture of two hills. Now the student, a single hill, is the best of many for each β.
@@ -352,7 +363,7 @@ print(f"length of its gradient: {norm:.3f}")
 reader.zero_grad()
 
 # %% [markdown]
-# There is a second way to the first number. Reverse KL is a mean over tokens that the
+# There is a second way to the reverse KL. It KL is a mean over tokens that the
 # *student* draws, of $\log p_S - \log p_T$. And those tokens have just been drawn! So
 # the same mean over the written tokens alone, without a sum over the vocabulary,
 # should come out near it; the ± is one standard error.
@@ -383,8 +394,10 @@ print(f"one token is off by {noise:.3f} (standard deviation)")
 # credit it for that. The full gradient of the divergence between texts would, and is
 # far noisier (Gu et al. 2023 use it, with several tricks against the noise). Agarwal
 # et al. (2023) leave it out, and so do we. But why does reverse KL not fall for the
-# loop? Because of the $\log p_S$ in it: being sure of one thing for ever costs
-# entropy.
+# loop, as a reward for likely text would? Because of the $\log p_S$ in it: wherever
+# the teacher leaves several tokens open, a student that is sure of one of them pays
+# for it. So it has no reason to *enter* a loop. Once inside, where the teacher is
+# sure as well, it pays little: hence the warning signs above.
 #
 # ## Marked work, live
 #
@@ -431,18 +444,23 @@ live_check = results.check_live(
 display(live_check)
 
 # %% [markdown]
+# Read the pictures with care: their scale is not that of the first one. The *height*
+# of the curves is a forward KL, which is what soft labels train, so it need not be
+# lowest after reverse KL. Exposure bias is the *gap* between a solid curve and its
+# dashed one. One run's gap is partly chance, so the study has to say.
+#
 # ## What five seeds say
 #
 # The study gives every student such a warm start and lets it go on in eight ways, at
-# one learning rate. For as many steps:
+# one learning rate. Seven of them take the same number of steps:
 #
 # * *traces*: the teacher's greedy answers, as hard labels, for longer;
 # * *soft labels*: the teacher's distributions on these answers;
-# * *soft labels, new text*: on answers that the teacher draws anew each time. It
-#   tells what is new from what is the student's *own*;
+# * *soft labels, new text*: on answers that the teacher draws anew each time. Beside
+#   own text, it separates the effect of *new* text from that of the student's *own*;
 # * *own text*: with reverse KL, the JSD (β = ½) and forward KL; and *half own text*,
-#   where a coin decides for each row whose text it is (λ = ½ in Agarwal et al., whose
-#   coin decides for a batch).
+#   where a coin decides for each row whose text it is (λ, the share of own text, is ½ in Agarwal et al.,
+#   whose coin decides for a batch).
 #
 # And with more steps instead of writing, for about as much *time* as own text takes:
 # *soft labels, equal time*.
@@ -490,21 +508,24 @@ for claim in results.study.claims:
 
 # %% [markdown]
 # One verdict is settled: for as many steps, marks on one's own text taught much more
-# than further copies of the teacher's words. *Why* they did is not. The
-# distributions? Soft labels have them as well. Text that is new each time? The teacher
-# can write that, too. That it is one's own? All three differences lean that way, and
-# none is settled by five seeds.
+# than further copies of the teacher's words. *Why* they did is not.
+# Own text differs from the traces in three ways at once: it is marked with whole
+# distributions, it is new each time, and it is the student's own. Soft labels have
+# the first of these; the teacher's new text has the first two. Own text came out
+# ahead of both on average, and neither lead is settled by five seeds. Nor is the
+# verdict on exposure bias itself: five seeds cannot tell whether the excess fell by
+# more with own text.
 #
 # The picture says where to look: to the far left. The student that had come least far
 # gained next to nothing from the teacher's fixed text, whatever the labels, more from
 # new text, and most from its own. To the right, where students could already do about
 # half of the task, the three that learn from distributions differ little. One student
 # is no law. But it is what exposure bias would predict: the worse a student writes, the
-# less the teacher's prefixes resemble its own.
+# less what the teacher has written so far resembles its own.
 #
-# This study has a history as well. Its first round chose a learning rate for each arm
-# on one seed, where some had a tie; on other seeds, the higher rate came further, and
-# so we compared rates. It was broken off, its rows are in
+# This study has a history as well. Its first round chose one of two learning rates for each arm, on one seed. There the
+# rates were nearly tied for some arms, so chance chose; on other seeds the higher
+# rate came further. What we compared was rates as much as texts. It was broken off, its rows are in
 # `results/rounds`, and now all arms share one rate.
 #
 # ## What writing costs
@@ -533,10 +554,12 @@ columns = ("exact_match", "excess_kl", "repetition", "training_seconds")
 print(results.table(columns, study.SETTING, digits=3))
 
 # %% [markdown]
-# (Percent, nats per token, percent, and seconds.) Two things this clock does not see.
-# Somebody wrote the answers that are learned from; for *new text* the teacher wrote
-# them by the ten thousand, before the clock started. And fixed rows are judged once
-# and remembered, while own text has to be read by the teacher at every step.
+# (Percent, nats per token, percent, and seconds.) One thing this clock does not see:
+# somebody wrote the answers that are learned from; for *new text* the teacher wrote
+# them by the ten thousand, before the clock started. And one thing it sees, but
+# small: fixed rows are judged once and remembered, while own text has to be read by
+# the teacher at every step. With a large teacher that weighs more. For equal time,
+# look back at the last verdict.
 #
 # ## A real student writes
 #
@@ -639,10 +662,11 @@ trainer.train()
 look()
 
 # %% [markdown]
-# The first number is what we train for. The excess needs its companion: a teacher that
+# The first number should fall: it looks at the student's own text, as the training
+# does, though with the forward KL and not the JSD. The excess needs its companion: a teacher that
 # is *less* certain in the student's text than in its own finds that text odd. Where it
 # is unsure, a student has less to miss, and the excess can even be negative; that is
-# no health.
+# no sign of health.
 #
 # What did the steps spend their time on? The trainer logs it.
 
@@ -687,8 +711,8 @@ for name, model in (("student", student), ("teacher", real.model)):
 #   on one of them: better, for about a tenth of the GPU hours.
 #
 # The idea is older than language models: a driver who has only watched others does not
-# know what to do at the edge of the road (Ross et al. 2011, *DAgger*). Their tasks
-# reach from single sentences to long chains of reasoning, with models a thousand times
+# know what to do at the edge of the road (Ross et al. 2011, *DAgger*). The tasks of the
+# first three papers reach from single sentences to long chains of reasoning, with models a thousand times
 # the size of ours; ours are short sums. Where texts are long, slips have more room to
 # add up.
 

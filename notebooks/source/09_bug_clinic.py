@@ -249,9 +249,11 @@ from distill_helpers.bug_clinic import admit, diagnosis
 diagnosis(1)
 
 # %% [markdown]
-# The large network with its many layers learned to be as clueless as a fresh student,
-# which is easily learned. In the class above the two stand crosswise in `__init__`, in
-# lines that look right because the names on both sides do.
+# How to read a diagnosis: lines with − are the patient's, lines with + mend them.
+# This one shows the swap written as a loss; in the class above the two stand
+# crosswise in `__init__`, in lines that look right because the names on both sides
+# do. The large network learned to be as clueless as a fresh student, which is easily
+# learned.
 #
 # **The test** belongs into every training script, after its first step: the student
 # has a gradient, the teacher has none. (`SoftLabelTrainer` freezes its teacher, so a
@@ -350,7 +352,8 @@ misled = train(plain_loss, on=taught)
 chart({"healthy": (healthy, "healthy"), "patient": (misled, "patient")})
 
 # %% [markdown]
-# No error, no NaN. The patient learns at first, as fast as the healthy run. **Predict:**
+# No error, no NaN. On the left, the patient's curve falls at first as fast as the
+# healthy one; then it lies flat. **Predict:**
 #
 # * the learning rate is too high towards the end;
 # * the student is too small;
@@ -401,6 +404,9 @@ cured = train(plain_loss, on=list(zip(second, found, strict=True)))
 print(f"patient {misled['real'][-1][1]:.2f}, cured {cured['real'][-1][1]:.2f}")
 
 # %% [markdown]
+# (Compare the cured run with the patient, not with the healthy one above: that one
+# read the rows in another order. Between single runs such gaps appear.)
+#
 # **The test:** let the teacher read a few stored rows again, and compare.
 
 # %%
@@ -439,7 +445,9 @@ plt.show()
 
 # %% [markdown]
 # AdamW divides each gradient by its own running size. Whatever multiplies the whole
-# loss is divided out again: sixteen or a sixteenth, it is all the same, but for chance.
+# loss is divided out again: sixteen or a sixteenth, it is all the same, but for
+# rounding and for ε, the tiny constant that AdamW adds before it divides. (Late in the
+# picture such trifles have grown visible.)
 # SGD is not so kind. **The probe** holds the loss against itself, at two high
 # temperatures. Lesson 01 showed that T² is there to keep their ratio near one.
 
@@ -480,7 +488,8 @@ print(f"the healthy gradient is {lengths[0] / lengths[1]:.0f} times as long")
 # The complaint: one setting, two machines. The large one holds the batch of sixteen
 # rows at once; the small one takes it in pieces and **accumulates** gradients. The
 # same rows, the same step. The patient hands in its objective, for the course's own
-# trainer:
+# trainer, which calls it for each piece with `num_items`: how many positions count in
+# *all* pieces of the step together.
 
 # %%
 from distill_helpers.studies import tiny_arguments
@@ -692,7 +701,9 @@ except RuntimeError as error:
 
 # %% [markdown]
 # That is a good bug: it is loud. The patient made it quiet. It fills up the student's
-# logits with zeros, until both are equally wide; and now it runs.
+# logits with zeros, until both are equally wide; and now it runs. (In the envelope both
+# models get four extra outputs: the teacher's stand for those that its makers added,
+# the student's are the patient's own doing.)
 
 # %%
 patient = train(admit(8))
@@ -756,7 +767,8 @@ axes[1].legend()
 plt.show()
 
 # %% [markdown]
-# **Predict** before you probe: what would you look at first?
+# (On the right there are two curves: one lies exactly on the other.) **Predict** before
+# you probe: what would you look at first?
 #
 # **The probe** is the best one of the whole clinic, for it takes one line and finds many
 # bugs at once. Let the student be *a copy of the teacher*. There is nothing to learn,
@@ -908,7 +920,7 @@ print("the reverse KL breaks:", broken(reverse) or "nothing")
 #
 # A bug can change a gradient's *length*, or its *direction*. AdamW divides the length
 # away, and clipping does, too. So compare both with the healthy loss's, on a real batch
-# and a fresh student.
+# and a fresh student, at T = 4.
 
 
 # %%
@@ -945,14 +957,15 @@ for number in range(1, 10):
 # * **length 0**: dead. Nothing reaches the student. (At α = ½ patient 2's labels still
 #   reach it, and hide that.)
 # * **cosine 1, another length**: *invisible under AdamW*. The missing T² at α = 1 is the
-#   pure case, with a sixteenth of the length; a missing world size or a division by the
+#   pure case, with a sixteenth of the length; a missing world size (the number of processes that
+#   train together) or a division by the
 #   vocabulary are others. At α = ½ the same bug turns the gradient, and then it matters.
 # * **cosine 1, length 1**: dormant. Nothing is wrong on this batch; the −∞ is still to
 #   come.
 # * **cosine below 1**: the student is taught something else. No optimizer mends that,
 #   and no curve shows it unless a healthy run stands beside it.
 #
-# ## Eight probes in ten minutes
+# ## A checklist for ten minutes
 #
 # Before any run that costs more than ten minutes, in this order:
 #
@@ -1034,7 +1047,7 @@ print("not written yet" if value is None else f"plateau: {value:.2f} nats")
 # Here `loss(student, teacher, labels)` is somebody's loss: it should be a mean over the
 # positions that count. Logits are `[rows, positions, vocabulary]`, labels `[rows,
 # positions]`, unshifted, with −100 ignored. Cut the batch into its rows: do their losses,
-# each weighted by how many positions count in it, add up to the loss of the whole batch,
+# each weighted by its *share* of all positions that count, add up to the loss of the whole batch,
 # up to rounding (one part in ten thousand)? There may be rows in which nothing counts.
 #
 # By hand: one position with a loss of 4 in the first row, three with 0 in the second. The
@@ -1135,7 +1148,7 @@ checks.padding_is_silent(padding_is_silent)
 # | | patient | what gave it away | the test |
 # |--:|---|---|---|
 # | 1 | teacher and student swapped | the loss falls, the student does not move | after a step the student has a gradient, the teacher none |
-# | 2 | the teacher against itself | the student equals labels alone | the soft term is positive and has a gradient |
+# | 2 | the teacher against itself | the soft term, by itself, is zero | the soft term is positive and has a gradient |
 # | 3 | shuffled cache | a plateau; the pairing does not matter | read a few stored rows again |
 # | 4 | missing T² | nothing under AdamW; SGD crawls | twice a high T, the same loss |
 # | 5 | micro-batch means | the gradient depends on the pieces | the pieces add up |

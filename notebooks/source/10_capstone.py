@@ -31,7 +31,7 @@ work = Path(tempfile.mkdtemp())
 # | `EXAM` | another one, with the right `answer`, checked by a person |
 # | `TELL` | what the teacher reads before each of your prompts |
 # | `TEACHER` | `packaged`, a folder, or a name on the model hub |
-# | `STUDENT` | `pruned:8`, `fresh:2x96`, a folder, or a name on the hub |
+# | `STUDENT` | `pruned:8`, `fresh:2x96` (untrained, two layers, 96 wide), a folder, or a name on the hub |
 # | `DRIVE` | on Colab: a folder on your Google Drive, for the checkpoints |
 # | `PUSH_TO` | `owner/name` on the model hub; empty: nothing leaves this machine |
 
@@ -48,7 +48,8 @@ PUSH_TO = ""
 
 # %% [markdown]
 # `pruned:8` is the teacher with its first four and its last four layers: lesson 02
-# showed that the middle can go. Which depth, and how many steps, was decided on other
+# repaired a student without ten of its middle layers, and for one narrow task we take
+# out more. Which depth, and how many steps, was decided on other
 # glosses than those of the exam.
 #
 # ## Say first what would be worth it
@@ -104,7 +105,7 @@ else:
     learn, exam = gloss_project(work, teacher=live, **size)
 
 # %% [markdown]
-# Look at what the student will learn from. Then look again.
+# Look at what the student will learn from: would you have answered so?
 
 # %%
 rows = [json.loads(line) for line in learn.read_text().splitlines()]
@@ -145,7 +146,7 @@ print("exam:", my_exam_read.teacher, "right:", my_exam_read.right)
 #
 # What `TELL` says is read by the teacher alone; the student learns to do without it
 # (context distillation, lesson 04). And if your teacher's answers are poor, stop
-# here: no student mends its teacher.
+# here: without a checker (lesson 05) no student mends its teacher.
 #
 # ## One file that describes the run
 #
@@ -279,8 +280,9 @@ plt.show()
 
 # %% [markdown]
 # On Colab, set `DRIVE` to a folder's name: the checkpoints then lie on your Google
-# Drive, and after a disconnect *Run all* goes on from the last complete one. When
-# all is done, the last lines of this notebook wait until Drive has everything.
+# Drive, and after a disconnect *Run all* takes the training up from the last complete
+# one. (The teacher's answers lie in this machine's temporary folder; a live teacher
+# is asked again.) The cell under *Push it, or not* waits until Drive has everything.
 #
 # ## Save, and load again
 #
@@ -493,7 +495,8 @@ display(wider)
 
 # %% [markdown]
 # Same weights, same speed, same bytes. A small student can be worth having for a
-# narrow task and not for a wider one, and nobody sees that from its size. Hence
+# narrow task, and for a wider one that can be unproven or false; nobody sees that from
+# its size. Hence
 # the next section: whoever finds this model has to be told what it is for.
 #
 # ## When does it pay?
@@ -591,7 +594,8 @@ print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
 # %% [markdown]
 # ## The same, without a notebook
 #
-# All of this stands in one file:
+# The training stands in one file. (Fields that hard labels do not use keep their
+# defaults.)
 
 # %%
 print(config.read_text().replace(str(work), "…"))
@@ -783,7 +787,7 @@ checks.break_even(break_even)
 #
 # **When would you not distil at all?**
 #
-# * A few hundred answers a day: the teacher never gets expensive enough.
+# * Few answers in all: with your own hours in it, the sum of exercise 3 never comes out.
 # * Word counts, a rule or a search do it: they are smaller than any student.
 # * The task changes every month: so would the student.
 # * The teacher is not good enough at it: prompt it, or train it, first.
