@@ -67,6 +67,9 @@ other = None
 # %% [markdown] tags=["hint"]
 # Think of a dozen.
 
+# %% I get thirteen [markdown] tags=["hint"]
+# That is a baker's.
+
 # %% tags=["solution"]
 answer = 12
 
@@ -76,6 +79,9 @@ finding("check", "dozen", status)
 
 # %% tags=["exercise"]
 word = ""
+
+# %% I do not know where to begin [markdown] tags=["hint"]
+# With a letter.
 
 # %% I only get an empty word [markdown] tags=["hint"]
 # Type one.
@@ -195,9 +201,9 @@ def test_profile_is_a_papermill_parameter(course):
 def test_learners_see_solutions_and_hints_folded(course):
     cells = render(course, course.lessons[0]).cells
     folded = [cell for cell in cells if "<details>" in cell.source]
-    assert [cell.cell_type for cell in folded] == ["markdown"] * 4
-    assert "```python\nanswer = 12\n```" in folded[1].source
-    assert "<summary>Hint: I only get an empty word</summary>" in folded[2].source
+    assert [cell.cell_type for cell in folded] == ["markdown"] * 6
+    assert "```python\nanswer = 12\n```" in folded[2].source
+    assert "<summary>Hint: I only get an empty word</summary>" in folded[4].source
     assert "answer = 12" not in code_sources(render(course, course.lessons[0]))
 
 
@@ -276,6 +282,11 @@ def test_other_numbers_are_fine(text):
         ("answer = 12", f"answer = {'1 + ' * 30}1", "characters"),
         ("answer = 12", "\n".join(["x = 1"] * (MOST_LINES + 1)), "31 lines of code"),
         ("**Predict**", "Guess", "no **Predict**"),
+        (
+            '# %% I get thirteen [markdown] tags=["hint"]\n# That is a baker\'s.\n',
+            "",
+            "1 hints before the solution",
+        ),
         ("a dozen.", "3.66.", "the number 3.66"),
         ("exercise", "excercise", "unknown tag excercise"),  # codespell:ignore
     ],

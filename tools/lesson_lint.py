@@ -13,6 +13,7 @@ MOST_LINES = 30
 MEDIAN_LINES = 8
 LINE_LENGTH = 79
 FEWEST_EXERCISES = 2
+FEWEST_HINTS = 2
 
 KNOWN_TAGS = {
     "exercise",
@@ -81,6 +82,17 @@ def _lint_exercises(cells: list[NotebookNode]) -> list[str]:
         )
     if kinds.count("exercise") < FEWEST_EXERCISES:
         findings.append(f"fewer than {FEWEST_EXERCISES} cells tagged `exercise`")
+    hints = 0
+    for cell in cells:
+        if "exercise" in tags(cell):
+            hints = 0
+        elif "hint" in tags(cell):
+            hints += 1
+        elif "solution" in tags(cell) and hints < FEWEST_HINTS:
+            findings.append(
+                f"{hints} hints before the solution {first_line(cell)!r}: a first one "
+                "to begin with, and one for a symptom"
+            )
     return findings
 
 

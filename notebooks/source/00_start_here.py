@@ -233,10 +233,15 @@ def top_choices(logits, words, k):
 
 checks.top_choices(top_choices)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Logits become probabilities with `logits.softmax(-1)`. A tensor's `topk(k)`
 # gives values *and* positions, both sorted. `.tolist()` turns a tensor into
 # plain Python numbers.
+
+# %% [markdown] tags=["hint"] title="My numbers are negative, or sum to 1 for every k"
+# Negative, or above 1: these are logits, or logarithms of probabilities. Is there a
+# softmax in your function? Summing to 1 however few words you show: the softmax comes
+# too late. Take it over *all* words, and choose the `k` likeliest only then.
 
 # %% tags=["solution"]
 from distill_helpers import checks
@@ -274,8 +279,13 @@ def bits_per_byte(nll_per_token, tokens, bytes):
 
 checks.bits_per_byte(bits_per_byte)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # First the total in nats, then in bits, then per byte.
+
+# %% [markdown] tags=["hint"] title="My number is a little too small"
+# A bit is less than a nat, so the same surprise makes *more* bits than nats. Is
+# $\ln 2$ in your formula, and on the right side of the fraction bar? (If you are far
+# off instead: tokens multiply, bytes divide, and both are needed.)
 
 # %% tags=["solution"]
 import math

@@ -423,10 +423,15 @@ def softmax(logits, temperature):
 
 checks.softmax(softmax)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="The check says nan, or rows do not sum to 1"
 # If the check says *nan*: subtract the largest logit before the exponential
 # (`amax(-1, keepdim=True)`). If rows do not sum to 1: which dimension do
 # you sum over?
+
+# %% [markdown] tags=["hint"] title="It is right at T = 1, and wrong at any other T"
+# Where does the temperature come in? It divides the *logits*, before the exponential;
+# the probabilities are not divided by it. Try a high $T$ on the example by hand: ¼ and
+# ¾ should move towards each other.
 
 # %% tags=["solution"]
 from distill_helpers import checks
@@ -458,9 +463,14 @@ def entropy(p):
 
 checks.entropy(entropy)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I get nan"
 # $0 \cdot \ln 0$ is `nan` for a computer. `torch.special.entr` knows better,
 # and so does `torch.where`.
+
+# %% [markdown] tags=["hint"] title="It is negative, or off by a constant factor"
+# Logarithms of probabilities are never positive, so a minus belongs in front. If a
+# factor is left: is the logarithm the natural one, and do you take the *sum* over the
+# words, not the mean? The four equal words show either slip.
 
 
 # %% tags=["solution"]
@@ -488,10 +498,15 @@ def forward_kl(p, q):
 
 checks.forward_kl(forward_kl)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="It is not zero where p equals q"
 # The check says *not zero at equality*? Then the entropy of $p$ is missing:
 # what you have is the cross-entropy. `torch.xlogy(p, p)` is $p \ln p$ with
 # $0 \ln 0 = 0$.
+
+# %% [markdown] tags=["hint"] title="It is zero where p equals q, but wrong elsewhere"
+# Look at the weights: every log-ratio counts with $p$, the teacher's probability; with
+# $q$ in its place you have the reverse KL. Then look at the ratio: $p$ stands on top,
+# or the result turns negative. And at the end: a *sum* over the words, not a mean.
 
 
 # %% tags=["solution"]

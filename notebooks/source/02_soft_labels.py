@@ -609,10 +609,16 @@ def my_loss(student_logits, teacher_logits, labels, temperature, alpha):
 
 checks.soft_label_loss(my_loss)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Shift first: `student_logits[:, :-1]` against `labels[:, 1:]`. Then pick
 # the positions that count with a boolean mask, *before* any exponential. From
 # there on everything is `[items, vocabulary]`.
+
+# %% [markdown] tags=["hint"] title="My loss is off by a factor"
+# The factor gives the mistake away. $T$ or $T^2$: the soft term is multiplied by $T^2$,
+# the hard term knows no temperature at all. The size of the vocabulary: take the sum
+# over it, not the mean. One that changes with rows or padding: divide both terms by the
+# number of positions that count, or by 1 if none does.
 
 # %% tags=["solution"]
 import torch.nn.functional as F
@@ -657,9 +663,14 @@ def sampled_labels(teacher_logits, generator):
 
 checks.sampled_labels(sampled_labels)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # `torch.multinomial` draws from rows of probabilities and returns one
 # dimension more than you want.
+
+# %% [markdown] tags=["hint"] title="The check says that two equal calls differ"
+# Then your draws do not come from the generator that you were given: hand it on with
+# `generator=`. (If nothing differs, but some tokens never come at all, you take the
+# likeliest token instead of drawing.)
 
 
 # %% tags=["solution"]

@@ -678,9 +678,14 @@ def sampled_estimate(draws, vocabulary):
 
 checks.sampled_estimate(sampled_estimate)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # `torch.nn.functional.one_hot` turns ids into rows of zeros and a one; or
 # start from zeros and `scatter_add_` a small number for every draw.
+
+# %% [markdown] tags=["hint"] title="My rows do not sum to 1"
+# Every draw is worth the same: one divided by the number of draws in its row, not by
+# the number of rows or words. A row with too little has lost its repetitions: a token
+# that was drawn twice gets two shares, so add them up; writing to an index overwrites.
 
 # %% tags=["solution"]
 from distill_helpers import checks
@@ -719,11 +724,16 @@ def tail_bucket(student_logits, ids, weights):
 
 checks.tail_bucket(tail_bucket)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # The student's probabilities come from *all* its logits; `gather` picks the
 # kept ones. What is left of each side is 1 minus the sum. (Where the kept
 # tokens hold everything, that is 0 up to rounding; the package sums the other
 # tokens instead.)
+
+# %% [markdown] tags=["hint"] title="The example works, but the check says no"
+# In the example both sides leave equally much for the other tokens, so their class
+# costs nothing there, and nobody sees if it is missing. Elsewhere it counts: one more
+# term, made like those of the kept tokens. Without it the result can turn negative.
 
 
 # %% tags=["solution"]
@@ -760,9 +770,14 @@ def cache_shift(cached, recomputed):
 
 checks.cache_shift(cache_shift)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # `torch.roll(recomputed, shift)` moves everything to the right by `shift`.
 # Count agreements for each of the five shifts and take the best.
+
+# %% [markdown] tags=["hint"] title="A late cache comes out as early"
+# Which of the two do you move? In `cached[t] == recomputed[t - shift]` the cache stays
+# where it is; moving it instead turns the sign round. (If every answer is two too
+# large, you return a place in your list of shifts, not the shift that stands there.)
 
 
 # %% tags=["solution"]

@@ -574,9 +574,14 @@ def answer_labels(prompt, answer, end):
 
 checks.answer_labels(answer_labels)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # The row without its prompt is exactly what is to be learned. Mask by position,
 # not by the id of a token.
+
+# %% [markdown] tags=["hint"] title="My list ends with −100"
+# It should end with `end`, from which the student learns to stop. If every label stands
+# one place too early, you have shifted; the loss does that later. If only the end is
+# gone, something masks it: −100 belongs to the prompt, and to nothing else.
 
 # %% tags=["solution"]
 from distill_helpers import checks
@@ -608,9 +613,14 @@ def shares_run(text, held_out, n):
 
 checks.shares_run(shares_run)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # A text of L words has L − n + 1 runs of n. Put those of one text into a set,
 # as tuples.
+
+# %% [markdown] tags=["hint"] title="It misses a run, or finds one that is not there"
+# Misses one: compare in lower case, and look at the last run, which begins at word
+# L − n when you count from 0. Finds one: `in` on two strings also finds parts of words,
+# and a set of single words no longer knows their order.
 
 
 # %% tags=["solution"]
@@ -645,8 +655,13 @@ def may_ask(spent, under_way, worst, budget):
 
 checks.may_ask(may_ask)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Add up everything that could still be charged, the next request included.
+
+# %% [markdown] tags=["hint"] title="The example works, but the check says no"
+# The example says yes, and so does a sum from which something is missing. Are all three
+# in yours: what is spent, *every* request under way, and the next one at its worst?
+# (If the example itself says no: to reach the budget is not to exceed it.)
 
 
 # %% tags=["solution"]

@@ -615,9 +615,15 @@ def exact_checker(answer, result):
 
 checks.exact_checker(exact_checker)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # `str.rpartition` cuts at the *last* semicolon, and its middle part is empty if
 # there was none. Compare texts, not endings.
+
+# %% [markdown] tags=["hint"] title="By hand it works, but the check says no"
+# Try `;131;121`: the model has thought again, and its last word counts. Then try
+# `;131 or so` and a bare `;`. Nothing but spaces may stand beside the number, and there
+# has to be one. `int` is of no use here: it stumbles over an empty text and lets
+# `+131` pass.
 
 # %% tags=["solution"]
 from distill_helpers import checks
@@ -651,9 +657,14 @@ def keep_right(samples, right):
 
 checks.keep_right(keep_right)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Remember what you have kept in a set, question and answer together. A wrong
 # sample must leave no trace in it.
+
+# %% [markdown] tags=["hint"] title="A sample that I should keep is missing"
+# Find it, and ask what pushed it out: the same answer to *another* question, another
+# answer to the same question, or a wrong answer? None of these is a repetition. Print
+# what you have remembered when its turn comes.
 
 
 # %% tags=["solution"]
@@ -689,9 +700,15 @@ def pass_at_k(drawn, right, k):
 
 checks.pass_at_k(pass_at_k)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know what to count"
 # Count the sets in which all are wrong: `math.comb`. Putting the share of right
 # answers into $1 - (1 - p)^k$ gives too little.
+
+# %% [markdown] tags=["hint"] title="k = 1 is right, but a larger k is not"
+# Go through the six pairs by hand. Less than one half: you draw with replacement, ask
+# for all `k` to be right, or forget `k`. If the pairs are right and a later case is too
+# high, you add up chances that may come true together. However many right answers a
+# set holds, it counts once.
 
 
 # %% tags=["solution"]

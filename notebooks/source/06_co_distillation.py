@@ -647,9 +647,14 @@ def mix_weight(progress, alpha, warm_up, ramp):
 
 checks.mix_weight(mix_weight)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Three cases. `min` takes care of the last one; a ramp of zero must not be divided
 # by.
+
+# %% [markdown] tags=["hint"] title="Only on the ramp is my weight wrong"
+# Half-way up, as in the second example by hand, it should be half of `alpha`. If you
+# get more, look at where you count from: the climb begins when the warm-up ends, and
+# `ramp` is its length, not the place where it is over.
 
 # %% tags=["solution"]
 from distill_helpers import checks
@@ -688,9 +693,15 @@ def learn_together(teacher_logits, student_logits, labels, alpha):
 
 checks.learn_together(learn_together)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know how to write the divergence"
 # `F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")` is KL(p ‖ q).
 # `teacher_logits.detach()` belongs in the student's part, and only there.
+
+# %% [markdown] tags=["hint"] title="The value is right, but a gradient is not"
+# Take the gradient of the loss by the teacher's logits, with `alpha=0` and with
+# `alpha=1`: the two must be equal. If they differ, the student's part pulls at the
+# teacher. If there is none at all, you have detached too much: the teacher's own loss
+# has to reach it.
 
 # %% tags=["solution"]
 import torch.nn.functional as F
@@ -726,10 +737,15 @@ def ensemble_nll(logits, labels):
 
 checks.ensemble_nll(ensemble_nll)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know what comes first"
 # Softmax, mean over the models, logarithm; then pick each row's label with
 # `gather`, or let `F.nll_loss` do it. With `log_softmax` and `logsumexp` nothing
 # underflows.
+
+# %% [markdown] tags=["hint"] title="One model is right, but several are not"
+# Ask the example by hand. A loss of 0: you added up the probabilities and never divided
+# by the number of models. More than ln 2: you averaged the losses. If it gives ln 2 and
+# the check still says no, you averaged the logits, and that is something else.
 
 
 # %% tags=["solution"]

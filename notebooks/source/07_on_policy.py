@@ -740,9 +740,14 @@ def drawn_reverse_kl(student_logits, teacher_logits, drawn):
 
 checks.drawn_reverse_kl(drawn_reverse_kl)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # `log_softmax` of both, and `gather(-1, drawn[:, None])` picks a token of each row. No
 # sum over the vocabulary, and no weights: the drawing has done the weighting.
+
+# %% [markdown] tags=["hint"] title="The example by hand has the wrong sign or size"
+# Only the sign is wrong: teacher and student have changed places. Half the value: the
+# drawn tokens were weighted once more. Twice the value: it is a sum over the rows.
+# Anything else: are both there, and has each gone through `log_softmax`?
 
 
 # %% tags=["solution"]
@@ -782,11 +787,16 @@ def generalised_jsd(student_logits, teacher_logits, beta):
 
 checks.generalised_jsd(generalised_jsd)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin, or I get nan"
 # `softmax` both, mix, and take three logarithms. A probability can underflow to zero,
 # and then its logarithm is −∞: `log_softmax` for the two, and
 # `torch.logaddexp(log_q + log(1 - beta), log_p + log(beta))` for the mixture, are
 # safe.
+
+# %% [markdown] tags=["hint"] title="β = ½ is right, but another β is not"
+# At one half, the student's share and the teacher's look alike. Go through the four
+# places where β comes in: two shares in m, two weights of the divergences. Everywhere β
+# belongs to the teacher and 1 − β to the student, and nowhere is a fixed one half.
 
 # %% tags=["solution"]
 import math
@@ -824,9 +834,14 @@ def excess_kl(student_prefix, teacher_prefix, counts):
 
 checks.excess_kl(excess_kl)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # `zip` the three lists and leave the first triple out. Divide by the sum of the
 # counts that are left.
+
+# %% [markdown] tags=["hint"] title="My number is too small"
+# Look at what you divide by: in the example by hand it is 8. If it is 17, the first
+# place still counts. If your number is too large instead, every place may weigh alike;
+# and differences keep their sign, for the student may also be the better one.
 
 
 # %% tags=["solution"]

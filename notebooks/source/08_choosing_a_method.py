@@ -521,9 +521,14 @@ def steps_for(budget, once, per_step):
 
 checks.steps_for(steps_for)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Take what is spent once off the budget, and divide. `//` rounds down, for negative
 # numbers too: −1 // 2 is −1.
+
+# %% [markdown] tags=["hint"] title="I get too many steps, or fewer than none"
+# In the example by hand, 5 steps mean that the teacher's text was not paid for; 4, or
+# three and a half, that a step counts of which the budget covers only a part. Fewer
+# than none come from a budget that is overdrawn already: then the answer is 0.
 
 
 # %% tags=["solution"]
@@ -556,9 +561,15 @@ def frontier(costs, scores):
 
 checks.frontier(frontier)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # For each way, ask `any(...)` over all others: `c <= cost and s >= score`, and not both
 # equal. Two ways that are exactly alike do not beat each other.
+
+# %% [markdown] tags=["hint"] title="My list is empty, or too long"
+# Empty: every way meets itself among the ways, and is beaten by its equal. Too long:
+# another way need not be better in *both*; better in one and no worse in the other is
+# enough. If only one place is left, do not look for a winner: the cheapest way and the
+# best one both stay.
 
 
 # %% tags=["solution"]

@@ -684,8 +684,13 @@ def resume_step(checkpoints):
 
 checks.resume_step(resume_step)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Look at the complete ones alone, and compare numbers. `max` takes a `default`.
+
+# %% [markdown] tags=["hint"] title="By hand it works, but the check says no"
+# In the example, the step to go on from happens to stand last. Shuffle the list: the
+# answer must not change. Then try a list in which nothing is complete, and an empty
+# one. And are your steps still numbers? As text, 90 comes after 100.
 
 # %% tags=["solution"]
 from distill_helpers import checks
@@ -719,8 +724,13 @@ def reaches(low, high, bar):
 
 checks.reaches(reaches)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # The worst end decides for, the best end against. The middle has no say.
+
+# %% [markdown] tags=["hint"] title="I never get 0"
+# Then you ask only one question, and there are two, one for each end: does the low end
+# reach the bar? Does the high end miss it? If both say no, it is undecided. An end that
+# lies exactly at the bar reaches it, and does not miss it.
 
 
 # %% tags=["solution"]
@@ -756,8 +766,13 @@ def break_even(once, teacher, student):
 
 checks.break_even(break_even)
 
-# %% [markdown] tags=["hint"]
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Each answer saves the difference. What if there is none?
+
+# %% [markdown] tags=["hint"] title="I get something negative, or a ZeroDivisionError"
+# Before you divide, look at a student that is as dear as its teacher, and at a dearer
+# one: neither ever pays for itself. If the example by hand gives less than 50, look at
+# what one answer saves: the student's answers are cheaper, not free.
 
 
 # %% tags=["solution"]
