@@ -427,6 +427,7 @@ QUESTIONS = [
 ]  # fmt: skip
 
 
+# %%
 def draw_guide(ax):
     for row, (question, answer, arm) in enumerate(QUESTIONS):
         if arm is not None:
