@@ -10,7 +10,7 @@ ONLY =
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 2147483647
 
-.PHONY: help run test lab notebooks notebooks-check studies readme bench test-colab clean setup
+.PHONY: help run test lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
@@ -20,7 +20,8 @@ help:
 	@echo "make lab              open JupyterLab on the first notebook"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
 	@echo "make notebooks-check  are they built from their sources?"
-	@echo "make studies          run the comparisons behind the claims anew (long)"
+	@echo "make studies          run one seed of every study anew and compare (an hour)"
+	@echo "make studies-anew     run all seeds anew and publish what comes out (hours)"
 	@echo "make readme           refresh the map and the results in README.md"
 	@echo "make bench            time and memory against other libraries (half an hour)"
 	@echo "make test-colab       package and notebooks with the versions Colab ships"
@@ -46,6 +47,9 @@ notebooks-check: setup
 	@.venv/bin/python tools/build_notebooks.py check
 
 studies: setup
+	@.venv/bin/python -m distill_helpers studies --recheck
+
+studies-anew: setup
 	@.venv/bin/python -m distill_helpers studies; status=$$?; \
 	.venv/bin/python tools/readme_tables.py && exit $$status
 

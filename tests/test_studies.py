@@ -330,3 +330,46 @@ def test_a_share_of_another_arm_s_gain():
         margin=0.0,
     )
     assert studies.judge(found, claim).status == "holds"
+
+
+@pytest.fixture
+def published(tmp_path, in_process, monkeypatch):
+    """The demo study, published and read back."""
+    study = make_study()
+    studies.publish(studies.run_study(study, tmp_path / "first"), tmp_path / "studies")
+    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(studies, "load_study", lambda _: study)
+    in_process.clear()
+    return studies.load_results("soft_labels")
+
+
+def test_a_recheck_runs_one_seed_with_the_chosen_options(
+    published, tmp_path, in_process
+):
+    found, changed = studies.recheck_study(published, tmp_path / "again")
+    assert [run.seed for run in in_process] == [studies.CONFIRM_SEEDS[0]] * 2
+    assert {dict(run.options)["rate"] for run in in_process} == {0.2}
+    assert [one.status for one in found] == ["same", "same"]
+    assert changed == []
+    # Interrupted or finished, a second call goes on from the rows that are there.
+    assert studies.recheck_study(published, tmp_path / "again") == (found, changed)
+    assert len(in_process) == 2
+
+
+@pytest.mark.parametrize(
+    ("shift", "status"), [(0.0, "same"), (0.05, "inside"), (9.0, "outside")]
+)
+def test_a_recheck_says_what_disagrees(published, tmp_path, monkeypatch, shift, status):
+    real = demo_run
+
+    def elsewhere(run):
+        row = real(run)
+        return row | {"score": row["score"] + (run.arm == "good") * shift}
+
+    monkeypatch.setitem(globals(), "demo_run", elsewhere)
+    found, changed = studies.recheck_study(published, tmp_path / "again")
+    assert [one.status for one in found] == [status, "same"]
+    assert str(found[0]).endswith(status)
+    # "good" at 10 beats nobody: the verdict would change.
+    assert bool(changed) == (status == "outside")
+    assert all("soft_labels/better: was holds" in line for line in changed)

@@ -12,7 +12,9 @@ Claims are judged on the confirming seeds alone, by the t-interval of the paired
 difference. A claim may hold, fail or stay undecided; all three are results. Every row,
 exploring ones included, is published in ``results/studies``.
 
-``distill studies`` (or ``make studies``) runs them all. Read in notebook 02.
+``distill studies`` runs them all, which takes hours; ``distill studies --recheck`` (or
+``make studies``) runs one published seed of each anew and compares. Read in notebook
+02.
 """
 
 from __future__ import annotations
@@ -547,6 +549,96 @@ def run_study(
         "confirm",
     )
     return Results(study, tuple(rows))
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """A published number, and the same run again.
+
+    Attributes:
+        name: What was run and measured.
+        published: In ``results/studies``.
+        again: Now.
+        low: Lower end of the 99 % prediction interval for one more run, from the other
+            seeds.
+        high: Upper end.
+        status: ``"same"`` (to one part in a thousand), ``"inside"`` the interval, as on
+            another machine, where rounding differs, or ``"outside"``.
+    """
+
+    name: str
+    published: float
+    again: float
+    low: float
+    high: float
+    status: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: published {self.published:.4g}, again {self.again:.4g}, "
+            f"predicted {self.low:.4g} to {self.high:.4g}: {self.status}"
+        )
+
+
+def recheck_study(
+    published: Results,
+    work: Path,
+    *,
+    workers: int | None = None,
+    progress: Callable[[Iterable[Any], int, str], Iterable[Any]] | None = None,
+) -> tuple[list[Recheck], list[str]]:
+    """Run the first confirming seed of a study anew, every arm with its options.
+
+    Args:
+        published: From :func:`load_results`.
+        work: Folder for finished rows, as in :func:`run_study`.
+        workers: Processes. Default: as many as fit the cores.
+        progress: As in :func:`run_study`.
+
+    Returns:
+        A record for each arm, setting, and metric that decides something; and a line
+        for every verdict that would change if these rows stood in the old ones' place.
+    """
+    study = published.study
+    work.mkdir(parents=True, exist_ok=True)
+    workers = workers or max(1, (os.cpu_count() or 1) // study.threads)
+    seed = study.confirm_seeds[0]
+    runs = [
+        Run(arm, setting, seed, published.options(arm, setting))
+        for arm, setting in study.pairs()
+    ]
+    log = work / f"{study.name}.recheck.jsonl"
+    rows = _run_all(study, runs, "confirm", log, workers, progress)
+    metrics = dict.fromkeys([study.select, *(claim.metric for claim in study.claims)])
+    kept = [
+        one for one in published.rows if not any(_is_same_run(one, row) for row in rows)
+    ]
+    # What the other seeds predict; the published number itself must not widen it.
+    others = Results(study, tuple(kept))
+    found = []
+    for row in rows:
+        (old,) = [one for one in published.rows if _is_same_run(one, row)]
+        for metric in metrics:
+            again, before = float(row[metric]), float(old[metric])
+            if math.isnan(again) and math.isnan(before):
+                continue
+            check = others.check_live(metric, row["arm"], row["setting"], again)
+            same = math.isclose(again, before, rel_tol=1e-3, abs_tol=1e-9)
+            status = "same" if same else check.status
+            name = f"{study.name}: {check.name}, seed {seed}"
+            found.append(Recheck(name, before, again, check.low, check.high, status))
+    anew = Results(study, (*kept, *rows))
+    verdicts = [(c, judge(published, c).status, judge(anew, c)) for c in study.claims]
+    changed = [
+        f"{study.name}/{claim.name}: was {was}, would be {now.status} ({now})"
+        for claim, was, now in verdicts
+        if was != now.status
+    ]
+    return found, changed
+
+
+def _is_same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return all(a[name] == b[name] for name in ("phase", "arm", "setting", "seed"))
 
 
 def _best(study: Study, rows: list[dict[str, Any]], arm: str, setting: str) -> Options:
