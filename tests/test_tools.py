@@ -526,8 +526,8 @@ def test_a_solved_notebook_without_checks_fails():
     [
         ("smoke", 20, True, 0, 0),
         ("smoke", 30, True, 0, 1),
-        ("smoke", 50, False, 0, 1),
-        ("smoke", 50, True, 1, 0),
+        ("smoke", 60, False, 0, 1),
+        ("smoke", 60, True, 1, 0),
         ("cpu", 61, False, 0, 1),
         ("cpu", 61, True, 1, 0),
     ],
