@@ -21,7 +21,8 @@ from course import Course, load_course
 
 CONFIDENCE = 0.95
 NO_RESULTS = (
-    "*The studies have not been run yet.* `make studies-anew` runs them and fills this in."
+    "*The studies have not been run yet.* `make studies-anew` runs them and fills this "
+    "in."
 )
 
 

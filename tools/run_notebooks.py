@@ -35,9 +35,9 @@ from nbformat import NotebookNode
 
 FINDING = "application/vnd.distill-helpers+json"
 PROFILES = ("smoke", "cpu", "gpu")
-# A smoke run is for CI: seconds, whatever a lesson's other minutes are. 25 are meant, 40
-# are the most on the machine that we measure with; the same run has taken 28 s there on
-# one day and 40 on another, so what fails leaves room for such a day.
+# A smoke run is for CI: seconds, whatever a lesson's other minutes are. 25 are meant,
+# and 40 are the most on the machine that we measure with; the same run has taken 28 s
+# there on one day and 40 on another, so what fails leaves room for such a day.
 SMOKE_WARNING, SMOKE_LIMIT = 25.0, 55.0
 
 
