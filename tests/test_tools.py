@@ -491,6 +491,24 @@ def finding(kind, status, ok):
     return {"kind": kind, "name": "n", "status": status, "ok": ok, "message": message}
 
 
+@pytest.mark.parametrize(("second", "ok"), [(20.0, True), (60.0, False)])
+def test_a_notebook_that_was_too_slow_gets_a_second_chance(
+    course, monkeypatch, second, ok
+):
+    took = iter([60.0, second])
+
+    def run_one(course, lesson, folder, profile, *, solved, enforce):
+        result = runner.Result(lesson.name, seconds=next(took))
+        runner.judge_time(result, lesson, profile, enforce=enforce)
+        return result
+
+    monkeypatch.setattr(runner, "run_one", run_one)
+    lesson = course.lessons[0]
+    (result,) = runner.run_all(course, [lesson], "smoke", enforce=True)
+    assert result.ok is ok
+    assert next(took, None) is None
+
+
 @pytest.mark.parametrize(
     ("kind", "status", "ok", "passes"),
     [
