@@ -318,8 +318,10 @@ def _from_colab() -> str | None:
 
     try:
         found: str | None = userdata.get(_KEY)
-    except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
-        return None
-    except userdata.TimeoutException:  # no page of Colab's is open that could answer
+    except (
+        userdata.SecretNotFoundError,
+        userdata.NotebookAccessError,
+        userdata.TimeoutException,  # no page of Colab's is open that could answer
+    ):
         return None
     return found

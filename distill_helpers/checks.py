@@ -9,7 +9,7 @@ A check never raises for a wrong answer, prints nothing and leaves the random st
 it was. A function that does not come back is stopped after :data:`TIME_LIMIT` seconds,
 unless it hangs in one call of a compiled function, which nothing can stop.
 
-Used in notebooks 00, 01 and 02, and by later ones.
+Used in every notebook.
 """
 
 from __future__ import annotations
@@ -2624,11 +2624,11 @@ def _bug(name: str, number: int = 0) -> _ThreeLoss:
     return _somebodys(find_bug(name).mutants[number])
 
 
-def _clinic_batch(rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def _clinic_batch() -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(11)
-    student, teacher = (2 * torch.randn((rows, 9, 7), generator=draw) for _ in "st")
-    labels = torch.randint(7, (rows, 9), generator=draw)
-    for row in range(1, rows):
+    student, teacher = (2 * torch.randn((4, 9, 7), generator=draw) for _ in "st")
+    labels = torch.randint(7, (4, 9), generator=draw)
+    for row in range(1, 4):
         labels[row, : 1 + row] = losses.IGNORE_INDEX
         labels[row, 9 - row :] = losses.IGNORE_INDEX
     return student, teacher, labels

@@ -170,11 +170,6 @@ def _making(
     }
 
 
-def cheapest(project: Project, answers: float, ways: tuple[str, ...] = WAYS) -> Bill:
-    """The way with the lowest total for so many answers."""
-    return min((bill(project, way) for way in ways), key=lambda b: b.total(answers))
-
-
 def break_even(first: Bill, second: Bill) -> float:
     """Answers from which on the second is cheaper; infinity if it never is.
 

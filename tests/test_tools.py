@@ -491,24 +491,6 @@ def finding(kind, status, ok):
     return {"kind": kind, "name": "n", "status": status, "ok": ok, "message": message}
 
 
-@pytest.mark.parametrize(("second", "ok"), [(20.0, True), (60.0, False)])
-def test_a_notebook_that_was_too_slow_gets_a_second_chance(
-    course, monkeypatch, second, ok
-):
-    took = iter([60.0, second])
-
-    def run_one(course, lesson, folder, profile, *, solved, enforce):
-        result = runner.Result(lesson.name, seconds=next(took))
-        runner.judge_time(result, lesson, profile, enforce=enforce)
-        return result
-
-    monkeypatch.setattr(runner, "run_one", run_one)
-    lesson = course.lessons[0]
-    (result,) = runner.run_all(course, [lesson], "smoke", enforce=True)
-    assert result.ok is ok
-    assert next(took, None) is None
-
-
 @pytest.mark.parametrize(
     ("kind", "status", "ok", "passes"),
     [
@@ -544,8 +526,8 @@ def test_a_solved_notebook_without_checks_fails():
     [
         ("smoke", 20, True, 0, 0),
         ("smoke", 30, True, 0, 1),
-        ("smoke", 60, False, 0, 1),
-        ("smoke", 60, True, 1, 0),
+        ("smoke", 50, False, 0, 1),
+        ("smoke", 50, True, 1, 0),
         ("cpu", 61, False, 0, 1),
         ("cpu", 61, True, 1, 0),
     ],

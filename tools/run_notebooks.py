@@ -35,10 +35,8 @@ from nbformat import NotebookNode
 
 FINDING = "application/vnd.distill-helpers+json"
 PROFILES = ("smoke", "cpu", "gpu")
-# A smoke run is for CI: seconds, whatever a lesson's other minutes are. 25 are meant,
-# and 40 are the most on the machine that we measure with; the same run has taken 28 s
-# there on one day and 40 on another, so what fails leaves room for such a day.
-SMOKE_WARNING, SMOKE_LIMIT = 25.0, 55.0
+# A smoke run is for CI: seconds, whatever a lesson's other minutes are.
+SMOKE_WARNING, SMOKE_LIMIT = 25.0, 40.0
 
 
 @dataclass
@@ -47,7 +45,6 @@ class Result:
 
     name: str
     seconds: float = 0.0
-    too_slow: bool = False
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -187,8 +184,7 @@ def judge_time(result: Result, lesson: Lesson, profile: str, *, enforce: bool) -
     """Compare the seconds with the notebook's limit in this profile."""
     limit = SMOKE_LIMIT if profile == "smoke" else lesson.minutes[profile] * 60
     watch = SMOKE_WARNING if profile == "smoke" else limit
-    result.too_slow = result.seconds > limit and enforce
-    if result.too_slow:
+    if result.seconds > limit and enforce:
         result.failures.append(f"took {result.seconds:.0f} s, the limit is {limit:g} s")
     elif result.seconds > watch:
         result.warnings.append(f"took {result.seconds:.0f} s, meant are {watch:g} s")
@@ -242,10 +238,6 @@ def run_all(
         print(f"[{number}/{len(lessons)}] {lesson.name} ({profile})", flush=True)
         options = {"solved": solved, "enforce": enforce}
         result = run_one(course, lesson, folder, profile, **options)
-        if result.too_slow and len(result.failures) == 1:
-            # The first to read a model from a cold disk pays for all others.
-            print("  too slow; once more, in case the machine was busy", flush=True)
-            result = run_one(course, lesson, folder, profile, **options)
         results.append(result)
         for failure in result.failures:
             print(f"  FAILED: {failure}")

@@ -32,7 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,7 +207,8 @@ class LiveCheck:
         value: The live number.
         low: Lower end of the 99 % prediction interval.
         high: Upper end.
-        status: ``"inside"``, ``"outside"`` or ``"not judged"``.
+        status: ``"inside"``, ``"outside"`` or ``"not judged"``; ``"same"`` where a
+            published run was run again.
     """
 
     name: str
@@ -551,42 +552,13 @@ def run_study(
     return Results(study, tuple(rows))
 
 
-@dataclass(frozen=True)
-class Recheck:
-    """A published number, and the same run again.
-
-    Attributes:
-        name: What was run and measured.
-        published: In ``results/studies``.
-        again: Now.
-        low: Lower end of the 99 % prediction interval for one more run, from the other
-            seeds.
-        high: Upper end.
-        status: ``"same"`` (to one part in a thousand), ``"inside"`` the interval, as on
-            another machine, where rounding differs, or ``"outside"``.
-    """
-
-    name: str
-    published: float
-    again: float
-    low: float
-    high: float
-    status: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: published {self.published:.4g}, again {self.again:.4g}, "
-            f"predicted {self.low:.4g} to {self.high:.4g}: {self.status}"
-        )
-
-
 def recheck_study(
     published: Results,
     work: Path,
     *,
     workers: int | None = None,
     progress: Callable[[Iterable[Any], int, str], Iterable[Any]] | None = None,
-) -> tuple[list[Recheck], list[str]]:
+) -> tuple[list[LiveCheck], list[str]]:
     """Run the first confirming seed of a study anew, every arm with its options.
 
     Args:
@@ -596,8 +568,11 @@ def recheck_study(
         progress: As in :func:`run_study`.
 
     Returns:
-        A record for each arm, setting, and metric that decides something; and a line
-        for every verdict that would change if these rows stood in the old ones' place.
+        A check for each arm, setting, and metric that decides something: ``"same"``
+        as published, to one part in a thousand; ``"inside"`` what the other seeds
+        predict, as on another machine, where rounding differs; or ``"outside"``. And a
+        line for every verdict that would change if these rows stood in the old ones'
+        place.
     """
     study = published.study
     work.mkdir(parents=True, exist_ok=True)
@@ -623,10 +598,10 @@ def recheck_study(
             if math.isnan(again) and math.isnan(before):
                 continue
             check = others.check_live(metric, row["arm"], row["setting"], again)
-            same = math.isclose(again, before, rel_tol=1e-3, abs_tol=1e-9)
-            status = "same" if same else check.status
-            name = f"{study.name}: {check.name}, seed {seed}"
-            found.append(Recheck(name, before, again, check.low, check.high, status))
+            if math.isclose(again, before, rel_tol=1e-3, abs_tol=1e-9):
+                check = replace(check, status="same")
+            name = f"{study.name}: {check.name}, seed {seed}, published {before:.3f}"
+            found.append(replace(check, name=name))
     anew = Results(study, (*kept, *rows))
     verdicts = [(c, judge(published, c).status, judge(anew, c)) for c in study.claims]
     changed = [

@@ -230,10 +230,10 @@ for name, chosen in (("settled", order[:3]), ("open", order[-3:])):
 
 # %% [markdown]
 # Each line ends just before the token that the entropy is about. Where the text is
-# settled (here, above all, the second half of a word), a soft label says little more than the plain label does. Where it is open, a
-# plain label is one draw from many possibilities, and the soft label is all
-# of them at once. One warning: high entropy can also mean that the teacher
-# simply does not know.
+# settled (here, above all, the second half of a word), a soft label says little more
+# than the plain label does. Where it is open, a plain label is one draw from many
+# possibilities, and the soft label is all of them at once. One warning: high entropy
+# can also mean that the teacher simply does not know.
 
 # %% [markdown]
 # ## Two distributions: how far apart?
@@ -372,14 +372,14 @@ ax.minorticks_off()
 plt.show()
 
 # %% [markdown]
-# The plain curve falls; the scaled one levels off, but only at high $T$, and far
-# below where it was at $T = 1$. In between, probability is still spreading over a
-# vocabulary of tens of thousands, and even the scaled gradient falls. At the temperatures people
-# use, $T^2$ is a rule of thumb. Does it matter?
-# Adam divides by the gradient's size, so a constant factor on the *whole*
-# loss changes next to nothing. It matters when the loss **mixes** this
-# soft term with a hard one, the plain cross-entropy with the text's own token (a
-# missing $T^2$ hands the training to the labels), and where gradients are clipped.
+# The plain curve falls; the scaled one levels off, but only at high $T$, and far below
+# where it was at $T = 1$. In between, probability is still spreading over a vocabulary
+# of tens of thousands, and even the scaled gradient falls. At the temperatures people
+# use, $T^2$ is a rule of thumb. Does it matter? Adam divides by the gradient's size, so
+# a constant factor on the *whole* loss changes next to nothing. It matters when the
+# loss **mixes** this soft term with a hard one, the plain cross-entropy with the text's
+# own token (a missing $T^2$ hands the training to the labels), and where gradients are
+# clipped.
 
 # %% [markdown]
 # ## The high-temperature limit

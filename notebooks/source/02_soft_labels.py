@@ -189,10 +189,10 @@ plt.show()
 # ## A fair comparison
 #
 # Now the question: *what should the student learn from?* Seven answers, the *arms* of
-# the comparison, and everything else equal: the same rows in the same order, the same number of
-# steps, the same starting weights, the better of the same two learning
-# rates, the best checkpoint by validation. (Equal steps are not equal
-# computing: every arm except `labels` also needs the teacher's passes.)
+# the comparison, and everything else equal: the same rows in the same order, the same
+# number of steps, the same starting weights, the better of the same two learning rates,
+# the best checkpoint by validation. (Equal steps are not equal computing: every arm
+# except `labels` also needs the teacher's passes.)
 #
 # | arm | target at every position |
 # |---|---|
@@ -339,25 +339,25 @@ for claim in ("long_run", "labels_for_longer"):
 # measured on a few pages only.)
 #
 # At roughly equal computing (the labels even get a little more), if the teacher's
-# passes are charged in full and used once, labels alone win here. Soft labels pay where steps or text are scarce,
-# where the teacher's passes are stored and used again (lesson 03), or where
-# one teacher serves many students. Busbridge et al. (2025, arXiv:2502.08606)
-# found the same shape for larger models: ahead up to an amount of computing
-# that grows with the student, and behind after it.
+# passes are charged in full and used once, labels alone win here. Soft labels pay where
+# steps or text are scarce, where the teacher's passes are stored and used again (lesson
+# 03), or where one teacher serves many students. Busbridge et al. (2025,
+# arXiv:2502.08606) found the same shape for larger models: ahead up to an amount of
+# computing that grows with the student, and behind after it.
 
 # %% [markdown]
 # ## Hard labels from the same teacher
 #
-# Go back to the figure with the text growing from left to right, and compare `soft
-# T=1` with `argmax`. Both come from the teacher, but argmax keeps only the winner. A
-# student of argmax tends to become too sure of itself, and NLL punishes that. How much of the difference is mere
-# overconfidence? Fit **one temperature** per student on validation text,
-# divide its logits by it, and measure again: that is `nll_calibrated`. `ece`
-# is the calibration error, the distance between how sure a student is and
-# how often it is right. `agreement` is the share of positions where teacher
-# and student have the same likeliest token, and `kl_to_teacher` is the forward KL of
-# lesson 01. The table is for 3,000 rows; as in every table of the course, ± is half
-# the width of the interval of the mean over the seeds.
+# Go back to the figure with the text growing from left to right, and compare `soft T=1`
+# with `argmax`. Both come from the teacher, but argmax keeps only the winner. A student
+# of argmax tends to become too sure of itself, and NLL punishes that. How much of the
+# difference is mere overconfidence? Fit **one temperature** per student on validation
+# text, divide its logits by it, and measure again: that is `nll_calibrated`. `ece` is
+# the calibration error, the distance between how sure a student is and how often it is
+# right. `agreement` is the share of positions where teacher and student have the same
+# likeliest token, and `kl_to_teacher` is the forward KL of lesson 01. The table is for
+# 3,000 rows; as in every table of the course, ± is half the width of the interval of
+# the mean over the seeds.
 
 # %%
 metrics = ("nll", "nll_calibrated", "ece", "kl_to_teacher", "agreement")
@@ -491,11 +491,10 @@ for claim in ("sums_some", "sums_many"):
 # %% [markdown]
 # ## The real thing
 #
-# Lesson 00 took ten layers out of the real teacher and got word salad.
-# Let us start to repair it: the few steps that fit here bring it closer to its
-# teacher, not all the way back. Same idea, same trainers, on the novels' text. (On a GPU
-# the student is a smaller model from the hub, and nothing needs to be taken
-# out.)
+# Lesson 00 took ten layers out of the real teacher and got word salad. Let us start to
+# repair it: the few steps that fit here bring it closer to its teacher, not all the way
+# back. Same idea, same trainers, on the novels' text. (On a GPU the student is a
+# smaller model from the hub, and nothing needs to be taken out.)
 
 # %%
 from distill_helpers.studies import real_pair

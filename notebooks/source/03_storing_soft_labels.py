@@ -357,8 +357,8 @@ for n, gradient in full.items():
 #
 # The figure sets quality against cost. The quality is the tiny pair's, with intervals
 # over the seeds; the cost is what the scheme would take at the real teacher's
-# vocabulary. Some verdicts below it speak of a *share*: "beyond … of the gain
-# of full" is what an arm gains over labels, less nine tenths of what `full` gains. It is
+# vocabulary. Some verdicts below it speak of a *share*: "beyond … of the gain of full"
+# is what an arm gains over labels, less nine tenths of what `full` gains. It is
 # positive if more than that share is kept.
 
 # %%
@@ -532,11 +532,10 @@ print(
 )
 
 # %% [markdown]
-# What makes a stored number trustworthy is knowing where it comes from. The
-# header says it: which tokenizer and which chat template (by content; a template
-# is the marks that a chat model expects around every turn), which teacher (by a
-# sample of its weights), which text, at what temperature, with what seed, and a checksum
-# per file.
+# What makes a stored number trustworthy is knowing where it comes from. The header says
+# it: which tokenizer and which chat template (by content; a template is the marks that
+# a chat model expects around every turn), which teacher (by a sample of its weights),
+# which text, at what temperature, with what seed, and a checksum per file.
 
 # %%
 import json

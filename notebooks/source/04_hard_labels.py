@@ -215,7 +215,8 @@ print(f"valid {seen.valid:.0%}, right {seen.accuracy:.0%} of {seen.count}")
 
 # %%
 shown = []
-for gloss in parts.labelled[100:106]:
+shots = profile.pick(smoke=1, cpu=6, gpu=6)
+for gloss in parts.labelled[100 : 100 + shots]:
     shown += [{"role": "user", "content": gloss.instruction}]
     shown += [{"role": "assistant", "content": gloss.answer}]
 asking = [{"role": "user", "content": gloss.instruction} for gloss in asked]
@@ -350,13 +351,13 @@ print("learned:", repr(tiny.tokenizer.decode(learned)))
 # | `and the teacher's` | these, and the teacher's answers to glosses of the pool |
 # | `and the true ones` | these, and the right answers to the same glosses |
 #
-# All take the same number of steps, so the first reads its rows more often. (The
-# study drops only answers that are not valid JSON.) Another 400 glosses with right
-# answers, which were not counted above, choose each run's best checkpoint, by NLL; so
-# every arm uses those, too, and learns from the 600. The teacher learned from the same 600.
-# What it adds is what it knew before, put to work on glosses that nobody had
-# labelled. **Predict:** of the gain from the true answers, what share do the
-# teacher's answers keep?
+# All take the same number of steps, so the first reads its rows more often. (The study
+# drops only answers that are not valid JSON.) Another 400 glosses with right answers,
+# which were not counted above, choose each run's best checkpoint, by NLL; so every arm
+# uses those, too, and learns from the 600. The teacher learned from the same 600. What
+# it adds is what it knew before, put to work on glosses that nobody had labelled.
+# **Predict:** of the gain from the true answers, what share do the teacher's answers
+# keep?
 
 # %%
 from distill_helpers.plots import over_settings
@@ -415,7 +416,7 @@ before = study.judge_student(tiny, count)
 student, _ = study.train_student(
     study.choose_rows(arm, setting, tiny.tokenizer),
     seed=1,
-    steps=profile.pick(smoke=2, cpu=study.STEPS, gpu=study.STEPS),
+    steps=profile.pick(smoke=1, cpu=study.STEPS, gpu=study.STEPS),
     **dict(results.options(arm, setting)),
 )
 
@@ -431,12 +432,13 @@ display(results.check_live("accuracy", arm, setting, accuracy, judged=judged))
 # %% [markdown]
 # ## Two models of a real size
 #
-# The tiny student has read five novels and nothing else. A student that knows
-# more English is another matter. And a teacher need not be *trained* for a task;
-# it can be *told*. It gets a long prompt that names the twelve kinds,
-# `gloss.instruction` from above. The student learns to give the same answer to the
-# short prompt, `gloss.prompt`, that names none: what the instruction said goes into its weights, and nobody has to send it again. This is
-# **context distillation** (Askell et al. 2021, arXiv:2112.00861).
+# The tiny student has read five novels and nothing else. A student that knows more
+# English is another matter. And a teacher need not be *trained* for a task; it can be
+# *told*. It gets a long prompt that names the twelve kinds, `gloss.instruction` from
+# above. The student learns to give the same answer to the short prompt, `gloss.prompt`,
+# that names none: what the instruction said goes into its weights, and nobody has to
+# send it again. This is **context distillation** (Askell et al. 2021,
+# arXiv:2112.00861).
 #
 # It needs a teacher that follows instructions. With a GPU, Qwen2.5-1.5B-Instruct
 # is told, and Qwen2.5-0.5B learns its answers. On a laptop the told teacher is the

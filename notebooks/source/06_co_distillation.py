@@ -59,7 +59,8 @@ print(f"{entropy:.2f} nats; the most is {math.log(log_p.shape[-1]):.2f}")
 
 # %% [markdown]
 # Close to the most there is. The little that is missing comes from chance, not from
-# knowledge: random weights favour random tokens. A student that follows it learns these accidents.
+# knowledge: random weights favour random tokens. A student that follows it learns these
+# accidents.
 #
 # ## One step by hand
 #
@@ -163,9 +164,9 @@ cell = dict(results.options(study.RAMP, study.MANY))
 grown = {name: study.grow(task, name, seed=2, **cell) for name in schedules}
 
 # %% [markdown]
-# The slider moves between the runs (a page without Python shows all three). Both
-# curves are cross-entropies with the training text, also where the student learns from
-# the teacher alone; the grey area is α, with its own scale on the right. (The study calls a
+# The slider moves between the runs (a page without Python shows all three). Both curves
+# are cross-entropies with the training text, also where the student learns from the
+# teacher alone; the grey area is α, with its own scale on the right. (The study calls a
 # teacher or a peer *partner*, and so does the log.)
 
 # %%
@@ -330,11 +331,12 @@ print(f"its teacher {helper.mean:.3f}, a student alone {loner.mean:.3f}")
 
 # %% [markdown]
 # It was hardly better than a student alone. So it can hardly have helped by being
-# ahead. One reason is from above: a distribution is less noisy than one token.
-# Another is plausible: a student that reads its few rows many times learns them by
-# heart, and a partner that errs in other places does not repeat those rows word for
-# word; that would be why a peer of its own size serves as well. We did not measure
-# either. But two amounts of text, and not the same answer: that is how such a technique should be reported.
+# ahead. One reason is from above: a distribution is less noisy than one token. Another
+# is plausible: a student that reads its few rows many times learns them by heart, and a
+# partner that errs in other places does not repeat those rows word for word; that would
+# be why a peer of its own size serves as well. We did not measure either. But two
+# amounts of text, and not the same answer: that is how such a technique should be
+# reported.
 #
 # ## The bill
 #
@@ -606,7 +608,8 @@ for method in ("codistillation", "soft"):
 # most recent models, `transformers` then ends in torch's slowest routine, which keeps
 # every score. The remedy is to copy the shared keys and values to each head first:
 # somebody measured Qwen2.5-1.5B on a T4, and it wrote up to 1.8 times as fast
-# (transformers' pull request 45776). `load_model` does that where it is needed, and `plan` counts it.
+# (transformers' pull request 45776). `load_model` does that where it is needed, and
+# `plan` counts it.
 #
 # ## What others found
 #

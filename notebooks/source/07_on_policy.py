@@ -245,12 +245,12 @@ print(
 # Other combinations are allowed, and we shall try some.
 #
 # (From here on $p_T$ is the teacher's distribution and $p_S$ the student's; earlier
-# lessons wrote $p$ and $q$.) Between the two lies the **generalised Jensen–Shannon divergence** (JSD). It
-# measures both from a mixture: with $m = (1 - \beta)\, p_S + \beta\, p_T$ it is
-# $\beta\, KL(p_T ‖ m) + (1 - \beta)\, KL(p_S ‖ m)$. At both ends it shrinks to zero,
-# but divided by β it tends to forward KL, and by 1 − β to reverse KL. So at β = 0 and
-# 1 the package takes these, as TRL does, Hugging Face's library for training language
-# models: a jump in size, not in direction.
+# lessons wrote $p$ and $q$.) Between the two lies the **generalised Jensen–Shannon
+# divergence** (JSD). It measures both from a mixture: with $m = (1 - \beta)\, p_S +
+# \beta\, p_T$ it is $\beta\, KL(p_T ‖ m) + (1 - \beta)\, KL(p_S ‖ m)$. At both ends it
+# shrinks to zero, but divided by β it tends to forward KL, and by 1 − β to reverse KL.
+# So at β = 0 and 1 the package takes these, as TRL does, Hugging Face's library for
+# training language models: a jump in size, not in direction.
 #
 # What each does when a student *cannot* match its teacher shows in lesson 01's
 # picture of two hills. Now the student, a single hill, is the best of many for each β.
@@ -378,11 +378,11 @@ print(f"from drawn tokens: {drawn.mean():.4f} ± {error:.4f}")
 print(f"one token is off by {noise:.3f} (standard deviation)")
 
 # %% [markdown]
-# Right on average, and noisy: a few unlikely draws make much of the mean, so it may well
-# lie two or three standard errors off. The exact sum has no such noise. Where a teacher
-# tells only the probability of the token that it is shown, as some APIs do, this
-# estimate is all there is, and reinforcement learning takes it, with its sign turned,
-# as a reward for each token.
+# Right on average, and noisy: a few unlikely draws make much of the mean, so it may
+# well lie two or three standard errors off. The exact sum has no such noise. Where a
+# teacher tells only the probability of the token that it is shown, as some APIs do,
+# this estimate is all there is, and reinforcement learning takes it, with its sign
+# turned, as a reward for each token.
 #
 # It is a number to look at, and not a loss to call `backward` on: the teacher's part
 # has no gradient in the student, and the student's part, the gradient of $\log p_S$
@@ -459,8 +459,8 @@ display(live_check)
 # * *soft labels, new text*: on answers that the teacher draws anew each time. Beside
 #   own text, it separates the effect of *new* text from that of the student's *own*;
 # * *own text*: with reverse KL, the JSD (β = ½) and forward KL; and *half own text*,
-#   where a coin decides for each row whose text it is (λ, the share of own text, is ½ in Agarwal et al.,
-#   whose coin decides for a batch).
+#   where a coin decides for each row whose text it is (λ, the share of own text, is ½
+#   in Agarwal et al., whose coin decides for a batch).
 #
 # And with more steps instead of writing, for about as much *time* as own text takes:
 # *soft labels, equal time*.
@@ -523,10 +523,11 @@ for claim in results.study.claims:
 # is no law. But it is what exposure bias would predict: the worse a student writes, the
 # less what the teacher has written so far resembles its own.
 #
-# This study has a history as well. Its first round chose one of two learning rates for each arm, on one seed. There the
-# rates were nearly tied for some arms, so chance chose; on other seeds the higher
-# rate came further. What we compared was rates as much as texts. It was broken off, its rows are in
-# `results/rounds`, and now all arms share one rate.
+# This study has a history as well. Its first round chose one of two learning rates for
+# each arm, on one seed. There the rates were nearly tied for some arms, so chance
+# chose; on other seeds the higher rate came further. What we compared was rates as much
+# as texts. It was broken off, its rows are in `results/rounds`, and now all arms share
+# one rate.
 #
 # ## What writing costs
 #
@@ -663,10 +664,10 @@ look()
 
 # %% [markdown]
 # The first number should fall: it looks at the student's own text, as the training
-# does, though with the forward KL and not the JSD. The excess needs its companion: a teacher that
-# is *less* certain in the student's text than in its own finds that text odd. Where it
-# is unsure, a student has less to miss, and the excess can even be negative; that is
-# no sign of health.
+# does, though with the forward KL and not the JSD. The excess needs its companion: a
+# teacher that is *less* certain in the student's text than in its own finds that text
+# odd. Where it is unsure, a student has less to miss, and the excess can even be
+# negative; that is no sign of health.
 #
 # What did the steps spend their time on? The trainer logs it.
 
@@ -712,9 +713,9 @@ for name, model in (("student", student), ("teacher", real.model)):
 #
 # The idea is older than language models: a driver who has only watched others does not
 # know what to do at the edge of the road (Ross et al. 2011, *DAgger*). The tasks of the
-# first three papers reach from single sentences to long chains of reasoning, with models a thousand times
-# the size of ours; ours are short sums. Where texts are long, slips have more room to
-# add up.
+# first three papers reach from single sentences to long chains of reasoning, with
+# models a thousand times the size of ours; ours are short sums. Where texts are long,
+# slips have more room to add up.
 
 # %% [markdown] tags=["given"]
 # ## Exercise 1 · What the drawn tokens say

@@ -292,7 +292,8 @@ chart(
 # %% [markdown]
 # The reported curve of the patient is *lower* than the healthy one. On the right all
 # three lie close together: in so short a training, a mix is not far from labels alone,
-# and the patient is where labels alone are. Nobody would call that a symptom. **Predict:**
+# and the patient is where labels alone are. Nobody would call that a symptom.
+# **Predict:**
 #
 # * the teacher is no help for sums;
 # * T or α are badly chosen;
@@ -425,8 +426,8 @@ for name, run in zip(("healthy", "patient"), adamw, strict=True):
 
 # %% [markdown]
 # Both fall, and by about the same share. The numbers differ by a factor, but who knows
-# what they should be? **Predict:** is the patient healthy? And what would happen if both
-# were trained with plain SGD?
+# what they should be? **Predict:** is the patient healthy? And what would happen if
+# both were trained with plain SGD?
 
 # %%
 options = {"T": 4.0, "optimizer": torch.optim.SGD, "lr": 0.05}
@@ -464,11 +465,11 @@ for name, loss in (("healthy", plain_loss), ("patient 4", admit(4))):
 diagnosis(4)
 
 # %% [markdown]
-# Is a bug that changes nothing a bug? It does change something as soon as the soft
-# term has company. In a mix with labels (α = ½) the patient's soft term has a
-# sixteenth of its weight; a fixed clipping threshold or AdamW's ε sees another loss;
-# and whoever carries its learning rate over to SGD starts anew. (One may leave T² out on
-# purpose, and tune α without it: the author of the Keras example did, and says so in
+# Is a bug that changes nothing a bug? It does change something as soon as the soft term
+# has company. In a mix with labels (α = ½) the patient's soft term has a sixteenth of
+# its weight; a fixed clipping threshold or AdamW's ε sees another loss; and whoever
+# carries its learning rate over to SGD starts anew. (One may leave T² out on purpose,
+# and tune α without it: the author of the Keras example did, and says so in
 # keras-team/keras-io #870. Then it is a choice. It is a bug where nobody chose.)
 #
 # **The test** for a *factor* needs an optimizer that shows factors: compare gradients,
@@ -531,9 +532,9 @@ for pieces in (1, 4, 16):
 # clipping at 1, have told you?
 #
 # There are two faults in it. The trainer *adds* the pieces' gradients up and leaves the
-# dividing to the objective, which divides by too little: that makes the gradient longer.
-# It is a factor; clipping and AdamW hide it. Divide it away by hand, and the second
-# fault is left. **The probe:** do the gradients still point the same way?
+# dividing to the objective, which divides by too little: that makes the gradient
+# longer. It is a factor; clipping and AdamW hide it. Divide it away by hand, and the
+# second fault is left. **The probe:** do the gradients still point the same way?
 
 
 # %%
@@ -770,9 +771,9 @@ plt.show()
 # (On the right there are two curves: one lies exactly on the other.) **Predict** before
 # you probe: what would you look at first?
 #
-# **The probe** is the best one of the whole clinic, for it takes one line and finds many
-# bugs at once. Let the student be *a copy of the teacher*. There is nothing to learn,
-# so at α = 1 the loss is zero, at the very first step.
+# **The probe** is the best one of the whole clinic, for it takes one line and finds
+# many bugs at once. Let the student be *a copy of the teacher*. There is nothing to
+# learn, so at α = 1 the loss is zero, at the very first step.
 
 # %%
 batch, theirs = lessons[0]
@@ -956,10 +957,10 @@ for number in range(1, 10):
 #
 # * **length 0**: dead. Nothing reaches the student. (At α = ½ patient 2's labels still
 #   reach it, and hide that.)
-# * **cosine 1, another length**: *invisible under AdamW*. The missing T² at α = 1 is the
-#   pure case, with a sixteenth of the length; a missing world size (the number of processes that
-#   train together) or a division by the
-#   vocabulary are others. At α = ½ the same bug turns the gradient, and then it matters.
+# * **cosine 1, another length**: *invisible under AdamW*. The missing T² at α = 1 is
+#   the pure case, with a sixteenth of the length; a missing world size (the number of
+#   processes that train together) or a division by the vocabulary are others. At α = ½
+#   the same bug turns the gradient, and then it matters.
 # * **cosine 1, length 1**: dormant. Nothing is wrong on this batch; the −∞ is still to
 #   come.
 # * **cosine below 1**: the student is taught something else. No optimizer mends that,
@@ -988,9 +989,9 @@ for number in range(1, 10):
 # *easy · know a disease by its number · 10 minutes*
 #
 # Patient 3's loss falls until the student says, everywhere, what the teacher says on
-# average. Write `plateau(teacher_logits)` for logits `[rows, vocabulary]`: the mean over
-# the rows of KL(p ‖ m), in nats, a scalar. Here p is the teacher's softmax in a row, and
-# m is the mean of all rows' p.
+# average. Write `plateau(teacher_logits)` for logits `[rows, vocabulary]`: the mean
+# over the rows of KL(p ‖ m), in nats, a scalar. Here p is the teacher's softmax in a
+# row, and m is the mean of all rows' p.
 #
 # By hand: two rows, (1, 0) and (0, 1). Then m is (½, ½), each row's KL is ln 2, and the
 # plateau is 0.693. If all rows are equal, it is 0.
@@ -1011,8 +1012,9 @@ checks.plateau(plateau)
 # never is.
 
 # %% [markdown] tags=["hint"] title="I am getting a value that is nearly right"
-# m is a mean of *probabilities* over the rows, dimension 0. A softmax of the mean logits
-# is something else. Then sum over the vocabulary, and take the mean over the rows.
+# m is a mean of *probabilities* over the rows, dimension 0. A softmax of the mean
+# logits is something else. Then sum over the vocabulary, and take the mean over the
+# rows.
 
 
 # %% tags=["solution"]
@@ -1028,9 +1030,9 @@ def plateau(teacher_logits):
 checks.plateau(plateau)
 
 # %% [markdown]
-# Once it works, here is the number for the exam's rows. Compare it with where patient 3's
-# right-hand curve ended. (A student also knows *where* in a row it is, so it may come
-# out a little lower; one that is not yet done, higher.)
+# Once it works, here is the number for the exam's rows. Compare it with where patient
+# 3's right-hand curve ended. (A student also knows *where* in a row it is, so it may
+# come out a little lower; one that is not yet done, higher.)
 
 # %%
 batch, theirs = exam[0]
@@ -1043,16 +1045,17 @@ print("not written yet" if value is None else f"plateau: {value:.2f} nats")
 #
 # *medium · the test that TRL's issue 4719 asks for · 15 minutes*
 #
-# Write `pieces_add_up(loss, student, teacher, labels)`, which returns `True` or `False`.
-# Here `loss(student, teacher, labels)` is somebody's loss: it should be a mean over the
-# positions that count. Logits are `[rows, positions, vocabulary]`, labels `[rows,
-# positions]`, unshifted, with −100 ignored. Cut the batch into its rows: do their losses,
-# each weighted by its *share* of all positions that count, add up to the loss of the whole batch,
-# up to rounding (one part in ten thousand)? There may be rows in which nothing counts.
+# Write `pieces_add_up(loss, student, teacher, labels)`, which returns `True` or
+# `False`. Here `loss(student, teacher, labels)` is somebody's loss: it should be a mean
+# over the positions that count. Logits are `[rows, positions, vocabulary]`, labels
+# `[rows, positions]`, unshifted, with −100 ignored. Cut the batch into its rows: do
+# their losses, each weighted by its *share* of all positions that count, add up to the
+# loss of the whole batch, up to rounding (one part in ten thousand)? There may be rows
+# in which nothing counts.
 #
-# By hand: one position with a loss of 4 in the first row, three with 0 in the second. The
-# mean is 4 / 4 = 1. The mean of the means is (4 + 0) / 2 = 2, so for such a loss your
-# test says `False`.
+# By hand: one position with a loss of 4 in the first row, three with 0 in the second.
+# The mean is 4 / 4 = 1. The mean of the means is (4 + 0) / 2 = 2, so for such a loss
+# your test says `False`.
 
 
 # %% tags=["exercise"]
@@ -1097,8 +1100,8 @@ checks.pieces_add_up(pieces_add_up)
 # position that does not count, and other finite numbers into the **student's**. Neither
 # the loss nor its gradient with respect to the student's logits may change.
 #
-# By hand: of the labels −100, −100, 7, one position counts, the *second*: its next label
-# is 7. At the first and the last, anything may stand.
+# By hand: of the labels −100, −100, 7, one position counts, the *second*: its next
+# label is 7. At the first and the last, anything may stand.
 
 
 # %% tags=["exercise"]
@@ -1109,14 +1112,14 @@ def padding_is_silent(loss, student, teacher, labels):
 checks.padding_is_silent(padding_is_silent)
 
 # %% [markdown] tags=["hint"] title="A healthy loss fails my test"
-# Position t counts if label t + 1 does, and the last position of a row never does: shift
-# the labels, and put −100 at their end. `torch.where(counts, logits, other)` needs
-# `counts` with one dimension more: `counts.unsqueeze(-1)`.
+# Position t counts if label t + 1 does, and the last position of a row never does:
+# shift the labels, and put −100 at their end. `torch.where(counts, logits, other)`
+# needs `counts` with one dimension more: `counts.unsqueeze(-1)`.
 
 # %% [markdown] tags=["hint"] title="Patient 6 passes my test"
-# Its loss is finite. Take the gradient as well: `student.detach().requires_grad_()`, then
-# `torch.autograd.grad(loss(...), student)`. NaN equals nothing, so `torch.allclose` says
-# no by itself.
+# Its loss is finite. Take the gradient as well: `student.detach().requires_grad_()`,
+# then `torch.autograd.grad(loss(...), student)`. NaN equals nothing, so
+# `torch.allclose` says no by itself.
 
 
 # %% tags=["solution"]
@@ -1163,8 +1166,8 @@ checks.padding_is_silent(padding_is_silent)
 # * The loss is a library's, and the library tests it so: then probe what is yours, the
 #   data, the cache, the pieces.
 # * The run takes a minute: look at its result instead.
-# * All probes pass and the student is still poor: it may be no bug. A student too small,
-#   a teacher that does not know the domain, too few steps: lessons 02 and 08.
+# * All probes pass and the student is still poor: it may be no bug. A student too
+#   small, a teacher that does not know the domain, too few steps: lessons 02 and 08.
 #
 # *Read on:* the ten links above, for how such bugs are found and argued about; and
 # `distill_helpers.known_bugs`, which has many more, most of them with a loss to try.

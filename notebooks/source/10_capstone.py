@@ -802,7 +802,8 @@ checks.break_even(break_even)
 #
 # **When would you not distil at all?**
 #
-# * Few answers in all: with your own hours in it, the sum of exercise 3 never comes out.
+# * Few answers in all: with your own hours in it, the sum of exercise 3 never comes
+#   out.
 # * Word counts, a rule or a search do it: they are smaller than any student.
 # * The task changes every month: so would the student.
 # * The teacher is not good enough at it: prompt it, or train it, first.
