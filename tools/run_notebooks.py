@@ -133,7 +133,9 @@ def _execute(
 
 def _execute_in_child(source: Path, target: Path, profile: str, cell_limit: int) -> str:
     """Returns why the notebook stopped, or an empty string."""
-    context = multiprocessing.get_context("spawn")
+    # Papermill is imported once for all notebooks, in the server of the children.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "papermill"])
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(
         target=_execute, args=(source, target, profile, cell_limit, sender)

@@ -161,7 +161,7 @@ black_box = ApiTeacher(
 # %%
 from distill_helpers.hard_labels import plan_labels, write_labels
 
-asked = parts.labelled[: profile.pick(smoke=2, cpu=24, gpu=24)]
+asked = parts.labelled[: profile.pick(smoke=1, cpu=24, gpu=24)]
 prompts = [gloss.instruction for gloss in asked]
 request = (black_box, prompts, work / "box.jsonl")
 plan = plan_labels(*request, max_new_tokens=24)
@@ -411,7 +411,7 @@ for claim in results.study.claims:
 # %%
 arm = study.TAUGHT
 setting = profile.pick(smoke=study.SOME, cpu=study.MOST, gpu=study.MOST)
-count = profile.pick(smoke=8, cpu=200, gpu=200)
+count = profile.pick(smoke=4, cpu=200, gpu=200)
 before = study.judge_student(tiny, count)
 student, _ = study.train_student(
     study.choose_rows(arm, setting, tiny.tokenizer),
@@ -422,7 +422,7 @@ student, _ = study.train_student(
 
 # %%
 same = study.judge_student(student, count)
-after = study.judge_student(student, profile.pick(smoke=8, cpu=None, gpu=None))
+after = study.judge_student(student, profile.pick(smoke=4, cpu=None, gpu=None))
 print(
     f"the same {count} glosses: {before.accuracy:.0%} -> {same.accuracy:.0%}"
 )
@@ -451,7 +451,7 @@ from distill_helpers.hard_labels import LocalTeacher, own_labels
 from distill_helpers.models import load_chat_pair
 
 tutor, pupil = load_chat_pair(profile)
-some = parts.pool[: profile.pick(smoke=2, cpu=20, gpu=4000)]
+some = parts.pool[: profile.pick(smoke=1, cpu=20, gpu=4000)]
 told = write_labels(
     LocalTeacher(*tutor, licence="Apache-2.0; no terms for its answers"),
     [gloss.instruction for gloss in some],
@@ -489,9 +489,9 @@ from distill_helpers.data import pack_examples
 from distill_helpers.gloss_task import judge
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
-questions = parts.test[: profile.pick(smoke=4, cpu=120, gpu=2000)]
+questions = parts.test[: profile.pick(smoke=1, cpu=120, gpu=2000)]
 before = judge(*pupil, questions)
-length = profile.pick(smoke=150, cpu=512, gpu=512)
+length = profile.pick(smoke=100, cpu=512, gpu=512)
 rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
 
 # %%
@@ -499,7 +499,7 @@ from distill_helpers.planning import plan
 
 size = {
     "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
-    "steps": profile.pick(smoke=2, cpu=15, gpu=150),
+    "steps": profile.pick(smoke=1, cpu=15, gpu=150),
 }
 micro = profile.pick(smoke=1, cpu=1, gpu=2)
 options = {"method": "hard", "packed": True, "accumulation": micro}
