@@ -390,7 +390,49 @@ def _chunk_size(
     return max(1, math.ceil(rows / chunks))
 
 
+def _rows_on_loan(
+    plan: _Plan,
+    rows: int,
+    student: _HeadLogits,
+    dense: _HeadLogits | _GivenLogits | None,
+    weight: torch.Tensor | None,
+) -> int:
+    """Rows of a first chunk whose logits lie in the head's gradient; 0 if none.
+
+    Until the first product fills it, the gradient ``[vocabulary, width]`` is empty
+    memory that has to be there anyway. The more rows share a matrix product, the
+    faster it is, and the less often the head and its gradient are read.
+    """
+    if plan.chunk_tokens is not None or weight is None or weight.device.type != "cpu":
+        return 0
+    logits = [student] if dense is None else [student, dense]
+    if any(one.dtype != weight.dtype for one in logits):
+        return 0
+    vocabulary, width = student.vocabulary, weight.shape[1]
+    size = weight.dtype.itemsize
+    # Both logits have to fit in, and what `_overwrite` sets aside has to fit into the
+    # memory that the chunks' own buffers would take.
+    spare = _BUFFER_BYTES["cpu"] * width / (size * vocabulary)
+    lent = min(rows, width // len(logits), math.isqrt(int(spare)))
+
+    def chunks(rows: int) -> int:
+        return math.ceil(rows / _chunk_size(plan, rows, "cpu", vocabulary, size))
+
+    alone = chunks(rows) if rows else 0
+    left = chunks(rows - lent) if rows > lent else 0
+    return lent if 1 + left < alone else 0
+
+
 # --- the loop -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """Where a chunk's logits go, ``[rows, vocabulary]``; ``lent``: in the gradient."""
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    lent: bool = False
 
 
 def _fused(
@@ -460,29 +502,41 @@ class _FusedLoss(torch.autograd.Function):
         student = student.prepared(vocabulary, plan.autocast)
         precise = torch.promote_types(student.dtype, torch.float32)
         gradients = _Gradients(student, len(weight), plan, precise)
-        size = _chunk_size(
-            plan, len(rows), hidden.device.type, vocabulary, student.dtype.itemsize
-        )
-        buffer = hidden.new_empty((size, vocabulary), dtype=student.dtype)
-        teacher_buffer = buffer[:0]
+        dense: _HeadLogits | _GivenLogits | None = None
         if isinstance(teacher, (_HeadLogits, _GivenLogits)):
-            teacher = teacher.prepared(vocabulary, plan.autocast)
-            teacher_buffer = torch.empty_like(buffer, dtype=teacher.dtype)
-        work = _Work(buffer, precise, plan, student.head.soft_cap)
+            dense = teacher.prepared(vocabulary, plan.autocast)
         total = torch.zeros(2, dtype=precise, device=hidden.device)
-        for start in range(0, len(rows), len(buffer)):
-            chosen = rows[start : start + len(buffer)]
-            logits = student.rows(chosen, buffer)
-            if isinstance(teacher, SparseTargets):
-                theirs: Any = teacher.select(chosen)
-            elif teacher is not None:
-                theirs = teacher.rows(chosen, teacher_buffer)
-            else:
-                theirs = None
-            total += work.differentiate_(
-                logits, theirs, targets[start : start + len(buffer)]
+
+        def work_off(first: int, last: int, buffers: _Buffers) -> None:
+            work = _Work(buffers.student, precise, plan, student.head.soft_cap)
+            for start in range(first, last, len(buffers.student)):
+                part = slice(start, min(start + len(buffers.student), last))
+                chosen = rows[part]
+                logits = student.rows(chosen, buffers.student)
+                theirs: torch.Tensor | SparseTargets | None = None
+                if isinstance(teacher, SparseTargets):
+                    theirs = teacher.select(chosen)
+                elif dense is not None:
+                    theirs = dense.rows(chosen, buffers.teacher)
+                total.add_(work.differentiate_(logits, theirs, targets[part]))
+                gradients.add(student, chosen, logits, lent=buffers.lent)
+
+        lent = _rows_on_loan(plan, len(rows), student, dense, gradients.weight)
+        if lent:
+            work_off(0, lent, gradients.lend(lent, dense is not None))
+        if lent < len(rows):
+            size = _chunk_size(
+                plan,
+                len(rows) - lent,
+                hidden.device.type,
+                vocabulary,
+                student.dtype.itemsize,
             )
-            gradients.add(student, chosen, logits)
+            buffer = hidden.new_empty((size, vocabulary), dtype=student.dtype)
+            second = buffer[:0]
+            if dense is not None:
+                second = torch.empty_like(buffer, dtype=dense.dtype)
+            work_off(lent, len(rows), _Buffers(buffer, second))
         ctx.gradients = gradients.finished()
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         soft, hard = (total / plan.count).unbind()
@@ -545,8 +599,25 @@ class _Gradients:
             self.bias = hidden.new_zeros(width, dtype=precise)
         self.empty = True
 
+    def lend(self, rows: int, dense: bool) -> _Buffers:
+        """Buffers for the first chunk in the head's gradient, which is empty yet.
+
+        The student's lie at its end, so that its first rows can be filled while they
+        are still being read; the teacher's at its beginning.
+        """
+        assert self.weight is not None
+        free = self.weight[: self.vocabulary].view(-1)
+        size = rows * self.vocabulary
+        theirs = free[: size if dense else 0].view(-1, self.vocabulary)
+        return _Buffers(free[-size:].view(rows, self.vocabulary), theirs, lent=True)
+
     def add(
-        self, student: _HeadLogits, chosen: torch.Tensor, gradient: torch.Tensor
+        self,
+        student: _HeadLogits,
+        chosen: torch.Tensor,
+        gradient: torch.Tensor,
+        *,
+        lent: bool = False,
     ) -> None:
         """Carry the gradient of a chunk's logits on to what they came from."""
         if self.hidden is not None:
@@ -556,7 +627,23 @@ class _Gradients:
             sums = gradient.sum(0, dtype=self.bias.dtype)
             self.bias[: self.vocabulary].add_(sums, alpha=self.factor)
         if self.weight is not None:
-            self._add_to_weight(gradient, student.hidden.index_select(0, chosen))
+            inputs = student.hidden.index_select(0, chosen)
+            if lent:
+                self._overwrite(gradient, inputs)
+            else:
+                self._add_to_weight(gradient, inputs)
+
+    def _overwrite(self, gradient: torch.Tensor, inputs: torch.Tensor) -> None:
+        """Fill the head's gradient, in whose last part ``gradient`` lies."""
+        assert self.weight is not None
+        total = self.weight[: self.vocabulary]
+        # Rows that end before the block begins can be written at once.
+        free = self.vocabulary - math.ceil(gradient.numel() / total.shape[1])
+        parts = [(total[:free], gradient[:, :free])]
+        parts.append((total[free:], gradient[:, free:].clone()))
+        for rows, part in parts:
+            torch.addmm(rows, part.T, inputs, beta=0, alpha=self.factor, out=rows)
+        self.empty = False
 
     def _add_to_weight(self, gradient: torch.Tensor, inputs: torch.Tensor) -> None:
         assert self.weight is not None

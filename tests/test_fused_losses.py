@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from distill_helpers import fused_losses
 from distill_helpers.fused_losses import (
     SparseTargets,
     fused_hard_label_loss,
@@ -105,6 +106,58 @@ def test_t2_and_num_items(scale_by_t2):
     (3 * ours.loss).backward()
     _close(ours.loss, reference.loss)
     _close(inputs[1].grad, 3 * gradients[1])
+
+
+@pytest.mark.parametrize("padding", [0, 5], ids=["", "padded head"])
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("width", [96, 60, 24])
+def test_the_first_chunk_may_lie_in_the_heads_gradient(
+    monkeypatch, width, dense, padding
+):
+    """All rows in it, a part of them, and (too narrow a head) none."""
+    tokens, vocabulary = 45, 211
+    # Room for 16 rows a chunk; for more in the gradient if the head is wide enough.
+    monkeypatch.setitem(fused_losses._BUFFER_BYTES, "cpu", 16 * 2 * 4 * vocabulary)
+    lent = []
+    lend = fused_losses._Gradients.lend
+
+    def watched(self, rows, *options):
+        lent.append(rows)
+        return lend(self, rows, *options)
+
+    monkeypatch.setattr(fused_losses._Gradients, "lend", watched)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    inputs = [draw(tokens, width), draw(vocabulary + padding, width) / width**0.5]
+    inputs += [draw(tokens, 20), draw(vocabulary, 20) / 20**0.5]
+    labels = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    labels[::6] = -100
+    for tensor in inputs:
+        tensor.requires_grad_()
+    if dense:
+        options = {"temperature": 2.0, "alpha": 0.3, "divergence": "jsd"}
+        shared = [inputs[0], inputs[1][:vocabulary], *inputs[2:]]
+        reference, gradients = _plain(*shared, labels, **options)
+        ours = fused_soft_label_loss(*inputs, labels, **options).loss
+        expected = reference.loss
+    else:
+        leaves = [t.detach().double().requires_grad_() for t in inputs[:2]]
+        expected = hard_label_loss(leaves[0] @ leaves[1].T, labels, shift=False)
+        expected.backward()
+        gradients = [leaf.grad for leaf in leaves]
+        ours = fused_hard_label_loss(*inputs[:2], labels)
+    ours.backward()
+    _close(ours, expected)
+    for tensor, gradient in zip(inputs[:2], gradients, strict=True):
+        _close(tensor.grad[: len(gradient)], gradient)
+    if dense:
+        assert not inputs[1].grad[vocabulary:].any()
+    counted = int((labels != -100).sum())
+    possible = {96: counted, 60: 30 if dense else counted, 24: 0 if dense else 24}
+    assert sum(lent) == possible[width]
 
 
 def test_hard_labels_alone():

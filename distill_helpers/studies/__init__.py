@@ -63,6 +63,7 @@ STUDIES = (
     "codistillation",
     "codistilled_sums",
     "on_policy",
+    "side_by_side",
 )
 
 Options = tuple[tuple[str, float], ...]

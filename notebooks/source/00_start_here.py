@@ -314,4 +314,4 @@ checks.bits_per_byte(bits_per_byte)
 # does what you need; the one you loaded is an example of how small they
 # come. Most teams are best served by one. Distil when no such model knows
 # your task, and when you will call yours often enough to earn the training
-# back. Lesson 08, when it comes, does the sums.
+# back. Lesson 08 does the sums.

@@ -57,9 +57,9 @@ print(f"{len(results.study.confirm_seeds)} seeds: labels, questions, order")
 # | half the teacher, soft labels | as soft labels; the student is the teacher's first two layers | its weights | 02 |
 
 # %% [markdown]
-# **Predict** before you look: which is worth more, 500 right answers or 2,000 of
-# which one in five is wrong? What will the teacher's *distribution* add to either?
-# And does any student come near the teacher?
+# **Predict** before you look: which is worth more, 500 answers that are all right or
+# 2,000 of which a good part is wrong? What will the teacher's *distribution* add to
+# either? And does any student come near the teacher?
 
 # %%
 from distill_helpers.plots import compare_arms
@@ -88,11 +88,83 @@ plt.show()
 # %%
 for name in ("text_beats_labels", "both_beat_text", "checking_helps"):
     display(results.verdict(name, judged=judged))
-for name in ("soft_beats_text", "stored_keeps", "own_helps"):
+for name in ("soft_beats_text", "both_soft_beat_both", "own_helps"):
     display(results.verdict(name, judged=judged))
 
 # %% [markdown]
-# TEXT-READ
+# The figure falls into three groups, with wide gaps between them: students of the
+# labelled sums, students of the teacher's answers, and the teacher itself. **What a
+# student read decided; in which form it read it decided little.** Carrying has to be
+# seen often before it is learned, and of the teacher's wrong answers most are right in
+# all places but one. So many answers with slips taught far more than few without.
+#
+# Within the second group, the addition that stands out is the cheapest: your own
+# labels in the same pot. A checker lifts some seeds and not others; it also takes
+# rows away. Logits are not among what stands out.
+#
+# *Own text* ends *below* the text it began with, although lesson 07 found it ahead of
+# more traces. There the student had learned from traces until that brought no more;
+# here it is sent to its own text when it has hardly begun. What a technique is worth
+# depends on when it comes.
+#
+# ### Why did the distributions add so little?
+#
+# In lesson 02 soft labels were worth a lot. Same loss, same trainer, and the verdict
+# of that lesson's study:
+
+# %%
+display(load_results("soft_labels").verdict("few_data", judged=judged))
+
+# %% [markdown]
+# The difference is in what the teachers *say*. At every position of a text, look at
+# the probability of the likeliest token: here for the teacher of the sums on its own
+# answers, and for lesson 02's teacher of prose on a novel. **Predict** both shapes.
+
+# %%
+import torch
+
+from distill_helpers.data import austen, collator_for, pack
+from distill_helpers.models import load_tiny_teacher
+
+
+def sureness(name, rows):
+    """The teacher's highest probability, wherever it has to choose."""
+    model, tokenizer = load_tiny_teacher(name)
+    batch = collator_for(tokenizer)(rows)
+    labels = batch.pop("labels")[:, 1:]
+    with torch.no_grad():
+        logits = model(**batch).logits[:, :-1]
+    return logits.softmax(-1).amax(-1)[labels != -100]
+
+
+# %%
+count = profile.pick(smoke=8, cpu=200, gpu=200)
+sums = study.load_task(610, questions=count).text
+novel = pack(austen("test"), load_tiny_teacher("prose").tokenizer, 64)
+sure = {
+    "sums": sureness("sums", [sums[i] for i in range(count)]),
+    "prose": sureness("prose", [novel[i] for i in range(count // 4)]),
+}
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 3))
+bins = [i / 20 for i in range(21)]
+for (name, found), color in zip(sure.items(), (STUDENT, TEACHER), strict=True):
+    share = torch.full_like(found, 100 / len(found)).tolist()
+    options = {"weights": share, "histtype": "step", "lw": 2}
+    ax.hist(found.tolist(), bins, color=color, label=name, **options)
+ax.set_xlabel("teacher's probability of its likeliest token")
+ax.set_ylabel("positions, percent")
+ax.set_title("How much a teacher leaves open")
+ax.legend(loc="upper center")
+plt.show()
+
+# %% [markdown]
+# A distribution that is nearly one token says nearly what the token says. In prose,
+# most positions are open, and there the other probabilities carry what a label cannot.
+# So ask first **how open your teacher's next token is**: for sums, forms, extraction
+# or most code, text will do; for prose and talk, soft labels earn their price. This
+# measurement costs one forward pass over a few texts, before anything is trained.
 #
 # ### Whose luck?
 #
@@ -138,10 +210,8 @@ for name in ("not_smoothing", "self_helps", "together_helps"):
 # rounded to 2, 3, 4 and 8 bits. The band is the student of soft labels.
 
 # %%
-from distill_helpers.models import load_tiny_teacher
-
 teacher = load_tiny_teacher("sums")
-asked = profile.pick(smoke=40, cpu=500, gpu=2000)
+asked = profile.pick(smoke=20, cpu=500, gpu=2000)
 rounded = {
     bits: study.quality(study.in_few_bits(teacher.model, bits), asked)
     for bits in (2, 3, 4, 8)
@@ -222,10 +292,16 @@ plt.show()
 # %%
 for name in ("labels_for_longer", "text_for_longer"):
     display(results.verdict(name, judged=judged))
-display(results.verdict("stored_pays", judged=judged))
+for name in ("stored_keeps", "stored_pays"):
+    display(results.verdict(name, judged=judged))
 
 # %% [markdown]
-# TEXT-OPS
+# Labels do gain from more steps, but the gap stays: it was not the steps that were
+# missing. The others spend theirs better. Whoever has no teacher at work in every step
+# trains for twice as long, and here that is worth more than what the distribution says.
+# **Stored soft labels get both**, the distribution and the steps. And the plainest way
+# of all, your labels and the teacher's text, trained for as long as the budget allows,
+# is again among the best.
 #
 # ## Everything else, side by side
 #
@@ -277,6 +353,8 @@ for name in ("steadier", "calibrated"):
     display(results.verdict(name, judged=judged))
 
 # %%
+own = results.mean("ece", study.TEACHER, SETTING).mean
+print(f"the teacher's own calibration error: {own:.3f}")
 columns = ("exact_match", "agreement", "ece", "tflops", "trained_tokens")
 print(f"{'':30}" + "".join(f"{name:>15}" for name in columns))
 for place, arm in enumerate(study.STUDENTS):
@@ -284,7 +362,19 @@ for place, arm in enumerate(study.STUDENTS):
     print(f"{arm:30}" + "".join(f"{value:15,.3f}" for value in found))
 
 # %% [markdown]
-# TEXT-YARD
+# * **Closeness.** What soft labels do buy, everywhere, is a smaller KL from the teacher.
+#   If right answers are all that counts, that is worth nothing. If the student has to
+#   *stand in* for its teacher (as the draft model of speculative decoding, as a scorer,
+#   as a smaller version behind the same interface), it is what you want.
+# * **Calibration.** Students of soft labels inherit the teacher's own error. The text
+#   gives only its choices, and the student finds its own confidence.
+# * **Gradients.** Soft labels are said to make gradients steadier. Here they hardly do:
+#   from a distribution that is nearly one token, there is little to average.
+# * **Time.** A second model at work in every step costs what you would expect: most
+#   where it learns itself, least where everything it says was stored.
+#
+# Equal steps are nearly equal tokens here, as the last column shows, so a third
+# budget would repeat the first.
 #
 # ## Memory, for models of a real size
 #
@@ -406,23 +496,26 @@ assert abs(low / break_even(bought, made) - 1) < 1e-3
 #
 # ## The guide
 #
-# Ask these questions in order; the first "yes" decides. The numbers beside the
-# answers are this lesson's: right answers in percent, mean over the seeds.
+# Ask these questions in order; the first "yes" decides. The numbers in brackets are
+# this lesson's: right answers in percent, mean over the seeds. Where there is none,
+# this task cannot say, and the lesson that can is named.
 
 # %%
 QUESTIONS = [
-    ("Will you serve few answers, or is the\nteacher cheap enough?",
+    ("Will you serve few answers, or is the\nteacher cheap enough as it is?",
      "prompt it; round its weights", study.FOUR_BITS),
-    ("Have you right labels for nearly\neverything that will be asked?",
-     "train on them for longer", None),
+    ("Do your right labels cover what\nwill be asked?",
+     "train on them, for longer (lesson 02)", None),
     ("Does the teacher give its text alone,\nor has it another vocabulary?",
      "its text, checked if you can,\nand your labels with it", study.BOTH),
-    ("Will several students or epochs read\nthe same rows?",
+    ("Does the teacher leave little open:\nsums, forms, most code?",
+     "as above, with soft labels\nif they come cheaply", study.BOTH_SOFT),
+    ("Will several epochs or students\nread the same rows?",
      "soft labels, stored once", study.STORED),
-    ("Is all of it to be trained from scratch,\nas a family?",
-     "co-distil: the teacher's work is shared", study.TOGETHER),
-    ("Does the student write already, and\nwill its texts be long?",
-     "end on its own text", study.OWN),
+    ("Must the teacher be trained as well,\nat the same time?",
+     "co-distil (lesson 06)", None),
+    ("Is the student good already, and are\nits texts long?",
+     "end on its own text (lesson 07)", None),
     ("None of these", "soft labels from the live teacher", study.SOFT),
 ]  # fmt: skip
 
@@ -432,7 +525,7 @@ def draw_guide(ax):
     for row, (question, answer, arm) in enumerate(QUESTIONS):
         if arm is not None:
             mean = results.mean("exact_match", arm, SETTING).mean
-            answer += f"  ({mean:.0f})"
+            answer += f"  [{mean:.0f}]"
         box = {"boxstyle": "round,pad=0.5", "fc": "#eef3f8", "ec": STUDENT}
         ax.text(0, -row, question, bbox=box, va="center")
         box = {"boxstyle": "round,pad=0.5", "fc": "#fdf3e6", "ec": TEACHER}
@@ -448,7 +541,7 @@ def draw_guide(ax):
 
 
 # %%
-fig, ax = plt.subplots(figsize=(8.5, 6.5))
+fig, ax = plt.subplots(figsize=(8.5, 7))
 draw_guide(ax)
 ax.set_xlim(-0.05, 2.1)
 ax.set_ylim(-len(QUESTIONS) + 0.4, 0.6)
@@ -456,27 +549,36 @@ ax.axis("off")
 plt.show()
 
 # %% [markdown]
-# Does the guide agree with the table? For every kind of access, take all ways that it
-# allows and let each compete with the one that the guide names, seed by seed. A rival
+# Does the guide agree with the table? For every kind of access, let the way that the
+# guide names compete with all others that the access allows, seed by seed. A rival
 # contradicts the guide only if it is better beyond doubt.
 
 # %%
 AT_HAND = {
-    "labels alone": (
-        study.LABELS,
+    "your labels alone": (
+        (study.LABELS, study.EQUAL),
         (study.SMOOTHED, study.SELF, study.TOGETHER),
     ),
-    "its text": (study.BOTH, (study.LABELS, study.TEXT, study.CHECKED)),
-    "its logits": (study.STORED, (study.SOFT, study.SOFT_FEW, study.OWN)),
+    "the teacher's text": (
+        (study.BOTH, SETTING),
+        (study.LABELS, study.TEXT, study.CHECKED),
+    ),
+    "its logits": (
+        (study.BOTH_SOFT, SETTING),
+        (study.BOTH, study.SOFT_FEW, study.SOFT, study.STORED, study.OWN),
+    ),
+    "its weights": ((study.FOUR_BITS, SETTING), (study.SOFT, study.REPAIRED)),
 }
-for access, (choice, rivals) in AT_HAND.items():
+
+# %%
+for access, ((choice, where), rivals) in AT_HAND.items():
+    print(f"{access}: {choice}, {where}")
     for rival in rivals:
-        gain = results.gain("exact_match", choice, rival, SETTING)
+        setting = {"setting": where, "baseline_setting": SETTING}
+        gain = results.gain("exact_match", choice, rival, **setting)
         word = "CONTRADICTED" if gain.high < 0 else "stands"
-        print(
-            f"{access:14}{choice} over {rival}: {gain.mean:+.1f} "
-            f"[{gain.low:+.1f}, {gain.high:+.1f}] {word}"
-        )
+        interval = f"{gain.mean:+6.1f} [{gain.low:+6.1f}, {gain.high:+6.1f}]"
+        print(f"    over {rival:30}{interval}  {word}")
 
 # %% [markdown] tags=["published"]
 # ## What others chose
@@ -610,6 +712,7 @@ for place in frontier(spent, gained) or []:
 # | which baselines are forgotten? | labels for longer, smoothing, self-distillation, the rounded teacher, prompting |
 # | how large a difference counts? | one that holds seed by seed; write the claim down first |
 # | what does a distillation cost? | mostly people; then the teacher's reading and writing; the student's training is the least |
+# | when are logits worth more than text? | when the teacher leaves much open, or the student has to stand in for it |
 # | when does it pay? | when what an answer saves, times the answers served, exceeds what is spent once |
 #
 # **When would you not distil at all?**
