@@ -32,6 +32,7 @@ results = load_results("side_by_side")
 ways, models = len(study.STUDENTS), len(study.MODELS)
 print(f"{study.LABELLED:,} sums with their right, worked answers")
 print(f"{study.QUESTIONS:,} sums without; the teacher answers them")
+print(f"{study.VALIDATION_SIZE} more choose among each run's checkpoints")
 print(f"{study.STEPS:,} steps of {study.BATCH_SIZE} rows, one learning rate")
 print(f"{ways} ways to train, {models} models as they are")
 print(f"{len(results.study.confirm_seeds)} seeds: labels, questions, order")
@@ -80,10 +81,9 @@ ax.set_title("Equal steps (blue: learned from the teacher's distributions)")
 plt.show()
 
 # %% [markdown]
-# Differences between neighbours are what you would choose by, and their intervals are
-# narrower than the figure lets you think: every seed gave all ways the same labels and
-# questions, so they are compared seed by seed. These claims were written down before
-# the seeds were run:
+# Every seed gave all ways the same labels and questions, so two ways are compared seed
+# by seed. The bars above do not show the interval of a difference; these verdicts do.
+# The claims were written down before the seeds were run:
 
 # %%
 for name in ("text_beats_labels", "both_beat_text", "checking_helps"):
@@ -92,15 +92,15 @@ for name in ("soft_beats_text", "both_soft_beat_both", "own_helps"):
     display(results.verdict(name, judged=judged))
 
 # %% [markdown]
-# Two ways at the bottom come later. The others fall into three groups, with wide gaps
-# between them: students of the labelled sums, students of the teacher's answers, and
-# the teacher itself. **What a
+# Leave the last two ways for later. The others fall into two groups with a wide gap
+# between them: students of the labelled sums, and students of the teacher's answers,
+# which come near their teacher. **What a
 # student read decided; in which form it read it decided little.** Carrying has to be
 # seen often before it is learned, and of the teacher's wrong answers most are right in
 # all places but one. So many answers with slips taught far more than few without.
 #
-# Within the second group, the addition that stands out is the cheapest: your own
-# labels in the same pot. A checker lifts some seeds and not others; it also takes
+# Within the second group, the addition that stands out is the plainest: the labels,
+# which were there anyway, in the same pot. A checker lifts some seeds and not others; it also takes
 # rows away. Logits are not among what stands out.
 #
 # *Own text* ends *below* the text it began with, although lesson 07 found it ahead of
@@ -179,22 +179,26 @@ from distill_helpers.data import results_root
 
 path = results_root() / "rounds" / "side_by_side_1.csv"
 with path.open(encoding="utf-8") as file:
-    rows = [row for row in csv.DictReader(file) if row["arm"] == study.TEXT]
-tried = [float(r["exact_match"]) for r in rows if r["phase"] == "confirm"]
-same = results.values("exact_match", study.TEXT, SETTING)
-print("teacher's text, a base per seed:", [f"{x:.0f} %" for x in tried])
-print("teacher's text, one base:       ", [f"{x:.0f} %" for x in same])
+    rows = [row for row in csv.DictReader(file) if row["phase"] == "confirm"]
+rows = [row for row in rows if row["arm"] in study.STUDENTS]
+for seed in sorted({row["seed"] for row in rows}):
+    tried = [row for row in rows if row["seed"] == seed]
+    best = max(tried, key=lambda row: float(row["exact_match"]))
+    right = f"{float(best['exact_match']):.0f} %"
+    print(f"a base of its own, best of {len(tried)} ways: {right}")
 
 # %% [markdown]
 # Three bases, all made alike, were not alike at all: with one of them no student got
-# going within these steps, *whatever* it learned from. That round was broken off. A
+# going within these steps, *whatever* it learned from. (The last seed was under way
+# when the round was broken off.) A
 # project has one model to start from, and so have we now; what comes out holds for
 # that one. **Try your start before you compare methods:** a better base can be worth
 # more than the best technique.
 #
 # ## What is usually forgotten
 #
-# A technique should beat what costs nothing. Four such baselines stand in the figure.
+# A technique should beat what is simpler. Four such baselines stand in the figure:
+# smoothing, self-distillation, half the teacher, and the teacher in 4 bits.
 #
 # **Smoothing and self-distillation** also soften the targets, without a teacher. If
 # they did as well, the dark knowledge of lesson 01 would be a story.
@@ -204,30 +208,32 @@ for name in ("not_smoothing", "self_helps", "together_helps"):
     display(results.verdict(name, judged=judged))
 
 # %% [markdown]
+# Neither stands in for a teacher: both end no higher than the labels alone. A larger
+# partner that learns along does help a little, for more than four times the operations.
+#
 # **Half the teacher**, its other layers simply removed, answers nothing. Repaired
 # with soft labels it is a student of its own kind; is it a better one?
 #
 # **The teacher in fewer bits** needs no training at all. Here, live, are its matrices
-# rounded to 2, 3, 4 and 8 bits. The band is the student of soft labels.
+# rounded to 2, 3, 4 and 8 bits. The band is the student of soft labels, with the
+# interval of the study.
 
 # %%
 teacher = load_tiny_teacher("sums")
 asked = profile.pick(smoke=20, cpu=500, gpu=2000)
 rounded = {
-    bits: study.quality(study.in_few_bits(teacher.model, bits), asked)
+    str(bits): study.quality(study.in_few_bits(teacher.model, bits), asked)
     for bits in (2, 3, 4, 8)
 }
+rounded["as it is"] = study.quality(teacher.model, asked)
 
 # %%
 student = results.mean("exact_match", study.SOFT, SETTING)
 right = {bits: found["exact_match"] for bits, found in rounded.items()}
 fig, ax = plt.subplots(figsize=(6, 3))
-ax.plot(
-    list(right), list(right.values()), "o-", color=TEACHER, label="teacher"
-)
-band = {"color": STUDENT, "alpha": 0.25, "label": "student of soft labels"}
+ax.plot(list(right), list(right.values()), "o-", color="0.2", label="teacher")
+band = {"color": TEACHER, "alpha": 0.25, "label": "student of soft labels"}
 ax.axhspan(student.low, student.high, **band)
-ax.set_xticks(list(right), [f"{bits}" for bits in right])
 ax.set_xlabel("bits of a weight")
 ax.set_ylabel("right answers, percent")
 ax.set_title(f"The teacher, rounded ({asked:,} problems)")
@@ -239,15 +245,16 @@ for name in ("bits_beat_students", "repair_beats_small"):
     display(results.verdict(name, judged=judged))
 for arm in (study.TEACHER, study.FOUR_BITS, study.SOFT, study.REPAIRED):
     size = results.mean("model_bytes", arm, SETTING).mean
-    print(f"{arm:30}{size / 1e6:5.2f} MB")
+    print(f"{arm:30}{size / 1e6:5.2f} MB (16 bits a weight, or 4)")
 
 # %% [markdown]
 # So half a teacher is no bargain: what was cut out is missing, and these steps do not
 # bring it back. (Real pruning takes fewer layers at a time and repairs for longer.)
 #
-# Bytes are not time. Rounding leaves the number of operations as it was, and a
-# student of a quarter of the size needs a quarter of them; and a student can be
-# rounded as well. But whoever only wants the *memory* down should round first, and
+# Bytes are not operations. Rounding leaves their number as it was, and a student of a
+# quarter of the size needs a quarter of them; and a student can be rounded as well.
+# (Time lies between: text for one reader at a time waits for the memory, and there
+# fewer bytes are faster; large batches wait for the arithmetic.) But whoever only wants the *memory* down should round first, and
 # distil if that is not enough.
 #
 # One more baseline is free and does not fit into the figure: **prompting** the
@@ -322,6 +329,7 @@ def mean_of(metric):
     return [results.mean(metric, a, SETTING).mean for a in study.STUDENTS]
 
 
+COSINE = "gradient cosine"
 right = [results.values("exact_match", a, SETTING) for a in study.STUDENTS]
 seconds = zip(
     mean_of("training_seconds"), mean_of("labelling_seconds"), strict=True
@@ -330,7 +338,7 @@ panels = {
     "calibration error": mean_of("ece"),
     "KL from teacher": mean_of("kl_to_teacher"),
     "spread, points": [statistics.stdev(values) for values in right],
-    "gradient cosine": mean_of("gradient_cosine"),
+    COSINE: mean_of("gradient_cosine"),
     "seconds, in all": [own + before for own, before in seconds],
     "KB stored": [size / 1000 for size in mean_of("stored_bytes")],
 }
@@ -340,7 +348,10 @@ fig, axes = plt.subplots(1, len(panels), figsize=(11, 4.4), sharey=True)
 rows = range(len(study.STUDENTS))
 colors = [TEACHER if a in KNOWS else STUDENT for a in study.STUDENTS]
 for ax, (title, found) in zip(axes, panels.items(), strict=True):
-    ax.barh(rows, found, color=colors, height=0.6)
+    if title == COSINE:  # differences, not lengths: points may leave out 0
+        ax.scatter(found, rows, color=colors)
+    else:
+        ax.barh(rows, found, color=colors, height=0.6)
     ax.set_title(title, fontsize=10)
     ax.tick_params(axis="x", labelsize=8)
     ax.grid(axis="y", visible=False)
@@ -350,7 +361,7 @@ plt.show()
 
 # %% [markdown]
 # (One processor core; bytes on top of the questions; no gradient is shown where the
-# way has none of its own.) Two of these differences had been claimed:
+# way has none of its own. Only the cosines' axis leaves out the zero.) Two of these differences had been claimed:
 
 # %%
 for name in ("steadier", "calibrated"):
@@ -366,8 +377,9 @@ for place, arm in enumerate(study.STUDENTS):
     print(f"{arm:30}" + "".join(f"{value:15,.3f}" for value in found))
 
 # %% [markdown]
-# * **Closeness.** What soft labels do buy, everywhere, is a smaller KL from the teacher.
-#   If right answers are all that counts, that is worth nothing. If the student has to
+# * **Closeness.** What soft labels do buy, for the same student and rows, is a smaller
+#   KL from the teacher. (Its first choice they hit no more often: *agreement*
+#   in the table.) If right answers are all that counts, that is worth nothing. If the student has to
 #   *stand in* for its teacher (as the draft model of speculative decoding, as a scorer,
 #   as a smaller version behind the same interface), it is what you want.
 # * **Calibration.** Students of soft labels end near the teacher's own error, wherever
@@ -410,8 +422,10 @@ for method in profile.pick(smoke=METHODS[1:2], cpu=METHODS, gpu=METHODS):
 #
 # Quality is half of a decision. The other half is money, and it depends on numbers
 # that only you have. `prices` holds the arithmetic: 2 operations per parameter for a
-# token read or written, 6 for one learned from, at a rented GPU's price; an API's
-# price per million tokens; people. Put in your own:
+# token read or written, 6 for one learned from, on a rented GPU that is never idle; an
+# API's price per million tokens; people. A teacher in 4 bits is priced as writing four
+# times as fast, for writing waits for the memory; large batches gain less. Put in your
+# own:
 
 # %%
 from distill_helpers.prices import Project
@@ -441,7 +455,7 @@ for way in WAYS:
 
 # %% [markdown]
 # **Predict:** with these numbers, how many answers must a student serve before it
-# has paid for itself? A thousand, a hundred thousand, or some millions?
+# is cheaper than buying them? A thousand, a hundred thousand, or some millions?
 
 # %%
 from distill_helpers.widgets import explore
@@ -451,10 +465,10 @@ SHOWN = (*WAYS[:3], WAYS[3], WAYS[6])
 
 def draw_bills(ax, exponent):
     totals = [bill(project, way).total(10.0**exponent) for way in SHOWN]
-    best = min(totals)
-    colors = [TEACHER if t == best else "#bbbbbb" for t in totals]
-    ax.barh(range(len(SHOWN)), totals, color=colors)
+    colors = ["0.1" if t == min(totals) else "0.7" for t in totals]
+    ax.scatter(totals, range(len(SHOWN)), color=colors, s=80)
     ax.set_yticks(range(len(SHOWN)), SHOWN)
+    ax.set_ylim(-0.5, len(SHOWN) - 0.5)
     ax.invert_yaxis()
     ax.set_xscale("log")
     ax.set_xlim(1, 1e7)
@@ -470,7 +484,7 @@ explore(
     start=6,
     still=[4, 6, 8],
     alt="Cost of five ways of answering at three numbers of answers, the "
-    "cheapest in blue. Few answers are cheapest from a model that exists "
+    "cheapest in black. Few answers are cheapest from a model that exists "
     "already; for many, a student pays.",
     size=(7.5, 2.8),
 )
@@ -480,7 +494,12 @@ explore(
 # an answer saves, and by looking for the point where the totals cross.
 
 # %%
-from distill_helpers.prices import API_TEXT, BOUGHT, break_even
+from distill_helpers.prices import (
+    API_TEXT,
+    BOUGHT,
+    SERVED_4_BITS,
+    break_even,
+)
 
 bought, made = bill(project, BOUGHT), bill(project, API_TEXT)
 low, high = 1.0, 1e12
@@ -491,97 +510,107 @@ while high / low > 1.0001:
 print(f"by the formula: {break_even(bought, made):,.0f} answers")
 print(f"where they cross: {low:,.0f} answers")
 assert abs(low / break_even(bought, made) - 1) < 1e-3
+rival = bill(project, SERVED_4_BITS)
+print(f"against the teacher in 4 bits: {break_even(rival, made):,.0f}")
 
 # %% [markdown]
-# Look at what the bill is made of. **People cost more than machines**, and the
-# teacher's reading for soft labels is a small part of it: at this size the choice
-# between text and soft labels is one of *access*, not of money. Change `project`: with
-# a billion examples, or a trillion tokens, the teacher's reading is what you pay for,
+# The last line is the honest one: a student competes with the cheapest way that
+# exists already, not with the dearest.
+#
+# Look at what the bill is made of. With what was assumed for **people**, machines
+# hardly count, and the teacher's reading for soft labels is a small part of them: at
+# this size the choice between text and soft labels is one of *access*, not of money.
+# Change `project`: with a billion examples the teacher's reading is what you pay for,
 # and then it matters whether it reads every epoch or once (lesson 03).
 #
 # ## The guide
 #
-# Ask these questions in order; the first "yes" decides. The numbers in brackets are
-# this lesson's: right answers in percent, mean over the seeds. Where there is none,
-# this task cannot say, and the lesson that can is named.
+# Ask these questions in order; the first "yes" decides. The last one comes on top of
+# any. The numbers in brackets are this lesson's: right answers in percent at no more
+# than equal operations, mean over the seeds. Where there is none, a number from here
+# would mislead, and the lesson that knows more is named.
 
 # %%
+def budgeted(arm):
+    """The setting in which a way has spent what the budget allows."""
+    return study.EQUAL if arm in study.LONGER else SETTING
+
+
 QUESTIONS = [
     ("Will you serve few answers, or is the\nteacher cheap enough as it is?",
      "prompt it; round its weights", study.FOUR_BITS),
     ("Do your right labels cover what\nwill be asked?",
      "train on them, for longer (lesson 02)", None),
     ("Does the teacher give its text alone,\nor has it another vocabulary?",
-     "its text, checked if you can,\nand your labels with it", study.BOTH),
+     "its text, checked if you can,\nand your labels, for longer", study.BOTH),
     ("Do only right answers count, and does\nthe teacher leave little open?",
-     "as above, with soft labels\nif they come cheaply", study.BOTH_SOFT),
-    ("Will several epochs or students\nread the same rows?",
-     "soft labels, stored once", study.STORED),
+     "the same: its text and your labels", study.BOTH),
     ("Must the teacher be trained as well,\nat the same time?",
      "co-distil (lesson 06)", None),
-    ("Is the student good already, and are\nits texts long?",
-     "end on its own text (lesson 07)", None),
+    ("Will several epochs or students\nread the same rows?",
+     "soft labels, stored once", study.STORED),
     ("None of these", "soft labels from the live teacher", study.SOFT),
+    ("Afterwards: are the texts long, and is\nthe student good already?",
+     "end on its own text (lesson 07)", None),
 ]  # fmt: skip
+LAST = len(QUESTIONS) - 2
 
 
 # %%
 def draw_guide(ax):
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 9, "shrinkB": 9}
+    box = {"boxstyle": "round,pad=0.5", "fc": "#f3f3f3", "ec": "0.4"}
     for row, (question, answer, arm) in enumerate(QUESTIONS):
         if arm is not None:
-            mean = results.mean("exact_match", arm, SETTING).mean
+            mean = results.mean("exact_match", arm, budgeted(arm)).mean
             answer += f"  [{mean:.0f}]"
-        box = {"boxstyle": "round,pad=0.5", "fc": "#eef3f8", "ec": STUDENT}
-        ax.text(0, -row, question, bbox=box, va="center")
-        box = {"boxstyle": "round,pad=0.5", "fc": "#fdf3e6", "ec": TEACHER}
-        ax.text(1.1, -row, answer, bbox=box, va="center")
-        arrow = {"arrowstyle": "-|>", "color": "0.3"}
-        ax.annotate("", (1.07, -row), (0.87, -row), arrowprops=arrow)
-        if row < len(QUESTIONS) - 1:
-            ax.text(0.96, -row + 0.12, "yes", ha="center", fontsize=9)
-        if row:
-            ax.annotate(
-                "", (0.3, -row + 0.32), (0.3, -row + 0.68), arrowprops=arrow
-            )
+        asks = ax.text(0, -row, question, bbox=box, va="center")
+        says = ax.text(1.1, -row, answer, bbox=box | {"fc": "w"}, va="center")
+        ends = {"xy": (0, 0.5), "xycoords": says, "arrowprops": arrow}
+        ax.annotate("", xytext=(1, 0.5), textcoords=asks, **ends)
+        if row != LAST:
+            ax.text(1.02, -row + 0.12, "yes", ha="center", fontsize=9)
+        if row <= LAST and row:
+            ends = {"xy": (0.3, -row + 0.2), "arrowprops": arrow}
+            ax.annotate("", xytext=(0.3, -row + 0.8), **ends)
             ax.text(0.33, -row + 0.5, "no", va="center", fontsize=9)
 
 
 # %%
 fig, ax = plt.subplots(figsize=(8.5, 7))
-draw_guide(ax)
 ax.set_xlim(-0.05, 2)
 ax.set_ylim(-len(QUESTIONS) + 0.4, 0.6)
 ax.axis("off")
+draw_guide(ax)
 plt.show()
 
 # %% [markdown]
 # Does the guide agree with the table? For every kind of access, let the way that the
-# guide names compete with all others that the access allows, seed by seed. A rival
-# contradicts the guide only if it is better beyond doubt.
+# guide names compete with the others that this access allows, seed by seed, each with
+# as many operations as it has been given here. (Co-distillation had twice the budget.)
+# A rival contradicts the guide only if it is better beyond doubt.
 
 # %%
 AT_HAND = {
     "your labels alone": (
-        (study.LABELS, study.EQUAL),
-        (study.SMOOTHED, study.SELF, study.TOGETHER),
+        *(study.LABELS, study.SMOOTHED, study.SELF, study.TOGETHER),
     ),
     "the teacher's text": (
-        (study.BOTH, SETTING),
-        (study.LABELS, study.TEXT, study.CHECKED),
+        *(study.BOTH, study.LABELS, study.TEXT, study.CHECKED),
     ),
     "its logits": (
-        (study.BOTH_SOFT, SETTING),
-        (study.BOTH, study.SOFT_FEW, study.SOFT, study.STORED, study.OWN),
+        *(study.BOTH, study.SOFT_FEW, study.SOFT, study.STORED),
+        *(study.BOTH_SOFT, study.OWN),
     ),
-    "its weights": ((study.FOUR_BITS, SETTING), (study.SOFT, study.REPAIRED)),
+    "its weights": (study.FOUR_BITS, study.BOTH, study.SOFT, study.REPAIRED),
 }
 
 # %%
-for access, ((choice, where), rivals) in AT_HAND.items():
-    print(f"{access}: {choice}, {where}")
+for access, (choice, *rivals) in AT_HAND.items():
+    print(f"{access}: {choice}")
     for rival in rivals:
-        setting = {"setting": where, "baseline_setting": SETTING}
-        gain = results.gain("exact_match", choice, rival, **setting)
+        pair = ("exact_match", choice, rival, budgeted(choice))
+        gain = results.gain(*pair, baseline_setting=budgeted(rival))
         word = "CONTRADICTED" if gain.high < 0 else "stands"
         interval = f"{gain.mean:+6.1f} [{gain.low:+6.1f}, {gain.high:+6.1f}]"
         print(f"    over {rival:30}{interval}  {word}")
@@ -594,17 +623,17 @@ for access, ((choice, where), rivals) in AT_HAND.items():
 #
 # | system | technique | what its authors say |
 # |---|---|---|
-# | DistilBERT (Sanh et al. 2019, arXiv:1910.01108) | soft labels beside the labels; the student begins as every second layer of the teacher | 40 % smaller and 60 % faster, 97 % of BERT's score on GLUE |
+# | DistilBERT (Sanh et al. 2019, arXiv:1910.01108) | soft labels beside the labels, and a loss that aligns hidden states; the student begins as every second layer of the teacher | 40 % smaller and 60 % faster, 97 % of BERT's score on GLUE |
 # | Minitron (Muralidharan et al. 2024, arXiv:2407.14679) | cut layers and widths out of the teacher, then soft labels | 8B and 4B models from a 15B one with up to 40 times fewer training tokens than from scratch |
 # | Gemma 2 (2024, arXiv:2408.00118) | soft labels in pre-training instead of next-token prediction, for the 2B and 9B models | the smaller models are trained on far more tokens than is usual for their size; the teacher is not named |
 # | Gemma 3 (2025, arXiv:2503.19786) | soft labels in pre-training, 256 logits a token, sampled by the teacher's probabilities | lesson 03's scheme at scale; the teacher is not named |
-# | DeepSeek-R1 (2025, arXiv:2501.12948) | text alone: about 800,000 checked samples, supervised fine-tuning of Qwen and Llama models | the fine-tuned small models beat reinforcement learning on a model of the same size |
+# | DeepSeek-R1 (2025, arXiv:2501.12948) | text alone: about 600,000 filtered reasoning samples and 200,000 others; supervised fine-tuning of Qwen and Llama models | a fine-tuned model of 32B beats reinforcement learning on a base of that size |
 # | Llama 4 (Meta's post of April 2025) | Maverick is "codistilled" from Behemoth in pre-training, with a loss that shifts weight between soft and hard targets | the teacher's forward passes are shared: most targets are computed while it trains |
 # | Qwen3 (2025, arXiv:2505.09388) | the teacher's text, then the student's own text with the teacher's logits | better than reinforcement learning on one of its models, for about a tenth of the GPU hours |
 #
-# Nobody in this list used co-distillation to *save* a teacher; it was there because the
-# large model was to be trained anyway. And those with logits of a fixed teacher used
-# them, those with a strong reasoner and many pupils of other families sent text.
+# The one that co-distils was training its teacher anyway. Gemma's pre-training, where
+# much is open, uses logits; DeepSeek's reasoning goes as text to pupils of other
+# families; Qwen begins with text and ends on the student's own.
 
 # %% [markdown] tags=["given"]
 # ## Exercise 1 · What a budget buys
@@ -717,7 +746,7 @@ for place in frontier(spent, gained) or []:
 # | what is compared with what? | ways of equal budget: steps flatter those with a teacher at work beside them, operations charge it |
 # | which baselines are forgotten? | labels for longer, smoothing, self-distillation, the rounded teacher, prompting |
 # | how large a difference counts? | one that holds seed by seed; write the claim down first |
-# | what does a distillation cost? | mostly people; then the teacher's reading and writing; the student's training is the least |
+# | what does a distillation cost? | people; then the teacher's reading and writing; the student's training; compare with the cheapest way that exists |
 # | when are logits worth more than text? | when the teacher leaves much open, or the student has to stand in for it |
 # | when does it pay? | when what an answer saves, times the answers served, exceeds what is spent once |
 #
