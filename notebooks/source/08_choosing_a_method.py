@@ -530,6 +530,7 @@ print(f"against the teacher in 4 bits: {break_even(rival, made):,.0f}")
 # than equal operations, mean over the seeds. Where there is none, a number from here
 # would mislead, and the lesson that knows more is named.
 
+
 # %%
 def budgeted(arm):
     """The setting in which a way has spent what the budget allows."""
