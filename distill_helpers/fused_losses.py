@@ -233,8 +233,9 @@ def working_bytes(
 ) -> int:
     """Memory that the fused losses hold while they work, gradients left aside.
 
-    For planning on another machine than the one that will train. A mix at another
-    temperature than 1 takes one more block of rows, which is small.
+    For planning on another machine than the one that will train. Where the first
+    chunk lies in the head's gradient (:func:`_rows_on_loan`), it is less. A mix at
+    another temperature than 1 takes one more block of rows, which is small.
 
     Args:
         tokens: Positions that count.
@@ -418,21 +419,10 @@ def _rows_on_loan(
     def chunks(rows: int) -> int:
         return math.ceil(rows / _chunk_size(plan, rows, "cpu", vocabulary, size))
 
-    alone = chunks(rows) if rows else 0
-    left = chunks(rows - lent) if rows > lent else 0
-    return lent if 1 + left < alone else 0
+    return lent if 1 + chunks(rows - lent) < chunks(rows) else 0
 
 
 # --- the loop -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Buffers:
-    """Where a chunk's logits go, ``[rows, vocabulary]``; ``lent``: in the gradient."""
-
-    student: torch.Tensor
-    teacher: torch.Tensor
-    lent: bool = False
 
 
 def _fused(
@@ -507,23 +497,26 @@ class _FusedLoss(torch.autograd.Function):
             dense = teacher.prepared(vocabulary, plan.autocast)
         total = torch.zeros(2, dtype=precise, device=hidden.device)
 
-        def work_off(first: int, last: int, buffers: _Buffers) -> None:
-            work = _Work(buffers.student, precise, plan, student.head.soft_cap)
-            for start in range(first, last, len(buffers.student)):
-                part = slice(start, min(start + len(buffers.student), last))
+        def work_off(
+            first: int, last: int, ours: torch.Tensor, teachers: torch.Tensor
+        ) -> None:
+            """Rows ``[first, last)``; the buffers are ``[chunk, vocabulary]``."""
+            work = _Work(ours, precise, plan, student.head.soft_cap)
+            for start in range(first, last, len(ours)):
+                part = slice(start, min(start + len(ours), last))
                 chosen = rows[part]
-                logits = student.rows(chosen, buffers.student)
+                logits = student.rows(chosen, ours)
                 theirs: torch.Tensor | SparseTargets | None = None
                 if isinstance(teacher, SparseTargets):
                     theirs = teacher.select(chosen)
                 elif dense is not None:
-                    theirs = dense.rows(chosen, buffers.teacher)
+                    theirs = dense.rows(chosen, teachers)
                 total.add_(work.differentiate_(logits, theirs, targets[part]))
-                gradients.add(student, chosen, logits, lent=buffers.lent)
+                gradients.add(student, chosen, logits)
 
         lent = _rows_on_loan(plan, len(rows), student, dense, gradients.weight)
         if lent:
-            work_off(0, lent, gradients.lend(lent, dense is not None))
+            work_off(0, lent, *gradients.lend(lent, dense is not None))
         if lent < len(rows):
             size = _chunk_size(
                 plan,
@@ -536,7 +529,7 @@ class _FusedLoss(torch.autograd.Function):
             second = buffer[:0]
             if dense is not None:
                 second = torch.empty_like(buffer, dtype=dense.dtype)
-            work_off(lent, len(rows), _Buffers(buffer, second))
+            work_off(lent, len(rows), buffer, second)
         ctx.gradients = gradients.finished()
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         soft, hard = (total / plan.count).unbind()
@@ -598,26 +591,23 @@ class _Gradients:
         if plan.wanted[2]:
             self.bias = hidden.new_zeros(width, dtype=precise)
         self.empty = True
+        self.lent = False
 
-    def lend(self, rows: int, dense: bool) -> _Buffers:
-        """Buffers for the first chunk in the head's gradient, which is empty yet.
+    def lend(self, rows: int, dense: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two buffers in the head's gradient, which is empty yet, until the next `add`.
 
-        The student's lie at its end, so that its first rows can be filled while they
-        are still being read; the teacher's at its beginning.
+        The student's lies at its end, so that its first rows can be filled while the
+        buffer is still being read; the teacher's, if it is dense, at its beginning.
         """
         assert self.weight is not None
+        self.lent = True
         free = self.weight[: self.vocabulary].view(-1)
         size = rows * self.vocabulary
         theirs = free[: size if dense else 0].view(-1, self.vocabulary)
-        return _Buffers(free[-size:].view(rows, self.vocabulary), theirs, lent=True)
+        return free[-size:].view(rows, self.vocabulary), theirs
 
     def add(
-        self,
-        student: _HeadLogits,
-        chosen: torch.Tensor,
-        gradient: torch.Tensor,
-        *,
-        lent: bool = False,
+        self, student: _HeadLogits, chosen: torch.Tensor, gradient: torch.Tensor
     ) -> None:
         """Carry the gradient of a chunk's logits on to what they came from."""
         if self.hidden is not None:
@@ -628,7 +618,7 @@ class _Gradients:
             self.bias[: self.vocabulary].add_(sums, alpha=self.factor)
         if self.weight is not None:
             inputs = student.hidden.index_select(0, chosen)
-            if lent:
+            if self.lent:
                 self._overwrite(gradient, inputs)
             else:
                 self._add_to_weight(gradient, inputs)
@@ -639,11 +629,12 @@ class _Gradients:
         total = self.weight[: self.vocabulary]
         # Rows that end before the block begins can be written at once.
         free = self.vocabulary - math.ceil(gradient.numel() / total.shape[1])
-        parts = [(total[:free], gradient[:, :free])]
-        parts.append((total[free:], gradient[:, free:].clone()))
-        for rows, part in parts:
+        for rows, part in (
+            (total[:free], gradient[:, :free]),
+            (total[free:], gradient[:, free:].clone()),
+        ):
             torch.addmm(rows, part.T, inputs, beta=0, alpha=self.factor, out=rows)
-        self.empty = False
+        self.empty = self.lent = False
 
     def _add_to_weight(self, gradient: torch.Tensor, inputs: torch.Tensor) -> None:
         assert self.weight is not None

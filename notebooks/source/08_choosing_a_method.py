@@ -94,19 +94,44 @@ for name in ("soft_beats_text", "both_soft_beat_both", "own_helps"):
 # %% [markdown]
 # Leave the last two ways for later. The others fall into two groups with a wide gap
 # between them: students of the labelled sums, and students of the teacher's answers,
-# which come near their teacher. **What a
-# student read decided; in which form it read it decided little.** Carrying has to be
-# seen often before it is learned, and of the teacher's wrong answers most are right in
-# all places but one. So many answers with slips taught far more than few without.
+# which come near their teacher. **What a student read decided; in which form it read it
+# decided little.** How can so many wrong answers teach so well? Look at them:
+
+# %%
+from distill_helpers.studies.reasoning_traces import write_traces
+
+traces = write_traces(profile.pick(smoke=20, cpu=500, gpu=500), seed=0)
+asked = zip(traces.problems, traces.texts, traces.right, strict=True)
+wrong = [
+    (str(problem.result), text.split(";")[-1])
+    for problem, text, right in asked
+    if not right
+]
+
+
+# %%
+def slips(want, found):
+    """Digits that differ; None if there are too few or too many."""
+    if len(want) != len(found):
+        return None
+    return sum(a != b for a, b in zip(want, found, strict=True))
+
+
+one = sum(slips(*pair) == 1 for pair in wrong)
+print(f"{len(wrong)} of {len(traces.texts)} results are wrong,")
+print(f"{one} of these in a single digit")
+
+# %% [markdown]
+# Most of a wrong answer is right. So many answers with slips taught far more than few
+# without.
 #
 # Within the second group, the addition that stands out is the plainest: the labels,
-# which were there anyway, in the same pot. A checker lifts some seeds and not others; it also takes
-# rows away. Logits are not among what stands out.
+# which were there anyway, in the same pot. On a checker these seeds do not decide; it
+# also takes rows away. Logits are not among what stands out.
 #
 # *Own text* ends *below* the text it began with, although lesson 07 found it ahead of
-# more traces. There the student had learned from traces until that brought no more;
-# here it is sent to its own text when it has hardly begun. What a technique is worth
-# depends on when it comes.
+# more traces. There the student had learned from traces for much longer before; here
+# it is sent to its own text early. A technique's worth may depend on when it comes.
 #
 # ### Why did the distributions add so little?
 #
@@ -163,9 +188,10 @@ plt.show()
 # %% [markdown]
 # A distribution that is nearly one token says nearly what the token says. In prose,
 # most positions are open, and there the other probabilities carry what a label cannot.
-# So ask first **how open your teacher's next token is**: for sums, forms, extraction
-# or most code, text will do; for prose and talk, soft labels earn their price. This
-# measurement costs one forward pass over a few texts, before anything is trained.
+# So ask first **how open your teacher's next token is**. Where it is nearly closed, as
+# in these sums, expect its text to do; where it is open, as in prose, expect more from
+# soft labels. To measure it costs one forward pass over a few texts, before anything
+# is trained.
 #
 # ### Whose luck?
 #
@@ -190,10 +216,9 @@ for seed in sorted({row["seed"] for row in rows}):
 # %% [markdown]
 # Three bases, all made alike, were not alike at all: with one of them no student got
 # going within these steps, *whatever* it learned from. (The last seed was under way
-# when the round was broken off.) A
-# project has one model to start from, and so have we now; what comes out holds for
-# that one. **Try your start before you compare methods:** a better base can be worth
-# more than the best technique.
+# when the round was broken off.) A project has one model to start from, and so have we
+# now; what comes out holds for that one. **Try your start before you compare
+# methods:** a better base can be worth more than the best technique.
 #
 # ## What is usually forgotten
 #
@@ -209,7 +234,7 @@ for name in ("not_smoothing", "self_helps", "together_helps"):
 
 # %% [markdown]
 # Neither stands in for a teacher: both end no higher than the labels alone. A larger
-# partner that learns along does help a little, for more than four times the operations.
+# partner that learns along does help a little, and is the dearest way of all.
 #
 # **Half the teacher**, its other layers simply removed, answers nothing. Repaired
 # with soft labels it is a student of its own kind; is it a better one?
@@ -254,8 +279,8 @@ for arm in (study.TEACHER, study.FOUR_BITS, study.SOFT, study.REPAIRED):
 # Bytes are not operations. Rounding leaves their number as it was, and a student of a
 # quarter of the size needs a quarter of them; and a student can be rounded as well.
 # (Time lies between: text for one reader at a time waits for the memory, and there
-# fewer bytes are faster; large batches wait for the arithmetic.) But whoever only wants the *memory* down should round first, and
-# distil if that is not enough.
+# fewer bytes are faster; large batches wait for the arithmetic.) But whoever only wants
+# the *memory* down should round first, and distil if that is not enough.
 #
 # One more baseline is free and does not fit into the figure: **prompting** the
 # teacher, better or with examples. Here it *is* the dashed line. Distilling moves a
@@ -276,7 +301,7 @@ for arm in study.LONGER:
 print(f"each for {budget:.2f} · 10¹² operations")
 
 # %% [markdown]
-# **Predict:** more than twice the steps on the same 500 labels: do they help, or is
+# **Predict:** so many more steps on the same 500 labels: do they help, or is
 # there nothing left to learn?
 
 
@@ -310,7 +335,7 @@ for name in ("stored_keeps", "stored_pays"):
 # %% [markdown]
 # Labels do gain from more steps, but the gap stays: it was not the steps that were
 # missing. The others spend theirs better. Whoever has no teacher at work in every step
-# trains for twice as long, and here that is worth more than what the distribution says.
+# trains for much longer, and here that is worth more than what the distribution says.
 # **Stored soft labels get both**, the distribution and the steps. And the plainest way
 # of all, your labels and the teacher's text, ends closest to the dashed line.
 #
@@ -361,7 +386,8 @@ plt.show()
 
 # %% [markdown]
 # (One processor core; bytes on top of the questions; no gradient is shown where the
-# way has none of its own. Only the cosines' axis leaves out the zero.) Two of these differences had been claimed:
+# way has none of its own. Only the cosines' axis leaves out the zero.) Two of these
+# differences had been claimed:
 
 # %%
 for name in ("steadier", "calibrated"):
@@ -372,16 +398,17 @@ own = results.mean("ece", study.TEACHER, SETTING).mean
 print(f"the teacher's own calibration error: {own:.3f}")
 columns = ("exact_match", "agreement", "ece", "tflops", "trained_tokens")
 print(f"{'':30}" + "".join(f"{name:>15}" for name in columns))
-for place, arm in enumerate(study.STUDENTS):
-    found = [mean_of(name)[place] for name in columns]
+for arm in study.STUDENTS:
+    found = [results.mean(name, arm, SETTING).mean for name in columns]
     print(f"{arm:30}" + "".join(f"{value:15,.3f}" for value in found))
 
 # %% [markdown]
 # * **Closeness.** What soft labels do buy, for the same student and rows, is a smaller
-#   KL from the teacher. (Its first choice they hit no more often: *agreement*
-#   in the table.) If right answers are all that counts, that is worth nothing. If the student has to
-#   *stand in* for its teacher (as the draft model of speculative decoding, as a scorer,
-#   as a smaller version behind the same interface), it is what you want.
+#   KL from the teacher. (Its first choice they hit hardly more often: *agreement* in
+#   the table.) If right answers are all that counts, that is worth little. If the
+#   student has to *stand in* for its teacher (as the draft model of speculative
+#   decoding, as a scorer, as a smaller version behind the same interface), it is what
+#   you want.
 # * **Calibration.** Students of soft labels end near the teacher's own error, wherever
 #   they began. On the few labelled rows that is a gain, for students of the labels
 #   alone are further off; on the many answers it is a loss, for text does better.
@@ -460,7 +487,7 @@ for way in WAYS:
 # %%
 from distill_helpers.widgets import explore
 
-SHOWN = (*WAYS[:3], WAYS[3], WAYS[6])
+SHOWN = (*WAYS[:4], WAYS[6])
 
 
 def draw_bills(ax, exponent):
@@ -594,10 +621,16 @@ plt.show()
 # %%
 AT_HAND = {
     "your labels alone": (
-        *(study.LABELS, study.SMOOTHED, study.SELF, study.TOGETHER),
+        study.LABELS,
+        study.SMOOTHED,
+        study.SELF,
+        study.TOGETHER,
     ),
     "the teacher's text": (
-        *(study.BOTH, study.LABELS, study.TEXT, study.CHECKED),
+        study.BOTH,
+        study.LABELS,
+        study.TEXT,
+        study.CHECKED,
     ),
     "its logits": (
         *(study.BOTH, study.SOFT_FEW, study.SOFT, study.STORED),
