@@ -239,6 +239,12 @@ class CoDistillationTrainer(DistillationTrainer):
         stale = [name for name in models if exchange_every and name in teaching]
         partners: Any = Partners(models, stale=stale, fused=fused)
         super().__init__(partners, self._learn, tokenizer=tokenizer, **options)
+        if self.args.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns=True would remove all columns, since several "
+                "models have no one signature; set it to False, as "
+                "trainers.training_arguments does"
+            )
         if self.args.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end=True: several models have several best steps; "

@@ -421,7 +421,11 @@ class Collator:
         """Return ``input_ids``, ``attention_mask``, ``labels``: ``[rows, length]``.
 
         And ``position_ids``, if the rows have them (:func:`pack_examples`).
+
+        Raises:
+            DataError: For rows that are padded already.
         """
+        refuse_padding(row["attention_mask"] for row in rows if "attention_mask" in row)
         length = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), length), self.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -441,6 +445,46 @@ class Collator:
         return (
             batch | {"position_ids": positions} if "position_ids" in rows[0] else batch
         )
+
+
+def refuse_padding(masks: Iterable[Any]) -> None:
+    """Raise :class:`DataError` if an ``attention_mask`` hides anything.
+
+    Batches are padded as they are made. Padding that is part of the rows would be
+    read, learned and stored as text.
+    """
+    for mask in masks:
+        if 0 in mask:
+            raise DataError(
+                "rows are padded (zeros in attention_mask), and the padding would be "
+                "learned as text; tokenize without padding, or take it out with "
+                "data.strip_padding(rows)"
+            )
+
+
+def strip_padding(rows: Dataset) -> Dataset:
+    """Take out what the rows' ``attention_mask`` hides, on either side.
+
+    Args:
+        rows: With ``input_ids`` and ``attention_mask``, as tokenizers give them; and
+            with ``labels``, if not all is learned.
+
+    Returns:
+        The rows without the mask, each as long as its text. Rows without a mask are
+        returned as they are.
+    """
+    if "attention_mask" not in rows.column_names:
+        return rows
+    names = [name for name in ("input_ids", "labels") if name in rows.column_names]
+
+    def text(row: dict[str, Any]) -> dict[str, list[int]]:
+        mask = row["attention_mask"]
+        return {
+            name: [int(one) for one, real in zip(row[name], mask, strict=True) if real]
+            for name in names
+        }
+
+    return rows.map(text, remove_columns="attention_mask")
 
 
 def collator_for(tokenizer: PreTrainedTokenizerBase) -> Collator:

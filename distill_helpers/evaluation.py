@@ -277,7 +277,8 @@ def _batches(
     with eval_mode(model, teacher):
         for start in range(0, len(rows), batch_size):
             columns = rows[start : start + batch_size]
-            names = [name for name in ("input_ids", "labels") if name in columns]
+            known = ("input_ids", "labels", "attention_mask")
+            names = [name for name in known if name in columns]
             batch = collate(
                 [
                     dict(zip(names, values, strict=True))

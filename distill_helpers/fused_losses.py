@@ -31,6 +31,7 @@ from distill_helpers.losses import (
     check_targets,
     divergence_,
     item_count,
+    refuse_bad_value,
     softmax_,
 )
 
@@ -220,6 +221,7 @@ def sparse_soft_label_loss(
     soft = (soft - kept.known_entropy.sum()) * factor / count
     hard = F.cross_entropy(logits, chosen, reduction="sum") / count
     loss = alpha * soft + (1 - alpha) * hard if alpha < 1 else soft
+    refuse_bad_value(loss, student_logits=logits)
     return SoftLabelLoss(loss, soft.detach(), hard.detach(), count)
 
 

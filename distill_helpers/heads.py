@@ -158,12 +158,17 @@ def plain_head(model: nn.Module) -> Head | None:
 
     Logit scales and soft-caps are read from the configurations that are known to have
     them. ``None`` for anything else: an adapter on the head, a model that cannot
-    leave its logits out, a module that is no ``transformers`` model.
+    leave its logits out, a module that is no ``transformers`` model, weights that are
+    spread over processes (FSDP, ZeRO-3) and whole only inside the model's own call.
     """
     if not isinstance(model, PreTrainedModel) or model.base_model is model:
         return None
     linear = model.get_output_embeddings()
     if type(linear) is not nn.Linear or linear._forward_hooks:
+        return None
+    # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own, FSDP 1 nothing left.
+    spread = any(hasattr(linear.weight, name) for name in ("device_mesh", "ds_id"))
+    if spread or linear.weight.numel() == 0:
         return None
     if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
         return None
@@ -187,5 +192,5 @@ def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) 
             )
         options["position_ids"] = inputs["position_ids"]
     else:
-        options["attention_mask"] = inputs["attention_mask"]
+        options["attention_mask"] = inputs.get("attention_mask")
     return model(input_ids=inputs["input_ids"], use_cache=False, **options)

@@ -71,6 +71,8 @@ def filter_labels(labels: Dataset, filters: Mapping[str, Filter]) -> Filtered:
         reasons |= {i: name for i, drop in zip(left, bad, strict=True) if drop}
         counts[name] = sum(map(bool, bad))
         left = [index for index in left if index not in reasons]
+    if "dropped_by" in labels.column_names:  # of an earlier round
+        labels = labels.remove_columns("dropped_by")
     # Before rows are chosen: datasets cannot add to a choice of none.
     named = labels.add_column(
         "dropped_by", [reasons.get(index, "") for index in range(len(labels))]

@@ -111,7 +111,7 @@ def soft_label_loss(
         loss = soft
     else:
         loss = (1 - alpha) * hard + alpha * soft
-    _refuse_bad_value(loss, student_logits=student, teacher_logits=teacher)
+    refuse_bad_value(loss, student_logits=student, teacher_logits=teacher)
     return SoftLabelLoss(loss, soft.detach(), hard.detach(), count)
 
 
@@ -140,7 +140,7 @@ def hard_label_loss(
     """
     student, targets, _ = _counted_rows(student_logits, labels, shift)
     loss = _cross_entropy_sum(student, targets) / item_count(num_items, targets)
-    _refuse_bad_value(loss, student_logits=student)
+    refuse_bad_value(loss, student_logits=student)
     return loss
 
 
@@ -452,7 +452,8 @@ def _check_logits(student: torch.Tensor, teacher: torch.Tensor) -> None:
         )
 
 
-def _refuse_bad_value(loss: torch.Tensor, **logits: torch.Tensor) -> None:
+def refuse_bad_value(loss: torch.Tensor, **logits: torch.Tensor) -> None:
+    """Raise ``ValueError`` for a loss that is no number, with the likely cause."""
     if math.isfinite(loss.item()):
         return
     for name, value in logits.items():

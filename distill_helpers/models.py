@@ -558,7 +558,12 @@ def shared_vocabulary(
                 "training text was written with",
                 stacklevel=2,
             )
-    return len(student)
+    return vocabulary_size(student)
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest id; ``len`` is less where ids have gaps."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def shared_vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

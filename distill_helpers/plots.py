@@ -99,7 +99,7 @@ def compare_arms(
     """
     arms = [arm for arm, other in results.study.pairs() if other == setting]
     if soft is None:
-        soft = [arm for arm in arms if "soft" in arm or arm == "mix"]
+        soft = [arm for arm in arms if "soft" in arm or arm.startswith("mix")]
     for place, arm in enumerate(arms):
         found = results.mean(metric, arm, setting)
         color = TEACHER if arm in soft else STUDENT

@@ -27,12 +27,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from distill_helpers.data import collator_for
+from distill_helpers.data import collator_for, refuse_padding
 from distill_helpers.fused_losses import SparseTargets
+from distill_helpers.generation import eval_mode
 from distill_helpers.heads import Head, HeadReader
 from distill_helpers.models import (
     public_name,
     shared_vocabulary_hash,
+    vocabulary_size,
     weights_hash,
 )
 from distill_helpers.soft_label_schemes import (
@@ -100,7 +102,8 @@ def write_cache(
         dataset: Rows with ``input_ids``. A row of L tokens gets L − 1 distributions.
             Rows with the same ids are stored once.
         path: A folder; made if it does not exist.
-        tokenizer: The teacher's; its content is part of what is recorded.
+        tokenizer: The teacher's; its content is part of what is recorded. Outputs
+            beyond its vocabulary, which only pad a head, are left out.
         scheme: See the module. The default, ``"hybrid"``, costs 84 bytes a token at a
             vocabulary of 49,152.
         top_k: Tokens kept exactly.
@@ -163,8 +166,9 @@ def _header(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    config = teacher.config.get_text_config()
-    chosen = scheme_for(scheme, config.vocab_size, top_k=top_k, samples=samples)
+    width = int(teacher.config.get_text_config().vocab_size)
+    vocabulary = min(width, vocabulary_size(tokenizer))
+    chosen = scheme_for(scheme, vocabulary, top_k=top_k, samples=samples)
     return {
         "format": _FORMAT,
         "scheme": asdict(chosen),
@@ -216,6 +220,13 @@ class _Rows:
                 f"dataset has the columns {dataset.column_names}; it needs input_ids: "
                 "tokenize and pack it first (data.pack)"
             )
+        if "position_ids" in dataset.column_names:
+            raise ValueError(
+                "rows come from pack_examples and hold several examples each; store "
+                "the examples themselves, one to a row"
+            )
+        if "attention_mask" in dataset.column_names:
+            refuse_padding(dataset.with_format("numpy")["attention_mask"])
         found: dict[int, tuple[int, int]] = {}
         for index, ids in enumerate(dataset.with_format("numpy")["input_ids"]):
             if len(ids) > 1:  # a single token is followed by nothing
@@ -283,8 +294,6 @@ def _write_shards(
     writer = _Writer(teacher, tokenizer, header)
     size = header["rows_per_shard"]
     done = sum(shard["rows"] for shard in header["shards"])
-    was_training = teacher.training
-    teacher.eval()
     bar = tqdm(
         total=int((rows.lengths - 1).sum()),
         initial=int((rows.lengths[:done] - 1).sum()),
@@ -293,20 +302,17 @@ def _write_shards(
         desc="soft labels",
         disable=not progress,
     )
-    try:
-        with bar:
-            for start in range(done, len(rows.keys), size):
-                part = slice(start, start + size)
-                chosen = dataset.with_format(None).select(rows.indices[part])
-                columns = writer.shard(chosen["input_ids"][:], rows.keys[part], bar)
-                name = f"shard-{len(header['shards']):05d}.safetensors"
-                facts = _write_file(path / name, columns)
-                header["shards"].append(
-                    {"file": name, "rows": len(rows.keys[part]), **facts}
-                )
-                _write_header(path, header)
-    finally:
-        teacher.train(was_training)
+    with bar, eval_mode(teacher):
+        for start in range(done, len(rows.keys), size):
+            part = slice(start, start + size)
+            chosen = dataset.with_format(None).select(rows.indices[part])
+            columns = writer.shard(chosen["input_ids"][:], rows.keys[part], bar)
+            name = f"shard-{len(header['shards']):05d}.safetensors"
+            facts = _write_file(path / name, columns)
+            header["shards"].append(
+                {"file": name, "rows": len(rows.keys[part]), **facts}
+            )
+            _write_header(path, header)
     header["complete"] = True
     _write_header(path, header)
 
@@ -383,6 +389,8 @@ class _Writer:
             for name, value in self.collate([{"input_ids": row} for row in ids]).items()
         }
         hidden, head = self.reader.read(self.teacher, batch)
+        if head is not None:
+            head = head.cut(self.scheme.vocabulary)
         # The last position of a row predicts nothing that is there.
         counted = batch["attention_mask"][:, 1:].bool()
         hidden = hidden[:, :-1][counted]
@@ -415,7 +423,9 @@ class _Writer:
         buffer = None
         for start in range(0, len(hidden), chunk):
             logits = hidden[start : start + chunk]
-            if head is not None:
+            if head is None:
+                logits = logits[:, : self.scheme.vocabulary]
+            else:
                 if buffer is None:
                     buffer = hidden.new_empty(len(logits), self.scheme.vocabulary)
                 logits = head.logits(logits, out=buffer)
@@ -494,7 +504,7 @@ class SoftLabelCache:
 
     @property
     def vocabulary(self) -> int:
-        """Outputs of the teacher's head."""
+        """Tokens that the soft labels are over."""
         return self.scheme.vocabulary
 
     @property
@@ -631,8 +641,9 @@ class SoftLabelCache:
         """Let the teacher read some rows again, and compare.
 
         Args:
-            teacher: That the cache should be of.
-            rows: A few rows of the dataset; each must be in the cache.
+            teacher: That the cache should be of; read in eval mode.
+            rows: A few rows of the dataset; each must be in the cache. Rows of one
+                token, which have no soft labels, are passed over.
             tokenizer: Pads.
             tolerance: Largest difference between a stored entropy and a recomputed
                 one, in nats. Other hardware or batching moves it by less.
@@ -641,26 +652,31 @@ class SoftLabelCache:
             CacheError: If a distribution is another one, with the likely cause.
         """
         writer = _Writer(teacher, tokenizer, self.header)
-        worst, positions = 0.0, 0
+        worst, positions, compared = 0.0, 0, 0
         for row in rows.with_format("numpy")["input_ids"]:
             ids = np.asarray(row, dtype=np.int32)
+            if len(ids) < 2:
+                continue
             key = row_key(ids)
             if key not in self._places:
                 raise self._missing("a row")
             number, start, count = self._places[key]
-            fresh = writer.shard([ids.tolist()], np.array([key], dtype=np.uint64))
+            with eval_mode(teacher):
+                fresh = writer.shard([ids.tolist()], np.array([key], dtype=np.uint64))
             stored = {
                 name: self._shards[number].get_slice(name)[start : start + count]
                 for name in fresh.keys() - {"keys", "lengths"}
             }
             gap = float(np.abs(stored["entropy"] - fresh["entropy"]).max())
             worst, positions = max(worst, gap), positions + count
-            if gap > tolerance or self._agreement(stored, fresh) < 0.7:
+            compared += 1
+            # Not "gap > tolerance", which NaN would pass.
+            if not gap <= tolerance or self._agreement(stored, fresh) < 0.7:
                 raise CacheError(
                     f"{self.path} is not of this teacher: {_cause(stored, fresh)} "
                     f"(entropies differ by up to {gap:.2f} nats)"
                 )
-        return Verification(len(rows), positions, worst)
+        return Verification(compared, positions, worst)
 
     def _agreement(
         self, stored: dict[str, NDArray[Any]], fresh: dict[str, NDArray[Any]]

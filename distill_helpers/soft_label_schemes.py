@@ -105,11 +105,23 @@ def encode(
         logits: fp32, divided by T already; overwritten.
         scheme: From :func:`scheme_for`.
         offsets: ``[positions]`` in [0, 1), for the draws.
+
+    Raises:
+        ValueError: If a teacher gives NaN.
     """
     top = logits.amax(-1, keepdim=True)
     p = torch.softmax(logits, -1)
     log_total = top - p.amax(-1, keepdim=True).log()
     entropy = log_total.squeeze(-1) - torch.linalg.vecdot(p, logits)
+    if bool(entropy.isnan().any()):
+        # A token that is ruled out has no share in the entropy: 0 * -inf is 0 here.
+        known = torch.linalg.vecdot(p, logits.masked_fill(p == 0, 0.0))
+        entropy = log_total.squeeze(-1) - known
+        if bool(entropy.isnan().any()):
+            raise ValueError(
+                "the teacher's logits hold NaN; look for an fp16 overflow, or a "
+                "position whose every logit is -inf"
+            )
     columns = {"entropy": entropy.clamp(min=0).cpu().numpy()}
     if scheme.name == "full":
         columns["log_p"] = (logits - log_total).half().cpu().numpy()

@@ -33,13 +33,14 @@ from transformers import (
 )
 from transformers.utils.notebook import NotebookProgressCallback
 
-from distill_helpers.data import collator_for
+from distill_helpers.data import collator_for, refuse_padding
 from distill_helpers.fused_losses import (
     SparseTargets,
     fused_hard_label_loss,
     fused_soft_label_loss,
     sparse_soft_label_loss,
 )
+from distill_helpers.generation import eval_mode
 from distill_helpers.heads import Head, HeadReader
 from distill_helpers.losses import (
     IGNORE_INDEX,
@@ -178,7 +179,7 @@ class SoftLabels:
             )
         student, head = self._student.read(model, inputs)
         labels = _shifted(inputs["labels"])
-        targets = store.lookup(inputs["input_ids"], inputs["attention_mask"])
+        targets = store.lookup(inputs["input_ids"], inputs.get("attention_mask"))
         options = {"num_items": num_items, **self.options}
         if head is not None:
             head = head.cut(store.vocabulary)
@@ -265,6 +266,10 @@ class DistillationTrainer(Trainer):
         train_dataset: Rows with ``input_ids`` and, if not all is learned, ``labels``.
         tokenizer: Of the student.
         options: Further keywords of ``Trainer``.
+
+    Raises:
+        ValueError: For options of ``Trainer`` or of the model that would have no
+            effect, since the objective is the whole loss.
     """
 
     # The objective divides by the item count of the whole step, so Trainer must not
@@ -287,6 +292,7 @@ class DistillationTrainer(Trainer):
                 "average_tokens_across_devices=False would weigh processes instead "
                 "of tokens; leave it at True"
             )
+        _refuse_without_effect(model, args, options)
         if args.n_gpu > 1:
             # DataParallel splits num_items in ways a loss cannot follow; several
             # GPUs are used through `accelerate launch`.
@@ -301,9 +307,12 @@ class DistillationTrainer(Trainer):
         )
         # Makes Trainer count the labels of the whole step and pass the number on.
         self.model_accepts_loss_kwargs = True
+        # It does so, and leaves the first label of a row out, for models whose
+        # class it knows; an objective takes any module.
+        self.label_names = ["labels"]
+        self._loss_shifts_labels = True
         self.objective = objective
-        self._parts: dict[str, torch.Tensor] = {}
-        self._parts_since: dict[str, int] = {}
+        self._forget_parts()
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
         if not args.disable_tqdm:
@@ -339,8 +348,12 @@ class DistillationTrainer(Trainer):
                 steps = self.state.global_step - self._parts_since[name]
                 if steps > 0:
                     logs[name] = float(self.accelerator.reduce(value, "sum")) / steps
-            self._parts, self._parts_since = {}, {}
+            self._forget_parts()
         super().log(logs, start_time)
+
+    def _forget_parts(self) -> None:
+        self._parts: dict[str, torch.Tensor] = {}
+        self._parts_since: dict[str, int] = {}
 
     def train(
         self,
@@ -357,6 +370,8 @@ class DistillationTrainer(Trainer):
                 f"resume_from_checkpoint={resume_from_checkpoint!r} is not a complete "
                 "checkpoint; pass True to take the last complete one"
             )
+        # What an interrupted run has left.
+        self._forget_parts()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -383,6 +398,29 @@ class DistillationTrainer(Trainer):
             self.args.save_total_limit,
             protected={checkpoint, Path(best or checkpoint)},
         )
+
+
+def _refuse_without_effect(
+    model: nn.Module, args: TrainingArguments, options: Mapping[str, Any]
+) -> None:
+    names = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
+    unused = [name for name in names if options.get(name) is not None]
+    if args.label_smoothing_factor:
+        unused.append(f"label_smoothing_factor={args.label_smoothing_factor}")
+    if unused:
+        raise ValueError(
+            f"{unused[0]} would have no effect: the objective is the loss, and it "
+            "gives no logits; write an Objective for another loss, and measure with "
+            "evaluation.evaluate"
+        )
+    for part in model.modules():
+        config = part.config if isinstance(part, PreTrainedModel) else None
+        if config and getattr(config.get_text_config(), "output_router_logits", False):
+            raise ValueError(
+                "config.output_router_logits=True would have no effect: the loss that "
+                "balances the experts is not part of this objective; set it to False, "
+                "or add that loss in an Objective"
+            )
 
 
 class HardLabelTrainer(DistillationTrainer):
@@ -522,7 +560,7 @@ def relabel(
 
     Args:
         rows: Rows of one length with ``input_ids``, none of it masked.
-        teacher: A frozen model.
+        teacher: Read in eval mode.
         how: ``"argmax"`` takes the likeliest token, ``"sample"`` draws one from the
             teacher's distribution at T = 1.
         seed: Of the draws.
@@ -535,6 +573,8 @@ def relabel(
     if how not in ("argmax", "sample"):
         raise ValueError(f"how={how!r} must be 'argmax' or 'sample'")
     rows = rows.with_format("torch")
+    if "attention_mask" in rows.column_names:
+        refuse_padding(rows["attention_mask"])
     device = next(teacher.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     labels: list[list[int]] = []
@@ -543,7 +583,7 @@ def relabel(
         if not torch.is_tensor(ids):
             raise ValueError("rows differ in length; pack them into rows of one length")
         ids = ids.to(device)
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(teacher):
             logits = teacher(input_ids=ids, use_cache=False).logits[:, :-1].float()
         if how == "argmax":
             chosen = logits.argmax(-1)

@@ -412,3 +412,14 @@ def test_checkpointed_activations_change_nothing():
             weights(model_of(plain, name)), weights(model_of(again, name))
         )
         assert model_of(again, name).model.layers[0].gradient_checkpointing
+
+
+def test_columns_are_not_removed_for_several_models():
+    tokenizer = byte_level_bpe()
+    with pytest.raises(ValueError, match="remove_unused_columns=True would remove"):
+        codistillation.CoDistillationTrainer(
+            {f"peer{i}": tiny(tokenizer, seed=i) for i in range(2)},
+            tokenizer=tokenizer,
+            train_dataset=ragged_rows(4, len(tokenizer)),
+            args=TrainingArguments(use_cpu=True, report_to=[]),
+        )

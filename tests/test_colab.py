@@ -22,6 +22,9 @@ from transformers import TrainerCallback
 
 from distill_helpers import runtime
 from distill_helpers.api_teacher import find_api_key
+from distill_helpers.hard_labels import LocalTeacher
+from distill_helpers.models import load_tiny_teacher
+from distill_helpers.questions import own_project, write_questions
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "tests" / "colab"
@@ -117,6 +120,44 @@ def test_a_run_goes_on_in_a_new_runtime(colab, tmp_path):
     runtime.flush_drive()
     assert not place.exists()
     assert list((colab.drive.STORAGE[0] / "course" / "run").glob("checkpoint-4"))
+
+
+class Counting(LocalTeacher):
+    """Counts its answers; the runtime is lost before number ``last``."""
+
+    def __init__(self, *, last=None):
+        super().__init__(*load_tiny_teacher("sums"))
+        self.last, self.given = last, 0
+
+    def answers(self, take, concurrency):
+        for pair in super().answers(take, concurrency):
+            if self.given == self.last:
+                raise ConnectionError("the runtime is gone")
+            self.given += 1
+            yield pair
+
+
+def test_no_answer_is_asked_for_again_in_a_new_runtime(colab, tmp_path):
+    sums = ["12+30+41=", "25+25+17=", "50+11+20="]
+    given = {
+        "questions": write_questions(tmp_path / "questions.jsonl", sums),
+        "exam": write_questions(tmp_path / "exam.jsonl", ["40+31+22="], ["93"]),
+        "max_new_tokens": 32,
+        "concurrency": 1,
+        "progress": False,
+    }
+    undisturbed = own_project(tmp_path / "whole", teacher=Counting(), **given)
+
+    with pytest.raises(ConnectionError):
+        own_project(runtime.drive_folder("mine"), teacher=Counting(last=2), **given)
+    (place,) = colab.drive.APPEARS
+    place.unlink()
+
+    teacher = Counting()
+    found = own_project(runtime.drive_folder("mine"), teacher=teacher, **given)
+    assert teacher.given == 2
+    assert found[0].read_text() == undisturbed[0].read_text()
+    assert found[1] == undisturbed[1]
 
 
 def test_drive_is_asked_for_once_and_a_refusal_is_an_error(colab, capsys):

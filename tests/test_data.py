@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from distill_helpers import data, three_sums
-from distill_helpers.data import Collator, pack_examples
+from distill_helpers.data import Collator, DataError, pack_examples
 
 DATA = data.data_root()
 MANIFEST = json.loads((DATA / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
@@ -472,3 +472,26 @@ def test_stream_rows_are_those_of_pack(bpe, tmp_path):
         data.stream_rows(tmp_path, bpe, 32, len(expected) + 1)
     with pytest.raises(ValueError, match="length=1"):
         data.stream_rows(tmp_path, bpe, 1, 5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_that_is_part_of_the_rows(side):
+    text, pad = [5, 6, 7], [0, 0]
+    row = {
+        "input_ids": text + pad if side == "right" else pad + text,
+        "attention_mask": [1, 1, 1, 0, 0] if side == "right" else [0, 0, 1, 1, 1],
+    }
+    row["labels"] = [-100 if one == 5 else one for one in row["input_ids"]]
+    rows = Dataset.from_list([row])
+    for some in ([row], list(rows.with_format("torch")), list(rows.with_format("np"))):
+        with pytest.raises(DataError, match=r"data\.strip_padding"):
+            Collator(0)(some)
+    stripped = data.strip_padding(rows)
+    assert list(stripped) == [{"input_ids": text, "labels": [-100, 6, 7]}]
+    assert data.strip_padding(stripped) is stripped
+    assert Collator(0)(list(stripped))["labels"].tolist() == [[-100, 6, 7]]
+
+
+def test_a_mask_that_hides_nothing_is_welcome():
+    row = {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}
+    assert Collator(0)([row])["attention_mask"].tolist() == [[1, 1, 1]]

@@ -111,6 +111,12 @@ def test_a_filter_that_judges_too_few_is_named():
         filter_labels(labels("a", "b"), {"short": lambda _: [True]})
 
 
+def test_what_was_dropped_can_be_filtered_again():
+    first = filter_labels(labels("", "ok"), {"empty": empty})
+    again = filter_labels(first.dropped, {"empty too": empty})
+    assert again.dropped["dropped_by"] == ["empty too"]
+
+
 def test_nothing_dropped_is_fine():
     made = filter_labels(labels("a"), {"empty": empty})
     assert (len(made.kept), len(made.dropped)) == (1, 0)

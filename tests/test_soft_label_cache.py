@@ -18,7 +18,7 @@ from datasets import Dataset
 from tiny_models import byte_level_bpe, ragged_rows, random_rows, tiny
 from training_runs import SGD, trainer, weights
 
-from distill_helpers.data import collator_for
+from distill_helpers.data import DataError, collator_for
 from distill_helpers.fused_losses import SparseTargets, fused_soft_label_loss
 from distill_helpers.losses import soft_label_loss
 from distill_helpers.soft_label_cache import CacheError, SoftLabelCache, write_cache
@@ -239,6 +239,107 @@ def test_verify_finds_another_teacher_and_a_shifted_cache(bpe, teacher, tmp_path
     shifted = SoftLabelCache(tmp_path, cache.header)
     with pytest.raises(CacheError, match=r"one position too (later|earlier)"):
         shifted.verify(teacher, rows, tokenizer=bpe)
+
+
+def test_verify_reads_in_eval_mode_and_passes_over_single_tokens(
+    bpe, teacher, tmp_path
+):
+    rows = Dataset.from_list(
+        [{"input_ids": [5]}, *random_rows(3, 20, len(bpe)).select_columns("input_ids")]
+    )
+    cache = written(tmp_path, teacher, rows, bpe)
+    noisy = copy.deepcopy(teacher)
+    for layer in noisy.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    found = cache.verify(noisy.train(), rows, tokenizer=bpe)
+    assert noisy.training
+    assert found.rows == 3
+    assert found.largest_gap < 1e-3
+
+
+def test_a_gap_that_is_no_number_does_not_pass(bpe, teacher, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    rows = random_rows(3, 20, len(bpe))
+    cache = written(tmp_path, teacher, rows, bpe)
+    shard = tmp_path / "shard-00000.safetensors"
+    columns = load_file(shard)
+    columns["entropy"][7] = np.nan
+    save_file(columns, shard)
+    with pytest.raises(CacheError, match="is not of this teacher"):
+        SoftLabelCache(tmp_path, cache.header).verify(teacher, rows, tokenizer=bpe)
+
+
+class RulesOut(torch.nn.Module):
+    """A teacher that forbids one token, as suppressed tokens are."""
+
+    def __init__(self, teacher, token, value):
+        super().__init__()
+        self.inner, self.token, self.value = teacher, token, value
+        self.config, self.dtype = teacher.config, teacher.dtype
+        self.name_or_path = "rules-out"
+
+    def forward(self, **inputs):
+        found = self.inner(**inputs)
+        found.logits[..., self.token] = self.value
+        return found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_token_that_is_ruled_out_has_no_share_in_the_entropy(
+    scheme, bpe, teacher, tmp_path
+):
+    rows = random_rows(3, 12, len(bpe))
+    forbids = RulesOut(teacher, 7, -torch.inf)
+    cache = written(tmp_path, forbids, rows, bpe, scheme=scheme)
+    ids = rows[0]["input_ids"]
+    logits = logits_of(teacher, ids)[:-1]
+    logits[:, 7] = -torch.inf
+    wanted = torch.distributions.Categorical(logits=logits).entropy()
+    place = cache._shards[0].get_tensor("entropy")[: len(ids) - 1]
+    torch.testing.assert_close(torch.from_numpy(place), wanted, rtol=0, atol=1e-5)
+    assert cache.verify(forbids, rows, tokenizer=bpe).largest_gap < 1e-4
+
+
+def test_logits_that_are_no_numbers_are_not_stored(bpe, teacher, tmp_path):
+    forbids = RulesOut(teacher, 7, torch.nan)
+    with pytest.raises(ValueError, match="the teacher's logits hold NaN"):
+        written(tmp_path, forbids, random_rows(3, 12, len(bpe)), bpe)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("scheme", ["hybrid", "full"])
+def test_outputs_that_only_pad_a_head_are_left_out(
+    scheme, plain, bpe, teacher, tmp_path
+):
+    """So that a student whose head is padded less can learn from the same cache."""
+    wide = copy.deepcopy(teacher)
+    wide.resize_token_embeddings(len(bpe) + 24)
+    with torch.no_grad():
+        wide.lm_head.weight[len(bpe) :] = wide.lm_head.weight[:24]
+    if not plain:
+        wide = RulesOut(wide, 7, 0.0)
+    rows = random_rows(4, 12, len(bpe))
+    cache = written(tmp_path, wide, rows, bpe, scheme=scheme)
+    assert cache.vocabulary == len(bpe)
+    ids = rows[0]["input_ids"]
+    if plain:
+        logits = logits_of(wide, ids)[:-1, : len(bpe)]
+        wanted = torch.distributions.Categorical(logits=logits).entropy()
+        place = cache._shards[0].get_tensor("entropy")[: len(ids) - 1]
+        torch.testing.assert_close(torch.from_numpy(place), wanted, rtol=0, atol=1e-5)
+    made = trainer(teacher=cache, rows=rows, steps=1, objective={"temperature": 1.0})
+    made.train()
+    assert made.state.global_step == 1
+
+
+def test_rows_that_cannot_be_stored(bpe, teacher, tmp_path):
+    packed = {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "position_ids": [0, 1, 0]}
+    with pytest.raises(ValueError, match="rows come from pack_examples"):
+        written(tmp_path, teacher, Dataset.from_list([packed]), bpe)
+    padded = {"input_ids": [1, 2, 3, 0], "attention_mask": [1, 1, 1, 0]}
+    with pytest.raises(DataError, match="rows are padded"):
+        written(tmp_path, teacher, Dataset.from_list([padded]), bpe)
 
 
 def test_options_out_of_range(bpe, teacher, tmp_path):

@@ -869,6 +869,29 @@ def test_fused_and_plain_losses_train_alike(kind, precision):
     ) * moved
 
 
+def test_a_head_that_is_spread_over_processes_is_not_read_from_outside(bpe):
+    """FSDP's weights are whole only inside the model's own call."""
+    from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    batch = collator_for(bpe)(list(ragged_rows(4, len(bpe))))
+    whole, spread = tiny(bpe, seed=1), tiny(bpe, seed=1)
+    wanted = HardLabels()(whole, batch, None)["loss"]
+    wanted.backward()
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(spread, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        assert isinstance(spread.lm_head.weight, DTensor)
+        loss = HardLabels()(spread, batch, None)["loss"]
+        loss.backward()
+        found = spread.lm_head.weight.grad.full_tensor()
+    finally:
+        destroy_process_group()
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(found, whole.lm_head.weight.grad)
+
+
 def test_a_plain_head_is_used_without_a_word(caplog):
     made = trained(steps=1)
     assert made.objective._student.fused
@@ -937,3 +960,111 @@ def test_autocast_leaves_the_plain_loss_precise():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = soft_label_loss(student, teacher, labels)
     torch.testing.assert_close(found.loss, wanted.loss)
+
+
+# --- what Trainer offers and an objective does not use ------------------------------
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "together", "on_policy"])
+def test_smoothing_would_have_no_effect(kind):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1 would have no"):
+        trainer(kind=kind, label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"]
+)
+def test_functions_that_nobody_would_call(bpe, name):
+    with pytest.raises(ValueError, match=f"{name} would have no effect"):
+        HardLabelTrainer(
+            tiny(bpe, seed=1),
+            args=training_arguments(
+                profiles.get_profile("smoke"), steps=1, batch_size=2, learning_rate=1e-3
+            ),
+            train_dataset=ragged_rows(4, len(bpe)),
+            tokenizer=bpe,
+            **{name: print},
+        )
+
+
+def test_a_router_s_own_loss_is_not_forgotten_silently(bpe):
+    student = tiny(bpe, seed=1)
+    student.config.output_router_logits = True
+    with pytest.raises(ValueError, match="balances the experts"):
+        HardLabelTrainer(
+            student,
+            args=training_arguments(
+                profiles.get_profile("smoke"), steps=1, batch_size=2, learning_rate=1e-3
+            ),
+            train_dataset=ragged_rows(4, len(bpe)),
+            tokenizer=bpe,
+        )
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "together"])
+def test_any_trainer_evaluates_while_it_trains(bpe, kind):
+    rows = ragged_rows(8, len(bpe), seed=9)
+    made = trained(
+        kind=kind,
+        eval_rows=rows,
+        steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    losses = [e["eval_loss"] for e in made.state.log_history if "eval_loss" in e]
+    assert len(losses) == 2
+    assert all(0 < loss < 50 for loss in losses)
+
+
+class KeepsTheFirstLabel:
+    """A collator as others write it: it leaves the shift to the loss."""
+
+    def __call__(self, rows):
+        ids = torch.tensor([row["input_ids"] for row in rows])
+        return {"input_ids": ids, "labels": ids.clone()}
+
+
+@pytest.mark.parametrize("kind", ["hard", "together"])
+def test_a_first_label_is_never_counted(bpe, kind):
+    """Nothing predicts it, whoever made the batch; and no mask means no padding."""
+    rows = random_rows(8, 4, len(bpe))
+    ours = trainer(kind=kind, rows=rows, **SGD)
+    theirs = trainer(kind=kind, rows=rows, **SGD)
+    theirs.data_collator = KeepsTheFirstLabel()
+    ours.train()
+    theirs.train()
+    torch.testing.assert_close(weights(theirs.model), weights(ours.model))
+
+
+def test_an_interrupted_run_leaves_nothing_in_the_next_one_s_log():
+    made = trainer(steps=4, logging_steps=4)
+    undisturbed = trained(steps=4, logging_steps=4).state.log_history[0]
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    interrupt = Interrupt()
+    made.add_callback(interrupt)
+    before = copy.deepcopy(made.model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    made.remove_callback(interrupt)
+    made.model.load_state_dict(before)
+    made.optimizer = made.lr_scheduler = None
+    made.train()
+    again = made.state.log_history[0]
+    for name in ("soft", "hard"):
+        assert again[name] == pytest.approx(undisturbed[name], rel=0.05)
+
+
+def test_a_teacher_relabels_in_eval_mode(bpe):
+    teacher = tiny(bpe, seed=2)
+    for layer in teacher.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    rows = random_rows(6, 12, len(bpe))
+    teacher.train()
+    noisy = relabel(rows, teacher, how="argmax")["labels"]
+    assert teacher.training
+    assert noisy == relabel(rows, teacher.eval(), how="argmax")["labels"]

@@ -19,6 +19,8 @@ from typing import Any
 
 from course import Course, load_course
 
+from distill_helpers.studies import UNITS
+
 CONFIDENCE = 0.95
 NO_RESULTS = (
     "*The studies have not been run yet.* `make studies-anew` runs them and fills this "
@@ -130,19 +132,6 @@ SHOWN = {
         digits=1,
     ),
     "real_pair": Shown("The real teacher: a pruned SmolLM2, repaired"),
-}
-
-# What a gain is measured in.
-UNITS = {
-    "nll": "nats",
-    "nll_calibrated": "nats, calibrated",
-    "kl_to_teacher": "nats",
-    "agreement": "points",
-    "accuracy": "of 1",
-    "exact_match": "points",
-    "excess_kl": "nats",
-    "gradient_cosine": "of 1",
-    "ece": "of 1",
 }
 
 

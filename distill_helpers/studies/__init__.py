@@ -66,6 +66,19 @@ STUDIES = (
     "side_by_side",
 )
 
+# What a gain is measured in, by metric.
+UNITS = {
+    "nll": "nats",
+    "nll_calibrated": "nats",
+    "kl_to_teacher": "nats",
+    "agreement": "points",
+    "accuracy": "of 1",
+    "exact_match": "points",
+    "excess_kl": "nats",
+    "gradient_cosine": "of 1",
+    "ece": "of 1",
+}
+
 Options = tuple[tuple[str, float], ...]
 
 
@@ -186,11 +199,12 @@ class Verdict:
 
     def __str__(self) -> str:
         gain, claim = self.gain, self.claim
+        unit = UNITS.get(claim.metric, claim.metric)
         what = "gain"
         if claim.reference is not None:
             what = f"beyond {claim.share:.0%} of the gain of {claim.reference}"
         return (
-            f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f}, "
+            f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f} {unit}, "
             f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; "
             f"claimed: more than {claim.margin:g})"
         )

@@ -180,7 +180,7 @@ log = [entry for entry in trainer.state.log_history if "soft" in entry]
 soft = [(entry["step"], entry["soft"]) for entry in log]
 hard = [(entry["step"], entry["hard"]) for entry in log]
 fig, ax = plt.subplots()
-curves = {"soft": soft, "hard": hard}
+curves = {"hard": hard, "soft": soft}
 lines(ax, curves, xlabel="step", ylabel="nats per token")
 ax.set_title("One training, both terms")
 plt.show()
@@ -297,7 +297,7 @@ display(results.verdict("mix_beats_soft", judged=judged))
 from distill_helpers.plots import over_settings
 
 fig, ax = plt.subplots()
-shown = ("labels", "argmax", "sampled", "soft T=1")
+shown = ("labels", "soft T=1", "argmax", "sampled")
 over_settings(ax, results, "nll", shown)
 ax.set_xlabel("rows to learn from (all: no row comes twice)")
 ax.set_ylabel("NLL (nats per token)")

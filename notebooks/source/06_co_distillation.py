@@ -197,7 +197,8 @@ def draw_run(ax, number):
         at, [entry["student_alpha"] for entry in log], color="0.5", alpha=0.2
     )
     weight.set_ylim(0, 4)
-    weight.set_yticks([0, 1], ["0", "α = 1"])
+    weight.set_yticks([0, 1])
+    weight.set_ylabel("α", loc="bottom")
     weight.grid(visible=False)
     ax.set_ylim(min(heights) - 0.6, max(heights) + 0.4)
     ax.set_xlabel("step")

@@ -180,7 +180,7 @@ def draw_exposure(ax, found, title):
 fig, ax = plt.subplots(figsize=(6.5, 3))
 draw_exposure(ax, before, "The student, beside its teacher")
 ax.set_ylabel("KL(teacher ‖ student), nats")
-ax.legend(loc="upper center")
+fig.legend(loc="outside lower center", ncols=2)
 plt.show()
 print(f"excess: {before.excess:.4f} nats per token")
 
@@ -488,13 +488,14 @@ plt.show()
 # (across) and after (up).
 
 # %%
+from distill_helpers.plots import PALETTE
+
+colours = dict(zip(study.ARMS[1:], (*PALETTE, TEACHER), strict=True))
 start = results.values("exact_match", study.WARM, study.SETTING)
 fig, ax = plt.subplots(figsize=(6, 3.6))
-for arm, marker in zip(
-    (study.MORE, study.SOFT, study.FRESH, study.REVERSE), "osD^", strict=True
-):
+for arm, marker in zip(study.ARMS[1:5], "osD^", strict=True):
     after = results.values("exact_match", arm, study.SETTING)
-    ax.plot(start, after, marker, label=arm)
+    ax.plot(start, after, marker, color=colours[arm], label=arm)
 ax.plot([0, 80], [0, 80], color="0.4", linestyle="--")
 ax.set_xlabel("warm start: exact match (percent)")
 ax.set_ylabel("after 400 more steps")
@@ -542,7 +543,8 @@ for arm, marker in zip(study.ARMS[2:], "sD^vPX*", strict=True):
     took = results.mean("training_seconds", arm, study.SETTING).mean
     gain = results.gain("exact_match", arm, study.MORE, study.SETTING)
     reach = [[gain.mean - gain.low], [gain.high - gain.mean]]
-    ax.errorbar(took, gain.mean, reach, fmt=marker, label=arm)
+    style = {"fmt": marker, "color": colours[arm], "label": arm}
+    ax.errorbar(took, gain.mean, reach, **style)
 ax.axhline(0, color="0.4", linestyle="--")
 ax.set_xlabel("seconds of training, one core")
 ax.set_ylabel("points above traces, same seed")

@@ -32,7 +32,7 @@ work = Path(tempfile.mkdtemp())
 # | `TELL` | what the teacher reads before each of your prompts |
 # | `TEACHER` | `packaged`, a folder, or a name on the model hub |
 # | `STUDENT` | `pruned:8`, `fresh:2x96` (untrained, two layers, 96 wide), a folder, or a name on the hub |
-# | `DRIVE` | on Colab: a folder on your Google Drive, for the checkpoints |
+# | `DRIVE` | on Colab: a folder on your Google Drive, for answers and checkpoints |
 # | `PUSH_TO` | `owner/name` on the model hub; empty: nothing leaves this machine |
 
 # %%
@@ -94,15 +94,21 @@ size = {
 # In the `cpu` profile the teacher's answers are already in the course's data, and
 # cost nothing. On a GPU, or with questions of your own, the teacher is asked now.
 # That is `write_labels` from lesson 04: it can be interrupted, and it keeps to a
-# budget.
+# budget. On Colab, set `DRIVE`: the answers, and later the checkpoints, then lie on
+# your Google Drive, and no lost runtime makes you pay for them twice.
+
+# %%
+from distill_helpers.runtime import drive_folder
+
+home = drive_folder(DRIVE) if DRIVE else work
 
 # %%
 if QUESTIONS:
     files = {"questions": QUESTIONS, "exam": EXAM}
-    learn, exam = own_project(work, teacher=asked, tell=TELL, **files)
+    learn, exam = own_project(home, teacher=asked, tell=TELL, **files)
 else:
     live = asked if profile.name == "gpu" else None
-    learn, exam = gloss_project(work, teacher=live, **size)
+    learn, exam = gloss_project(home, teacher=live, **size)
 
 # %% [markdown]
 # Look at what the student will learn from: would you have answered so?
@@ -155,9 +161,7 @@ print("exam:", my_exam_read.teacher, "right:", my_exam_read.right)
 
 # %%
 from distill_helpers.configs import TrainOptions, build_trainer, write_config
-from distill_helpers.runtime import drive_folder
 
-home = drive_folder(DRIVE) if DRIVE else work
 options = TrainOptions(
     teacher=TEACHER,
     student=STUDENT,
@@ -279,10 +283,9 @@ ax.set_title("The loss goes on where it was")
 plt.show()
 
 # %% [markdown]
-# On Colab, set `DRIVE` to a folder's name: the checkpoints then lie on your Google
-# Drive, and after a disconnect *Run all* takes the training up from the last complete
-# one. (The teacher's answers lie in this machine's temporary folder; a live teacher
-# is asked again.) The cell under *Push it, or not* waits until Drive has everything.
+# On Colab, with `DRIVE`, *Run all* does the same after a disconnect: it finds the
+# teacher's answers, and takes the training up from the last complete checkpoint. The
+# cell under *Push it, or not* waits until Drive has everything.
 #
 # ## Save, and load again
 #
@@ -550,18 +553,31 @@ from distill_helpers.model_card import ModelCard, escape, write_card
 print(escape("<img src=x onerror=alert(1)> | [click](http://x.example) **!**"))
 
 # %%
+summary = "Answers short English prompts like those below."
+if not QUESTIONS:
+    summary = (
+        "Names the kind of a noun, one of twelve, from its definition, with "
+        "prompts like those below. It was made for an application that reads "
+        "from the kind whether the noun is a living thing."
+    )
+millions = sizes["student"].parameters / 1e6
+
+# %%
 results = {
     f"right, {name}": str(found).strip() for name, found in scores.items()
 }
+
+# %%
 card = ModelCard(
     name=f"{task}, a distilled student",
-    summary=f"Answers one kind of question: {task}. English, short prompts.",
+    summary=summary,
     teacher=teacher_name(TEACHER, profile),
     licence="apache-2.0",
     licences=licences,
     origins=came_from,
-    method=f"Hard labels: {STUDENT} learned {len(rows):,} of its teacher's "
-    "answers, by cross-entropy on the answer and its end.",
+    method=f"Hard labels: the student ({STUDENT}, {millions:.1f} million "
+    f"parameters) learned {len(rows):,} of its teacher's answers, by "
+    "cross-entropy on the answer and its end.",
     options={"steps": options.steps, "learning rate": options.learning_rate},
     results=results | {"verdict": str(verdict), "beyond it": str(wider)},
     limits=[
