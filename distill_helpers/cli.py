@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _apply_config(commands[chosen.command], chosen)
             chosen = parser.parse_args(given)
         status: int = chosen.run(chosen)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         # What goes wrong here is said in a sentence that names the remedy.
         print(f"distill {chosen.command}: {error}", file=sys.stderr)
         return 1
@@ -208,6 +208,7 @@ def _cache(chosen: argparse.Namespace) -> int:
 
     options = _filled(chosen)
     teacher = configs.resolve_teacher(options.teacher, get_profile(options.profile))
+    configs.check_length(options, teacher.model)
     cache = write_cache(
         teacher.model,
         configs.load_rows(options, teacher.tokenizer),
@@ -243,19 +244,26 @@ def _train(chosen: argparse.Namespace) -> int:
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
+    import torch
+
     from distill_helpers import configs
     from distill_helpers.evaluation import evaluate
-    from distill_helpers.models import load_model
+    from distill_helpers.models import shared_vocabulary
     from distill_helpers.profiles import get_profile
 
     options = _filled(chosen)
     profile = get_profile(options.profile)
-    model, tokenizer = load_model(options.model, device=profile.device, frozen=True)
+    # As a teacher is loaded, but in full precision.
+    exact = replace(profile, teacher_dtype=torch.float32)
+    model, tokenizer = configs.resolve_teacher(options.model, exact)
     if options.answers:
         return _score_answers(options, model, tokenizer)
+    configs.check_length(options, model)
     teacher = None
     if options.teacher:
-        teacher = configs.resolve_teacher(options.teacher, profile).model
+        teacher, theirs = configs.resolve_teacher(options.teacher, profile)
+        configs.check_length(options, teacher)
+        shared_vocabulary(theirs, tokenizer)
     rows = configs.load_rows(options, tokenizer)
     found = evaluate(model, rows, tokenizer, teacher=teacher)
     print(json.dumps(asdict(found), indent=2))
@@ -322,15 +330,14 @@ def _pretrain(chosen: argparse.Namespace) -> int:
 
 
 def _plan(chosen: argparse.Namespace) -> int:
-    from distill_helpers import planning
+    from distill_helpers import configs, planning
     from distill_helpers.profiles import get_profile
 
     options = _filled(chosen)
     profile = get_profile(options.profile, planned=True)
     models: Any = profile
     if options.teacher or options.student:
-        teacher, student = planning.models_of(profile)
-        models = (options.teacher or teacher, options.student or student)
+        models = configs.planned_models(options, profile)
     found = planning.plan(
         models,
         batch_size=options.batch_size,

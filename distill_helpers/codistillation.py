@@ -219,7 +219,7 @@ class CoDistillationTrainer(DistillationTrainer):
         fused: bool = True,
         **options: Any,
     ) -> None:
-        _check_models(models, teacher)
+        _check_models(models, teacher, len(tokenizer))
         if exchange_every < 0:
             raise ValueError(f"exchange_every={exchange_every} must not be negative")
         self.schedule = schedule or MixSchedule()
@@ -423,7 +423,9 @@ def _partners(name: str, names: list[str], teacher: str | None) -> tuple[str, ..
     return () if name == teacher else (teacher,)
 
 
-def _check_models(models: Mapping[str, PreTrainedModel], teacher: str | None) -> None:
+def _check_models(
+    models: Mapping[str, PreTrainedModel], teacher: str | None, vocabulary: int
+) -> None:
     if len(models) < 2:
         raise ValueError(f"models has {len(models)}; co-distillation takes two or more")
     if teacher is not None and teacher not in models:
@@ -437,6 +439,12 @@ def _check_models(models: Mapping[str, PreTrainedModel], teacher: str | None) ->
         )
     seen: dict[str, str] = {}
     for name, model in models.items():
+        if model.config.vocab_size < vocabulary:
+            raise ValueError(
+                f"{name} has {model.config.vocab_size} outputs and the tokenizer "
+                f"{vocabulary} tokens; models that learn from each other need one "
+                "vocabulary"
+            )
         twin = seen.setdefault(weights_hash(model), name)
         if twin != name:
             raise ValueError(

@@ -8,9 +8,11 @@ holds the same names. Taught in notebook 03, used whole in the capstone.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ from distill_helpers.models import (
     load_teacher,
     load_tiny_teacher,
     prune_layers,
+    public_name,
 )
 from distill_helpers.profiles import get_profile
 from distill_helpers.questions import read_questions
@@ -41,13 +44,47 @@ if TYPE_CHECKING:
     from distill_helpers.profiles import Profile
     from distill_helpers.trainers import DistillationTrainer
 
+_RUN = "training_run.json"
+# Where no learning rate is given. What a pretrained student knows does not survive
+# steps that suit a small fresh one.
+_FRESH_RATE, _PRETRAINED_RATE = 8e-3, 2e-4
+# HfArgumentParser hands all metadata on to argparse, so it cannot stand there.
+_LEAST = {
+    "length": 2,
+    "rows": 0,
+    "steps": 1,
+    "save_steps": 0,
+    "learning_rate": 0,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+}
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
 @dataclass
-class TextOptions:
+class _Options:
+    """Types and ranges of all fields, wherever the values come from."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, kind = getattr(self, one.name), type(one.default)
+            is_whole = kind is float and type(value) is int
+            if type(value) is not kind and not is_whole:
+                raise ValueError(
+                    f"{one.name}={value!r} must be of type {kind.__name__}"
+                )
+            least = _LEAST.get(one.name)
+            if least is not None and not value >= least:
+                raise ValueError(f"{one.name}={value} must be at least {least}")
+
+
+@dataclass
+class TextOptions(_Options):
     """Which text, and how it becomes rows."""
 
     text: str = _option(
@@ -61,7 +98,7 @@ class TextOptions:
 
 
 @dataclass
-class TeacherOptions:
+class TeacherOptions(_Options):
     """Who teaches."""
 
     teacher: str = _option(
@@ -95,7 +132,11 @@ class TrainOptions(TextOptions, TeacherOptions):
         "fresh:LAYERSxWIDTH, pruned:LAYERS (the teacher without its middle), a folder "
         "or a name on the hub",
     )
-    cache: str = _option("", "soft labels from this cache instead of a live teacher")
+    cache: str = _option(
+        "",
+        "soft labels from this cache instead of a live teacher, who is then needed "
+        "only for a fresh or pruned student",
+    )
     answers: str = _option(
         "",
         "a .jsonl file of prompts with a teacher's answers, learned instead of a text "
@@ -109,7 +150,9 @@ class TrainOptions(TextOptions, TeacherOptions):
     divergence: str = _option("forward_kl", "forward_kl, reverse_kl or jsd")
     steps: int = _option(300, "optimizer steps")
     save_steps: int = _option(0, "steps between checkpoints; 0: a fifth of them")
-    learning_rate: float = _option(8e-3, "peak; large for fresh tiny models")
+    learning_rate: float = _option(
+        0.0, "peak; 0: 8e-3 for a fresh student, 2e-4 for any other"
+    )
     batch_size: int = _option(16, "rows per step and process")
     gradient_accumulation_steps: int = _option(1, "micro-batches per step")
     weight_decay: float = _option(0.1, "of AdamW")
@@ -122,7 +165,9 @@ class TrainOptions(TextOptions, TeacherOptions):
 class EvaluateOptions(TextOptions):
     """distill evaluate: NLL, bits per byte, and how near it is to its teacher."""
 
-    model: str = _option("build/student", "a folder or a name on the hub")
+    model: str = _option(
+        "build/student", "a folder, a name on the hub, or one that --teacher knows"
+    )
     split: str = _option("test", "of the austen text: train, validation or test")
     teacher: str = _option("", "compare distributions with it; see distill train")
     answers: str = _option(
@@ -131,11 +176,11 @@ class EvaluateOptions(TextOptions):
 
 
 @dataclass
-class PlanOptions:
+class PlanOptions(_Options):
     """distill plan: memory, time, money and storage, before anything is loaded."""
 
     profile: str = _option("auto", "auto, smoke, cpu or gpu: its teacher and student")
-    teacher: str = _option("", "instead of the profile's: a folder or a hub name")
+    teacher: str = _option("", "instead of the profile's; see distill train")
     student: str = _option("", "likewise")
     device: str = _option(
         "", "cpu, T4, L4, A100 or H100; default: this machine, or a T4 for gpu"
@@ -156,7 +201,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """The options in a JSON or YAML file."""
     if not path.is_file():
         raise ValueError(f"config={str(path)!r} does not exist")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
     if path.suffix == ".json":
         try:
             found = json.loads(text)
@@ -201,12 +251,9 @@ def resolve_student(
         )
     elif kind == "pruned":
         there = teacher.model.config.num_hidden_layers
-        if not size.isdigit() or not 2 <= int(size) <= there:
-            raise ValueError(
-                f"student={name!r} must look like pruned:20, with 2 to {there} layers"
-            )
-        front = (int(size) + 1) // 2
-        back = there - (int(size) - front)
+        kept = _pruned_to(name, teacher.model.config)
+        front = (kept + 1) // 2
+        back = there - (kept - front)
         student = prune_layers(teacher.model, [*range(front), *range(back, there)])
     else:
         return load_model(name, device=profile.device)
@@ -214,8 +261,46 @@ def resolve_student(
     return student, teacher.tokenizer
 
 
+def _pruned_to(name: str, teacher: Any) -> int:
+    size, there = name.partition(":")[2], teacher.num_hidden_layers
+    if not size.isdigit() or not 2 <= int(size) <= there:
+        raise ValueError(
+            f"student={name!r} must look like pruned:20, with 2 to {there} layers"
+        )
+    return int(size)
+
+
+def planned_models(options: PlanOptions, profile: Profile) -> tuple[Any, Any]:
+    """What ``plan`` takes for the teacher and the student that options name.
+
+    Of models on the hub only the configuration is read, also for a pruned student.
+    """
+    from distill_helpers.planning import config_of, models_of
+
+    teacher, student = models_of(profile)
+    if options.teacher.startswith("tiny-"):
+        teacher = resolve_teacher(options.teacher, profile).model.config
+    elif options.teacher not in ("", "packaged"):
+        teacher = config_of(options.teacher)
+    kind = options.student.partition(":")[0]
+    if kind == "pruned":
+        student = copy.deepcopy(teacher)
+        student.num_hidden_layers = _pruned_to(options.student, teacher)
+    elif kind == "fresh":
+        source = resolve_teacher(options.teacher or "packaged", profile)
+        student = resolve_student(options.student, source, profile, seed=0)[0].config
+    elif options.student:
+        student = config_of(options.student)
+    return teacher, student
+
+
 def load_rows(options: TextOptions, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Packed rows of the text that the options name."""
+    if options.text != "austen" and options.split != type(options).split:
+        raise ValueError(
+            f"split={options.split!r} is of the austen text alone; keep a part of "
+            f"{options.text} in a file of its own"
+        )
     if options.text == "austen":
         texts: Any = austen(options.split)
     elif options.text == "glosses":
@@ -243,6 +328,18 @@ def _some(rows: Dataset, options: TextOptions, source: str) -> Dataset:
     return rows.shuffle(seed=options.seed).select(range(options.rows))
 
 
+def check_length(options: TextOptions, *models: PreTrainedModel) -> None:
+    """Refuse rows that are longer than what a model can tell positions in."""
+    for model in models:
+        config = model.config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None and options.length > most:
+            raise ValueError(
+                f"length={options.length}, but {public_name(model)} has learned no "
+                f"more than {most} positions; take shorter rows"
+            )
+
+
 def build_trainer(
     kind: str,
     options: TrainOptions,
@@ -254,7 +351,8 @@ def build_trainer(
     """The run that the options describe, ready for ``train``.
 
     ``trainer.train(resume_from_checkpoint=True)`` goes on from the last complete
-    checkpoint in ``options.output``, or starts. ``distill train`` does the same.
+    checkpoint in ``options.output``, or starts. ``distill train`` does the same. More
+    ``steps`` continue a finished run; another change is another run, and refused.
 
     Args:
         kind: ``"soft"`` or ``"hard"``.
@@ -283,8 +381,8 @@ def build_trainer(
         raise ValueError("answers=… are hard labels; use: distill train hard")
     profile = get_profile(options.profile)
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
-    if kind == "hard" and not made_of_teacher:
-        # Its answers are there already: a large teacher need not be loaded.
+    if (kind == "hard" or options.cache) and not made_of_teacher:
+        # What it says is there already: a large teacher need not be loaded.
         student, tokenizer = load_model(options.student, device=profile.device)
     else:
         teacher = teacher or resolve_teacher(options.teacher, profile)
@@ -294,13 +392,18 @@ def build_trainer(
     if options.plain_prompts:
         tokenizer = copy.deepcopy(tokenizer)  # the teacher keeps its template
         tokenizer.chat_template = None
-    load = load_answers if options.answers else load_rows
+    check_length(options, student, *([teacher.model] if teacher else []))
+    rows = (load_answers if options.answers else load_rows)(options, tokenizer)
+    rate = options.learning_rate
+    if not rate:
+        is_fresh = options.student.startswith("fresh:")
+        rate = _FRESH_RATE if is_fresh else _PRETRAINED_RATE
     saving = {"save_steps": options.save_steps} if options.save_steps else {}
     common: dict[str, Any] = {
         "args": training_arguments(
             profile,
             steps=options.steps,
-            learning_rate=options.learning_rate,
+            learning_rate=rate,
             batch_size=options.batch_size,
             output_dir=options.output,
             mixed_precision=options.mixed_precision,
@@ -311,27 +414,83 @@ def build_trainer(
             seed=options.seed,
             **(saving | overrides),
         ),
-        "train_dataset": load(options, tokenizer),
+        "train_dataset": rows,
         "tokenizer": tokenizer,
         "callbacks": list(callbacks),
     }
+    facts = {
+        "kind": kind,
+        "student": options.student,
+        "data": _data_hash(rows),
+        "learning_rate": rate,
+        "rows of a step": options.batch_size * options.gradient_accumulation_steps,
+        "seed": options.seed,
+        **{name: getattr(options, name) for name in ("weight_decay", "optim")},
+    }
+    if made_of_teacher or (kind == "soft" and not options.cache):
+        packaged = options.teacher == "packaged"
+        facts["teacher"] = profile.teacher if packaged else options.teacher
     if kind == "hard":
+        _keep_apart(options.output, facts)
         return HardLabelTrainer(student, **common)
-    assert teacher is not None
     store = None
     if options.cache:
-        store = SoftLabelCache.open(
-            options.cache, tokenizer=tokenizer, dataset=common["train_dataset"]
-        )
+        store = SoftLabelCache.open(options.cache, tokenizer=tokenizer, dataset=rows)
+        facts |= {name: store.header[name] for name in ("teacher", "scheme")}
+    names = ("temperature", "alpha", "divergence")
+    _keep_apart(
+        options.output, facts | {name: getattr(options, name) for name in names}
+    )
+    lesson: Any = store
+    if lesson is None:
+        assert teacher is not None
+        lesson = teacher.model
     return SoftLabelTrainer(
         student,
-        teacher=teacher.model if store is None else store,
-        teacher_tokenizer=teacher.tokenizer,
+        teacher=lesson,
+        teacher_tokenizer=None if teacher is None else teacher.tokenizer,
         temperature=options.temperature,
         alpha=options.alpha,
         divergence=options.divergence,
         **common,
     )
+
+
+def _data_hash(rows: Dataset) -> str:
+    """Of what is learned, in order: not of files' names, which may change."""
+    digest = hashlib.blake2b(digest_size=8)
+    columns = rows.with_format("numpy")
+    for name in ("input_ids", "labels"):
+        if name in rows.column_names:
+            for row in columns[name]:
+                digest.update(row.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _keep_apart(output: str, facts: dict[str, Any]) -> None:
+    """Refuse a folder whose checkpoints are of another run; else note whose they are.
+
+    A run of more steps is the same run, and goes on.
+    """
+    from distill_helpers.trainers import last_complete_checkpoint
+
+    file = Path(output) / _RUN
+    facts = json.loads(json.dumps(facts))
+    if last_complete_checkpoint(output) is None:
+        if os.environ.get("RANK", "0") == "0":
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return
+    if not file.is_file():  # of somebody's own trainer
+        return
+    there = json.loads(file.read_text(encoding="utf-8"))
+    for name in dict.fromkeys([*facts, *there]):
+        if there.get(name) != facts.get(name):
+            raise ValueError(
+                f"output={output!r} holds a run with {name}={there.get(name)!r}, and "
+                f"now it is {facts.get(name)!r}; choose another output, or delete "
+                "that folder"
+            )
 
 
 def write_config(options: Any, path: str | Path) -> Path:

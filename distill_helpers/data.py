@@ -263,7 +263,13 @@ def _joined(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not texts:
         return []  # a tokenizer refuses an empty list
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    try:
+        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # of tokenizers, which has no class of its own
+        raise DataError(
+            f"the tokenizer cannot read this text ({error}); was it made for another "
+            "language or task?"
+        ) from error
     return [token for ids in found for token in (*ids, *end)]
 
 

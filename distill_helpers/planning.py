@@ -499,7 +499,7 @@ def _pair(
                 f"models={models!r} must be a profile or (teacher, student)"
             )
         teacher, learner = models
-        return (None if teacher is None else _config(teacher)), _config(learner)
+        return (None if teacher is None else config_of(teacher)), config_of(learner)
     return models_of(models, student)
 
 
@@ -512,13 +512,13 @@ def models_of(
         profile: From ``get_profile``.
         student: Which, where it has several.
     """
-    teacher = _config(profile.teacher)
+    teacher = config_of(profile.teacher)
     if profile.students:
         if not 0 <= student < len(profile.students):
             raise ValueError(
                 f"student={student}: the profile has {len(profile.students)} students"
             )
-        return teacher, _config(profile.students[student])
+        return teacher, config_of(profile.students[student])
     # As the lessons prune it: without the middle third of the layers.
     learner = copy.deepcopy(teacher)
     learner.num_hidden_layers -= learner.num_hidden_layers // 3
@@ -538,7 +538,8 @@ def _precision(
     return half, half or torch.float32
 
 
-def _config(model: Model) -> PreTrainedConfig:
+def config_of(model: Model) -> PreTrainedConfig:
+    """The configuration of a model, or of one that is only named."""
     from transformers import AutoConfig, PreTrainedConfig
 
     if isinstance(model, nn.Module):

@@ -51,7 +51,13 @@ def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
     prompts: list[Any] = []
     answers = []
     # JSON escapes line feeds, and only those end a line.
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
+    try:
+        content = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:

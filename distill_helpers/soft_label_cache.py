@@ -54,7 +54,8 @@ _FORMAT = 1
 _HEADER = "cache.json"
 # Logits of this many bytes exist at a time while a cache is written.
 _CHUNK_BYTES = 64 * 2**20
-_SHARD_BYTES = 64 * 2**20
+# A shard is what a kill can cost, and thousands of files are a nuisance.
+_SHARDS, _SHARD_BYTES = 64, (2**20, 64 * 2**20)
 
 
 class CacheError(ValueError):
@@ -93,7 +94,7 @@ def write_cache(
     batch_size: int = 8,
     resume: bool = True,
     progress: bool = True,
-    shard_bytes: int = _SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> SoftLabelCache:
     """Store a teacher's soft labels for every row of a dataset.
 
@@ -115,7 +116,8 @@ def write_cache(
         resume: Go on with an unfinished cache of the same making, and return a
             finished one. ``False`` begins anew.
         progress: Show a bar.
-        shard_bytes: Size of a shard, which is also what a kill can cost.
+        shard_bytes: Size of a shard, which is also what a kill can cost; default: a
+            64th of the cache, between 1 and 64 MiB.
 
     Returns:
         The opened cache.
@@ -168,6 +170,13 @@ def _header(
 ) -> dict[str, Any]:
     width = int(teacher.config.get_text_config().vocab_size)
     vocabulary = min(width, vocabulary_size(tokenizer))
+    if rows.highest >= vocabulary:
+        raise ValueError(
+            f"the rows hold token {rows.highest}, and teacher and tokenizer know "
+            f"{vocabulary} together; were they made with another tokenizer?"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     chosen = scheme_for(scheme, vocabulary, top_k=top_k, samples=samples)
     return {
         "format": _FORMAT,
@@ -212,6 +221,7 @@ class _Rows:
     keys: NDArray[np.uint64]
     lengths: NDArray[np.int64]
     indices: NDArray[np.int64]
+    highest: int  # token id
 
     @classmethod
     def of(cls, dataset: Dataset) -> _Rows:
@@ -228,18 +238,27 @@ class _Rows:
         if "attention_mask" in dataset.column_names:
             refuse_padding(dataset.with_format("numpy")["attention_mask"])
         found: dict[int, tuple[int, int]] = {}
+        highest = 0
         for index, ids in enumerate(dataset.with_format("numpy")["input_ids"]):
             if len(ids) > 1:  # a single token is followed by nothing
                 found.setdefault(row_key(np.asarray(ids)), (len(ids), index))
+                highest = max(highest, int(np.max(ids)))
         if not found:
             raise ValueError("dataset holds no row of two tokens or more")
         lengths, indices = np.array(list(found.values()), dtype=np.int64).T
-        return cls(np.array(list(found), dtype=np.uint64), lengths, indices)
+        keys = np.array(list(found), dtype=np.uint64)
+        return cls(keys, lengths, indices, highest)
 
 
-def _rows_per_shard(header: dict[str, Any], rows: _Rows, shard_bytes: int) -> int:
-    scheme = Scheme(**header["scheme"])
-    mean = scheme.bytes_per_position * header["dataset"]["positions"] / len(rows.keys)
+def _rows_per_shard(
+    header: dict[str, Any], rows: _Rows, shard_bytes: int | None
+) -> int:
+    size = Scheme(**header["scheme"]).bytes_per_position
+    size *= header["dataset"]["positions"]
+    if shard_bytes is None:
+        least, most = _SHARD_BYTES
+        shard_bytes = min(max(size // _SHARDS, least), most)
+    mean = size / len(rows.keys)
     batches = max(1, int(shard_bytes / mean / header["batch_size"]))
     return batches * int(header["batch_size"])
 
@@ -250,11 +269,12 @@ def _begin(path: Path, plan: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     if file.is_file() and resume:
         header = _read_header(path)
         for name, wanted in plan.items():
-            if header.get(name) != wanted:
+            # However it was cut into shards, it goes on like that.
+            if name != "rows_per_shard" and header.get(name) != wanted:
                 raise CacheError(
                     f"{path} holds a cache with {name}={header.get(name)}, and now "
-                    f"{name}={wanted} is asked for; choose another path, or pass "
-                    "resume=False to begin anew"
+                    f"{name}={wanted} is asked for; choose another path, or begin "
+                    "anew (delete the folder, or pass resume=False)"
                 )
     else:
         for old in path.glob("shard-*"):
@@ -485,7 +505,7 @@ class SoftLabelCache:
             done = sum(shard["rows"] for shard in header["shards"])
             raise CacheError(
                 f"{path} is unfinished ({done:,} of {header['dataset']['rows']:,} "
-                "rows); call write_cache again with the same arguments to complete it"
+                "rows); write it again with the same options, and it is completed"
             )
         if tokenizer is not None:
             _check_tokenizer(path, header, tokenizer)

@@ -10,6 +10,8 @@ Taught in notebook 02.
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import os
 import shutil
 import sys
@@ -29,8 +31,11 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from distill_helpers.data import collator_for, refuse_padding
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _COMPLETE = "COMPLETE"
+_LOGGER = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
@@ -372,7 +378,32 @@ class DistillationTrainer(Trainer):
             )
         # What an interrupted run has left.
         self._forget_parts()
+        if isinstance(resume_from_checkpoint, str):
+            finished = self._finished(Path(resume_from_checkpoint))
+            if finished is not None:
+                return finished
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _finished(self, checkpoint: Path) -> TrainOutput | None:
+        """The end of a run that has no steps left, its weights loaded.
+
+        ``Trainer`` would take one more step, and change a model that was done.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        wanted = self.args.max_steps
+        if wanted <= 0 or state.global_step < wanted:
+            return None
+        if state.global_step > wanted:
+            raise ValueError(
+                f"max_steps={wanted}, but {checkpoint} has {state.global_step} steps "
+                "behind it; choose another output folder, or ask for as many"
+            )
+        _LOGGER.info("%s is the end of this run: nothing is left to train", checkpoint)
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        mean = sum(losses) / len(losses) if losses else math.nan
+        return TrainOutput(state.global_step, mean, {})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Trainer writes in place and deletes old checkpoints at once. Here the marker

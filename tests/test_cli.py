@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill_helpers.cli import main
-from distill_helpers.configs import TrainOptions, write_config
+from distill_helpers.configs import TrainOptions, build_trainer, write_config
 from distill_helpers.data import data_folder
 from distill_helpers.questions import write_questions
 
@@ -77,6 +77,10 @@ def test_the_line_overrules_the_file(tmp_path, capsys):
         ("a.json", "{", "is no JSON"),
         ("a.yaml", "- 1", "must hold names and values"),
         ("a.toml", "", "must end in"),
+        ("a.json", '{"rows": 5.5}', "rows=5.5 must be of type int"),
+        ("a.json", '{"batch_size": null}', "batch_size=None must be of type int"),
+        ("a.yaml", "teacher: [x]", "teacher=['x'] must be of type str"),
+        ("a.json", '{"top_k": true}', "top_k=True must be of type int"),
     ],
 )
 def test_a_bad_config_is_said(name, text, message, tmp_path, capsys):
@@ -94,12 +98,112 @@ def test_a_bad_config_is_said(name, text, message, tmp_path, capsys):
         (["--rows", "9999999"], "ask for fewer"),
         (["--text", "nowhere.txt"], "does not exist"),
         (["--cache", "nowhere"], "holds no soft-label cache"),
+        (["--teacher", "nowhere"], "'nowhere' is no folder with a model"),
+        (["--student", "nowhere"], "'nowhere' is no folder with a model"),
+        (["--steps", "-4"], "steps=-4 must be at least 1"),
+        (["--rows", "-3"], "rows=-3 must be at least 0"),
+        (["--gradient-accumulation-steps", "0"], "must be at least 1"),
+        (["--weight-decay", "-1"], "weight_decay=-1.0 must be at least 0"),
+        (["--length", "2000"], "has learned no more than 512 positions"),
+        (["--text", "glosses", "--split", "test"], "is of the austen text alone"),
+        (["--teacher", "tiny-sums"], "the tokenizer cannot read this text"),
     ],
 )
 def test_errors_are_sentences(arguments, message, tmp_path, capsys):
     options = ["--output", str(tmp_path), "--steps", "1"]
     assert train("soft", *TINY, *FRESH, *options, *arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def steps_in(folder):
+    return sorted(int(one.name.split("-")[1]) for one in folder.glob("checkpoint-*"))
+
+
+def test_a_folder_holds_one_run(tmp_path, capsys):
+    out = tmp_path / "student"
+    options = [*FRESH, "--batch-size", "4", "--output", str(out)]
+    once = [*TINY, *options, "--steps", "4"]
+    assert train("hard", *once) == 0
+    for kind, more, name in (
+        ("soft", [], "kind='hard'"),
+        ("hard", ["--learning-rate", "1e-5"], "learning_rate=0.008"),
+        ("hard", ["--text", "glosses"], "data="),
+        ("hard", ["--student", "fresh:1x32"], "student='fresh:1x16'"),
+        ("hard", ["--steps", "3"], "max_steps=3, but"),
+    ):
+        assert train(kind, *once, *more) == 1, name
+        assert name in capsys.readouterr().err
+    assert steps_in(out)[-1] == 4
+    # The same again adds nothing; more steps go on.
+    assert train("hard", *once) == 0
+    assert steps_in(out)[-1] == 4
+    assert train("hard", *once, "--steps", "6") == 0
+    assert steps_in(out)[-1] == 6
+
+
+@pytest.mark.parametrize(
+    ("student", "rate"), [("fresh:1x16", 8e-3), ("pruned:2", 2e-4)]
+)
+def test_the_learning_rate_suits_the_student(student, rate, tmp_path):
+    options = TrainOptions(
+        teacher="tiny-prose",
+        student=student,
+        rows=8,
+        steps=1,
+        profile="smoke",
+        output=str(tmp_path),
+    )
+    assert build_trainer("hard", options).args.learning_rate == rate
+
+
+def test_a_cache_needs_no_teacher(tmp_path):
+    """Its labels are there, and the student is there."""
+    cache = str(tmp_path / "cache")
+    assert main(["cache", *TINY, "--profile", "smoke", "--output", cache]) == 0
+    options = ["--profile", "smoke", "--steps", "1", "--output", str(tmp_path / "s")]
+    student = ["--student", str(data_folder("tiny_prose"))]
+    line = [*TINY, "--teacher", "nowhere", *student, *options, "--cache", cache]
+    assert train("soft", *line) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "'nowhere' is no folder with a model"),
+        (["--model", "tiny-prose", "--teacher", "tiny-sums"], "different tokenizers"),
+        (["--model", "tiny-prose", "--length", "600"], "no more than 512 positions"),
+        (["--model", "tiny-prose", "--answers", "latin.jsonl"], "is not UTF-8 text"),
+        (["--model", "tiny-prose", "--config", "latin.json"], "is not UTF-8 text"),
+    ],
+)
+def test_what_evaluate_refuses(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("latin.jsonl", "latin.json"):
+        (tmp_path / name).write_bytes('{"prompt": "é", "answer": "x"}'.encode("latin1"))
+    assert main(["evaluate", *arguments, "--profile", "smoke", "--rows", "4"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_teacher_s_own_score(capsys):
+    """The first number to know: the one that a student should come near."""
+    where = ["--model", "tiny-prose", "--teacher", "tiny-prose", "--profile", "smoke"]
+    assert main(["evaluate", *where, "--rows", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["kl_to_teacher"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["--teacher", "packaged", "--student", "pruned:20"],
+        ["--teacher", "tiny-prose", "--student", "fresh:2x96"],
+    ],
+)
+def test_plan_knows_the_names_of_train(names, capsys):
+    line = ["plan", *names, "--device", "cpu", "--length", "64", "--steps", "10"]
+    assert main(line) == 0
+    assert "soft labels, 4 × 64 tokens a step" in capsys.readouterr().out
+    assert main(["plan", "--teacher", "packaged", "--student", "pruned:99"]) == 1
+    assert "must look like pruned:20" in capsys.readouterr().err
 
 
 def test_answers_are_learned_and_judged(tmp_path, capsys):

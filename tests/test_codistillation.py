@@ -423,3 +423,15 @@ def test_columns_are_not_removed_for_several_models():
             train_dataset=ragged_rows(4, len(tokenizer)),
             args=TrainingArguments(use_cpu=True, report_to=[]),
         )
+
+
+def test_a_model_of_another_vocabulary_is_refused():
+    tokenizer = byte_level_bpe()
+    narrow = tiny(tokenizer, seed=1)
+    narrow.resize_token_embeddings(16)
+    with pytest.raises(ValueError, match="other has 16 outputs and the tokenizer"):
+        codistillation.CoDistillationTrainer(
+            {"one": tiny(tokenizer, seed=0), "other": narrow},
+            tokenizer=tokenizer,
+            train_dataset=ragged_rows(4, len(tokenizer)),
+        )

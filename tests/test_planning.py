@@ -363,13 +363,13 @@ def test_known_shapes_have_the_published_sizes(name):
         "Qwen/Qwen2.5-1.5B-Instruct": 1543.7e6,
     }
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(planning._config(name))
+        model = AutoModelForCausalLM.from_config(planning.config_of(name))
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == pytest.approx(published[name], rel=1e-3)
 
 
 def test_the_packaged_shape_is_the_shipped_one():
     real = AutoConfig.from_pretrained(prepare_packaged_teacher())
-    mine = planning._config("packaged")
+    mine = planning.config_of("packaged")
     for field in planning.ARCHITECTURES["packaged"][1]:
         assert getattr(mine, field) == getattr(real, field), field

@@ -342,6 +342,23 @@ def test_rows_that_cannot_be_stored(bpe, teacher, tmp_path):
         written(tmp_path, teacher, Dataset.from_list([padded]), bpe)
 
 
+def test_a_kill_costs_a_part_of_any_cache(bpe, teacher, tmp_path):
+    """Small ones are cut into shards as well."""
+    rows = random_rows(600, 30, len(bpe))
+    cache = written(tmp_path / "a", teacher, rows, bpe, scheme="full", batch_size=20)
+    assert len(cache.header["shards"]) > 5
+    # And a cache that was cut otherwise is the same cache.
+    some = {"scheme": "full", "batch_size": 20, "shard_bytes": 40_000}
+    again = written(tmp_path / "a", teacher, rows, bpe, **some)
+    assert again.header == cache.header
+
+
+def test_rows_of_another_tokenizer_are_not_stored(bpe, teacher, tmp_path):
+    rows = Dataset.from_list([{"input_ids": [1, 2, len(bpe)]}])
+    with pytest.raises(ValueError, match="were they made with another tokenizer"):
+        written(tmp_path, teacher, rows, bpe)
+
+
 def test_options_out_of_range(bpe, teacher, tmp_path):
     rows = random_rows(2, 6, len(bpe))
     for change, message in [

@@ -1068,3 +1068,22 @@ def test_a_teacher_relabels_in_eval_mode(bpe):
     noisy = relabel(rows, teacher, how="argmax")["labels"]
     assert teacher.training
     assert noisy == relabel(rows, teacher.eval(), how="argmax")["labels"]
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "together", "on_policy"])
+def test_a_finished_run_is_left_alone(kind, tmp_path):
+    """Called once more, Trainer would take a step beyond the last."""
+    options = {"kind": kind, "steps": 3, "save_steps": 1, "lr_scheduler_type": "linear"}
+    done = trained(tmp_path, **options)
+    there = sorted(path.name for path in tmp_path.iterdir())
+    for _ in range(2):
+        again = trainer(tmp_path, **options)
+        found = again.train(resume_from_checkpoint=True)
+        assert found.global_step == again.state.global_step == 3
+        assert torch.equal(weights(again.model), weights(done.model))
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+    with pytest.raises(ValueError, match="max_steps=2, but .* has 3 steps behind it"):
+        trained(tmp_path, resume=True, **options | {"steps": 2})
+    assert (
+        trained(tmp_path, resume=True, **options | {"steps": 4}).state.global_step == 4
+    )
