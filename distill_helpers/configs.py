@@ -27,6 +27,7 @@ from distill_helpers.data import (
 from distill_helpers.hard_labels import learn_answers
 from distill_helpers.models import (
     Loaded,
+    ModelError,
     build_student,
     load_model,
     load_teacher,
@@ -232,9 +233,17 @@ def resolve_teacher(name: str, profile: Profile) -> Loaded:
         return load_teacher(profile)
     if name.startswith("tiny-"):
         return load_tiny_teacher(name.removeprefix("tiny-"), device=profile.device)
-    return load_model(
-        name, dtype=profile.teacher_dtype, device=profile.device, frozen=True
-    )
+    return _load(name, dtype=profile.teacher_dtype, device=profile.device, frozen=True)
+
+
+def _load(name: str, **options: Any) -> Loaded:
+    try:
+        return load_model(name, **options)
+    except OSError as error:
+        raise ModelError(
+            f"{name!r} is no folder with a model and its tokenizer, and the hub gives "
+            f"none of that name: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def resolve_student(
@@ -256,7 +265,7 @@ def resolve_student(
         back = there - (kept - front)
         student = prune_layers(teacher.model, [*range(front), *range(back, there)])
     else:
-        return load_model(name, device=profile.device)
+        return _load(name, device=profile.device)
     student.to(profile.device)  # type: ignore[arg-type]
     return student, teacher.tokenizer
 
@@ -383,7 +392,7 @@ def build_trainer(
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
     if (kind == "hard" or options.cache) and not made_of_teacher:
         # What it says is there already: a large teacher need not be loaded.
-        student, tokenizer = load_model(options.student, device=profile.device)
+        student, tokenizer = _load(options.student, device=profile.device)
     else:
         teacher = teacher or resolve_teacher(options.teacher, profile)
         student, tokenizer = resolve_student(

@@ -120,29 +120,19 @@ def load_model(
 
     Returns:
         The model in eval mode, and its tokenizer.
-
-    Raises:
-        ModelError: If it is no folder with a model, and the hub gives none.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_folder,
-            dtype=dtype,
-            attn_implementation=attention_name(flash=has_flash_attention(device)),
-            use_safetensors=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
-    except OSError as error:
-        raise ModelError(
-            f"{str(name_or_folder)!r} is no folder with a model and its tokenizer, and "
-            f"the hub gives none of that name: {str(error).splitlines()[0]}"
-        ) from error
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name_or_folder,
+        dtype=dtype,
+        attn_implementation=attention_name(flash=has_flash_attention(device)),
+        use_safetensors=True,
+    )
     model = model.to(device).eval()
     if frozen:
         model.requires_grad_(False)
-    return Loaded(model, tokenizer)
+    return Loaded(model, AutoTokenizer.from_pretrained(name_or_folder))
 
 
 def attention_name(*, flash: bool) -> str:

@@ -1082,7 +1082,7 @@ def test_a_finished_run_is_left_alone(kind, tmp_path):
         assert found.global_step == again.state.global_step == 3
         assert torch.equal(weights(again.model), weights(done.model))
     assert sorted(path.name for path in tmp_path.iterdir()) == there
-    with pytest.raises(ValueError, match="max_steps=2, but .* has 3 steps behind it"):
+    with pytest.raises(ValueError, match=r"max_steps=2, but .* has 3 steps behind it"):
         trained(tmp_path, resume=True, **options | {"steps": 2})
     assert (
         trained(tmp_path, resume=True, **options | {"steps": 4}).state.global_step == 4
