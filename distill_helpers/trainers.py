@@ -401,6 +401,8 @@ class DistillationTrainer(Trainer):
         _LOGGER.info("%s is the end of this run: nothing is left to train", checkpoint)
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_best_model()
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         mean = sum(losses) / len(losses) if losses else math.nan
         return TrainOutput(state.global_step, mean, {})

@@ -1087,3 +1087,19 @@ def test_a_finished_run_is_left_alone(kind, tmp_path):
     assert (
         trained(tmp_path, resume=True, **options | {"steps": 4}).state.global_step == 4
     )
+
+
+def test_a_finished_run_has_its_best_weights(bpe, tmp_path):
+    options = {
+        "eval_rows": ragged_rows(8, len(bpe), seed=9),
+        "steps": 3,
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "learning_rate": 5.0,  # so that the first step is the best
+    }
+    done = trained(tmp_path, **options)
+    assert done.state.best_model_checkpoint.endswith("checkpoint-1")
+    again = trained(tmp_path, resume=True, **options)
+    assert torch.equal(weights(again.model), weights(done.model))
