@@ -198,6 +198,7 @@ def draw_run(ax, number):
     )
     weight.set_ylim(0, 4)
     weight.set_yticks([0, 1])
+    weight.tick_params(length=0)  # a tick before a 1 looks like a minus
     weight.set_ylabel("α", loc="bottom")
     weight.grid(visible=False)
     ax.set_ylim(min(heights) - 0.6, max(heights) + 0.4)
