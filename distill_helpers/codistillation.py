@@ -32,6 +32,7 @@ from distill_helpers.trainers import (
     DistillationTrainer,
     Reading,
     hard_label_parts,
+    refuse_router_loss,
     soft_label_parts,
 )
 
@@ -220,6 +221,7 @@ class CoDistillationTrainer(DistillationTrainer):
         **options: Any,
     ) -> None:
         _check_models(models, teacher, len(tokenizer))
+        refuse_router_loss(*models.values())
         if exchange_every < 0:
             raise ValueError(f"exchange_every={exchange_every} must not be negative")
         self.schedule = schedule or MixSchedule()

@@ -274,8 +274,8 @@ class DistillationTrainer(Trainer):
         options: Further keywords of ``Trainer``.
 
     Raises:
-        ValueError: For options of ``Trainer`` or of the model that would have no
-            effect, since the objective is the whole loss.
+        ValueError: For options of ``Trainer`` that would have no effect, since the
+            objective is the whole loss.
     """
 
     # The objective divides by the item count of the whole step, so Trainer must not
@@ -298,7 +298,7 @@ class DistillationTrainer(Trainer):
                 "average_tokens_across_devices=False would weigh processes instead "
                 "of tokens; leave it at True"
             )
-        _refuse_without_effect(model, args, options)
+        _refuse_without_effect(args, options)
         if args.n_gpu > 1:
             # DataParallel splits num_items in ways a loss cannot follow; several
             # GPUs are used through `accelerate launch`.
@@ -433,9 +433,7 @@ class DistillationTrainer(Trainer):
         )
 
 
-def _refuse_without_effect(
-    model: nn.Module, args: TrainingArguments, options: Mapping[str, Any]
-) -> None:
+def _refuse_without_effect(args: TrainingArguments, options: Mapping[str, Any]) -> None:
     names = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
     unused = [name for name in names if options.get(name) is not None]
     if args.label_smoothing_factor:
@@ -446,13 +444,16 @@ def _refuse_without_effect(
             "gives no logits; write an Objective for another loss, and measure with "
             "evaluation.evaluate"
         )
-    for part in model.modules():
-        config = part.config if isinstance(part, PreTrainedModel) else None
-        if config and getattr(config.get_text_config(), "output_router_logits", False):
+
+
+def refuse_router_loss(*models: PreTrainedModel) -> None:
+    """Raise ``ValueError`` for experts whose balance would silently be forgotten."""
+    for model in models:
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
             raise ValueError(
                 "config.output_router_logits=True would have no effect: the loss that "
                 "balances the experts is not part of this objective; set it to False, "
-                "or add that loss in an Objective"
+                "or give DistillationTrainer an Objective that adds it"
             )
 
 
@@ -472,6 +473,7 @@ class HardLabelTrainer(DistillationTrainer):
     def __init__(
         self, model: PreTrainedModel, *, fused: bool = True, **options: Any
     ) -> None:
+        refuse_router_loss(model)
         super().__init__(model, HardLabels(fused=fused), **options)
 
 
@@ -522,6 +524,7 @@ class SoftLabelTrainer(DistillationTrainer):
             )
         # Here already, not when the first step is done.
         check_options(temperature, alpha, divergence, beta)
+        refuse_router_loss(model)
         vocabulary = len(tokenizer)
         if isinstance(teacher, StoredLabels):
             _check_store(teacher, model, temperature, divergence)

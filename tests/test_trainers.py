@@ -18,9 +18,11 @@ from training_runs import SGD, bf16_profile, trainer, weights
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from distill_helpers import profiles, three_sums
+from distill_helpers.codistillation import CoDistillationTrainer
 from distill_helpers.data import collator_for, pack_examples
 from distill_helpers.losses import hard_label_loss, soft_label_loss
 from distill_helpers.models import RememberingTeacher
+from distill_helpers.on_policy import OnPolicyTrainer
 from distill_helpers.trainers import (
     DistillationTrainer,
     HardLabels,
@@ -987,18 +989,46 @@ def test_functions_that_nobody_would_call(bpe, name):
         )
 
 
-def test_a_router_s_own_loss_is_not_forgotten_silently(bpe):
+def with_router(bpe):
     student = tiny(bpe, seed=1)
     student.config.output_router_logits = True
+    options = {
+        "args": training_arguments(
+            profiles.get_profile("smoke"),
+            steps=1,
+            batch_size=2,
+            learning_rate=1e-3,
+            disable_tqdm=True,
+        ),
+        "train_dataset": ragged_rows(4, len(bpe)),
+        "tokenizer": bpe,
+    }
+    return student, options
+
+
+@pytest.mark.parametrize("kind", [HardLabelTrainer, SoftLabelTrainer, OnPolicyTrainer])
+def test_a_router_s_own_loss_is_not_forgotten_silently(bpe, kind):
+    student, options = with_router(bpe)
+    if kind is not HardLabelTrainer:
+        options["teacher"] = tiny(bpe, seed=2)
+    if kind is OnPolicyTrainer:
+        options["max_new_tokens"] = 5
     with pytest.raises(ValueError, match="balances the experts"):
-        HardLabelTrainer(
-            student,
-            args=training_arguments(
-                profiles.get_profile("smoke"), steps=1, batch_size=2, learning_rate=1e-3
-            ),
-            train_dataset=ragged_rows(4, len(bpe)),
-            tokenizer=bpe,
-        )
+        kind(student, **options)
+
+
+def test_nor_is_that_of_one_of_several(bpe):
+    student, options = with_router(bpe)
+    models = {"one": tiny(bpe, seed=2), "other": student}
+    with pytest.raises(ValueError, match="balances the experts"):
+        CoDistillationTrainer(models, **options)
+
+
+def test_an_objective_of_one_s_own_may_balance_experts(bpe):
+    student, options = with_router(bpe)
+    made = DistillationTrainer(student, HardLabels(), **options)
+    made.train()
+    assert made.state.global_step == 1
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft", "together"])
