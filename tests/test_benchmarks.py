@@ -87,7 +87,8 @@ def test_memory_stays_below_the_ceiling():
 def test_faster_than_the_plain_way():
     tensors = make_inputs(*bench_losses.SHAPES[0])
     seconds = {"ours": [], "naive PyTorch": []}
-    for turn in range(4):
+    # As many turns as it takes for the median to forget what other processes do.
+    for turn in range(10):
         for name, found in seconds.items():
             for tensor in tensors[:2]:
                 tensor.grad = None

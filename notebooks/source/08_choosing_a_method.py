@@ -499,8 +499,9 @@ def draw_bills(ax, exponent):
     ax.invert_yaxis()
     ax.set_xscale("log")
     ax.set_xlim(1, 1e7)
+    ax.minorticks_off()  # many, and slow to draw for a slider
     ax.set_xlabel("dollars")
-    ax.set_title(f"$10^{{{exponent:g}}}$ answers")
+    ax.set_title(f"{10**exponent:,.0f} answers")
 
 
 # %%
