@@ -499,9 +499,10 @@ def draw_bills(ax, exponent):
     ax.invert_yaxis()
     ax.set_xscale("log")
     ax.set_xlim(1, 1e7)
+    ax.set_xticks([1, 100, 1e4, 1e6])
     ax.minorticks_off()  # many, and slow to draw for a slider
     ax.set_xlabel("dollars")
-    ax.set_title(f"{10**exponent:,.0f} answers")
+    ax.set_title(f"$10^{{{exponent:g}}}$ answers")
 
 
 # %%
