@@ -23,6 +23,7 @@ from distill_helpers.data import (
     load_corpus,
     pack,
     pack_examples,
+    read_utf8,
 )
 from distill_helpers.hard_labels import learn_answers
 from distill_helpers.models import (
@@ -202,12 +203,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The options in a JSON or YAML file."""
     if not path.is_file():
         raise ValueError(f"config={str(path)!r} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
+    text = read_utf8(path)
     if path.suffix == ".json":
         try:
             found = json.loads(text)
@@ -427,29 +423,27 @@ def build_trainer(
         "tokenizer": tokenizer,
         "callbacks": list(callbacks),
     }
+    named = ["seed", "weight_decay", "optim", "max_grad_norm"]
+    if kind == "soft":
+        named += ["temperature", "alpha", "divergence"]
     facts = {
         "kind": kind,
         "student": options.student,
         "data": _data_hash(rows),
         "learning_rate": rate,
         "rows of a step": options.batch_size * options.gradient_accumulation_steps,
-        "seed": options.seed,
-        **{name: getattr(options, name) for name in ("weight_decay", "optim")},
+        **{name: getattr(options, name) for name in named},
     }
     if made_of_teacher or (kind == "soft" and not options.cache):
         packaged = options.teacher == "packaged"
         facts["teacher"] = profile.teacher if packaged else options.teacher
-    if kind == "hard":
-        _keep_apart(options.output, facts)
-        return HardLabelTrainer(student, **common)
     store = None
     if options.cache:
         store = SoftLabelCache.open(options.cache, tokenizer=tokenizer, dataset=rows)
-        facts |= {name: store.header[name] for name in ("teacher", "scheme")}
-    names = ("temperature", "alpha", "divergence")
-    _keep_apart(
-        options.output, facts | {name: getattr(options, name) for name in names}
-    )
+        facts["cache"] = {name: store.header[name] for name in ("teacher", "scheme")}
+    _keep_apart(options.output, facts)
+    if kind == "hard":
+        return HardLabelTrainer(student, **common)
     lesson: Any = store
     if lesson is None:
         assert teacher is not None

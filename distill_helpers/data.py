@@ -183,12 +183,7 @@ def load_corpus(path: str | Path) -> Dataset:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; check the path and the folder")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
+    content = read_utf8(path)
     if path.suffix == ".txt":
         texts = list(_passages(content))
     elif path.suffix == ".jsonl":
@@ -198,6 +193,16 @@ def load_corpus(path: str | Path) -> Dataset:
     if not texts:
         raise DataError(f"{path} holds no text")
     return _dataset([{"text": text} for text in texts])
+
+
+def read_utf8(path: Path) -> str:
+    """A file's text, without a byte order mark; :class:`DataError` names the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def _jsonl_texts(path: Path, content: str) -> list[str]:

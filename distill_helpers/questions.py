@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import DataError
+from distill_helpers.data import DataError, read_utf8
 from distill_helpers.gloss_labels import pool_labels
 from distill_helpers.gloss_task import MAX_ANSWER_TOKENS, Gloss, read_answer, splits
 from distill_helpers.hard_labels import Teacher, own_labels, write_labels
@@ -51,13 +51,7 @@ def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
     prompts: list[Any] = []
     answers = []
     # JSON escapes line feeds, and only those end a line.
-    try:
-        content = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
-    for number, line in enumerate(content.split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -378,7 +378,7 @@ class DistillationTrainer(Trainer):
             )
         # What an interrupted run has left.
         self._forget_parts()
-        if isinstance(resume_from_checkpoint, str):
+        if resume_from_checkpoint:
             finished = self._finished(Path(resume_from_checkpoint))
             if finished is not None:
                 return finished
