@@ -99,22 +99,20 @@ class HeadReader:
             if self.fused:
                 self._fall_back("is not a plain linear layer")
             return _call(model, inputs).logits, None
-        kept: list[torch.Tensor | None] = []
-        # The wrapped model is called whole, as several processes need it.
-        hook = causal.base_model.register_forward_hook(
-            lambda _module, _inputs, outputs: kept.append(
-                getattr(outputs, "last_hidden_state", None)
-            )
-        )
         # An index, for a slice of hidden states is slow to multiply; after the first
-        # batch an empty one.
+        # batch an empty one, unless that means to compile anew.
         ids = inputs["input_ids"]
-        last = torch.full((0 if self.tried else 1,), ids.shape[1] - 1).to(ids.device)
-        try:
-            outputs = _call(model, inputs, logits_to_keep=last)
-        finally:
-            hook.remove()
-        hidden = kept[-1] if kept else None
+        compiled = hasattr(model, "_orig_mod")
+        kept = 1 if compiled or not self.tried else 0
+        last = torch.full((kept,), ids.shape[1] - 1).to(ids.device)
+        # The wrapped model is called whole, as several processes need it.
+        if compiled:  # its graph sees no later hooks
+            outputs = _call(
+                model, inputs, logits_to_keep=last, output_hidden_states=True
+            )
+            hidden = outputs.hidden_states[-1]
+        else:
+            outputs, hidden = _call_hooked(model, causal, inputs, last)
         if not self.tried:
             self.tried = True
             if hidden is None or not _agrees(hidden[:, -1:], head, outputs.logits):
@@ -125,12 +123,12 @@ class HeadReader:
 
     def _look_at(self, model: nn.Module) -> tuple[Any, Head | None]:
         """The model without its wrappers, and its head; once, not at every step."""
-        if not self.fused:
-            return model, None
         if self._seen is None or self._seen[0] is not model:
-            causal = extract_model_from_parallel(model)
+            causal = extract_model_from_parallel(model, keep_torch_compile=False)
+            check_head(self.who, causal)
             self._seen = (model, causal, plain_head(causal))
-        return self._seen[1:]
+        _, causal, head = self._seen
+        return causal, head if self.fused else None
 
     def _fall_back(self, reason: str) -> None:
         self.fused = False
@@ -144,6 +142,23 @@ class HeadReader:
             )
 
 
+def _call_hooked(
+    model: nn.Module, causal: Any, inputs: Mapping[str, torch.Tensor], at: torch.Tensor
+) -> tuple[Any, torch.Tensor | None]:
+    """A model's outputs at some positions, and its last hidden states at all."""
+    kept: list[torch.Tensor | None] = []
+    hook = causal.base_model.register_forward_hook(
+        lambda _module, _inputs, outputs: kept.append(
+            getattr(outputs, "last_hidden_state", None)
+        )
+    )
+    try:
+        outputs = _call(model, inputs, logits_to_keep=at)
+    finally:
+        hook.remove()
+    return outputs, kept[-1] if kept else None
+
+
 def _agrees(hidden: torch.Tensor, head: Head, logits: torch.Tensor) -> bool:
     scale = float(logits.detach().abs().max())
     if not math.isfinite(scale):
@@ -151,6 +166,20 @@ def _agrees(hidden: torch.Tensor, head: Head, logits: torch.Tensor) -> bool:
     with torch.no_grad():
         ours = head.logits(hidden)
     return bool((ours - logits).abs().max() < 0.02 * scale)
+
+
+def check_head(who: str, model: nn.Module) -> None:
+    """Raise ``TypeError`` for a bare trunk, as ``AutoModel`` loads it.
+
+    Args:
+        who: ``"student"`` or ``"teacher"``, for the message.
+        model: Without its wrappers.
+    """
+    if isinstance(model, PreTrainedModel) and model.base_model is model:
+        raise TypeError(
+            f"the {who}, a {type(model).__name__}, has no output head and gives no "
+            "logits; load it with AutoModelForCausalLM"
+        )
 
 
 def plain_head(model: nn.Module) -> Head | None:
@@ -183,7 +212,8 @@ def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) 
     if "position_ids" in inputs:
         # Rows that hold several examples: only without a mask does transformers read
         # from the positions where one begins.
-        config = getattr(extract_model_from_parallel(model), "config", None)
+        causal = extract_model_from_parallel(model, keep_torch_compile=False)
+        config = getattr(causal, "config", None)
         attention = str(getattr(config, "_attn_implementation", ""))
         if "flash" in attention and len(inputs["input_ids"]) > 1:
             raise ValueError(

@@ -46,7 +46,7 @@ from distill_helpers.fused_losses import (
     sparse_soft_label_loss,
 )
 from distill_helpers.generation import eval_mode
-from distill_helpers.heads import Head, HeadReader
+from distill_helpers.heads import Head, HeadReader, check_head
 from distill_helpers.losses import (
     IGNORE_INDEX,
     SoftLabelLoss,
@@ -562,6 +562,7 @@ def _check_store(
             f"divergence={divergence!r} needs the teacher's whole distribution; with "
             "a cache only 'forward_kl' can be had"
         )
+    check_head("student", student)
     width = student.get_output_embeddings().weight.shape[0]
     if width < store.vocabulary:
         raise ValueError(

@@ -901,6 +901,20 @@ def test_a_plain_head_is_used_without_a_word(caplog):
     assert not caplog.records
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # as torch traces
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_compiled_student_keeps_the_fused_loss(kind, caplog):
+    found = []
+    for compiled in (True, False):
+        backend = {"torch_compile_backend": "aot_eager"} if compiled else {}
+        made = trainer(kind=kind, steps=2, torch_compile=compiled, **backend, **SGD)
+        made.train()
+        assert made.objective._student.fused
+        found.append(weights(made.model))
+    torch.testing.assert_close(*found)
+    assert "logits are held in full" not in caplog.text
+
+
 def test_a_head_that_is_not_plain_falls_back_with_a_message(bpe, caplog):
     class Adapted(torch.nn.Linear):
         def forward(self, x):
@@ -914,6 +928,17 @@ def test_a_head_that_is_not_plain_falls_back_with_a_message(bpe, caplog):
     made.train()
     assert "is not a plain linear layer" in caplog.text
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_model_without_a_head_is_refused(bpe, who, fused):
+    models = {"student": tiny(bpe, seed=1), "teacher": tiny(bpe, seed=2)}
+    models[who] = models[who].model
+    batch = collator_for(bpe)(list(ragged_rows(2, len(bpe))))
+    objective = SoftLabels(models["teacher"], len(bpe), fused=fused)
+    with pytest.raises(TypeError, match=f"the {who}, a LlamaModel, has no output"):
+        objective(models["student"], batch, None)
 
 
 def test_a_head_whose_logits_are_changed_afterwards_is_found_out(caplog):
