@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from distill_helpers.data import (
     DataError,
     austen,
-    glosses,
     load_corpus,
     pack,
     pack_examples,
     read_utf8,
 )
+from distill_helpers.gloss_task import glosses_of
 from distill_helpers.hard_labels import learn_answers
 from distill_helpers.models import (
     Loaded,
@@ -92,7 +92,7 @@ class TextOptions(_Options):
     text: str = _option(
         "austen", "austen, glosses, or a .txt or .jsonl file of your own"
     )
-    split: str = _option("train", "of the austen text: train, validation or test")
+    split: str = _option("train", "of a bundled text: train, validation or test")
     length: int = _option(64, "tokens of a row")
     rows: int = _option(0, "use so many rows, drawn by the seed; 0 takes all")
     seed: int = _option(0, "of everything that is drawn")
@@ -170,7 +170,7 @@ class EvaluateOptions(TextOptions):
     model: str = _option(
         "build/student", "a folder, a name on the hub, or one that --teacher knows"
     )
-    split: str = _option("test", "of the austen text: train, validation or test")
+    split: str = _option("test", "of a bundled text: train, validation or test")
     teacher: str = _option("", "compare distributions with it; see distill train")
     answers: str = _option(
         "", "a .jsonl file of prompts with right answers: counts those it gives"
@@ -301,15 +301,15 @@ def planned_models(options: PlanOptions, profile: Profile) -> tuple[Any, Any]:
 
 def load_rows(options: TextOptions, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Packed rows of the text that the options name."""
-    if options.text != "austen" and options.split != type(options).split:
-        raise ValueError(
-            f"split={options.split!r} is of the austen text alone; keep a part of "
-            f"{options.text} in a file of its own"
-        )
     if options.text == "austen":
         texts: Any = austen(options.split)
     elif options.text == "glosses":
-        texts = [f"{row['word']}: {row['gloss']}." for row in glosses()]
+        texts = [f"{one.word}: {one.gloss}." for one in glosses_of(options.split)]
+    elif options.split != type(options).split:
+        raise ValueError(
+            f"split={options.split!r} is of the bundled texts alone; keep a part of "
+            f"{options.text} in a file of its own"
+        )
     else:
         texts = load_corpus(options.text)
     return _some(pack(texts, tokenizer, options.length), options, options.text)
@@ -429,7 +429,7 @@ def build_trainer(
     facts = {
         "kind": kind,
         "student": options.student,
-        "data": _data_hash(rows),
+        "hash of the rows": _data_hash(rows),
         "learning_rate": rate,
         "rows of a step": options.batch_size * options.gradient_accumulation_steps,
         **{name: getattr(options, name) for name in named},

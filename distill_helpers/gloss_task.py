@@ -111,6 +111,23 @@ def splits() -> Splits:
     )
 
 
+def glosses_of(split: str = "train") -> tuple[Gloss, ...]:
+    """The glosses as a text to learn from or to be measured on.
+
+    Args:
+        split: ``"train"`` (labelled and pool), ``"validation"`` or ``"test"``.
+    """
+    parts = splits()
+    by_name = {
+        "train": (*parts.labelled, *parts.pool),
+        "validation": parts.validation,
+        "test": parts.test,
+    }
+    if split not in by_name:
+        raise ValueError(f"split={split!r} must be 'train', 'validation' or 'test'")
+    return by_name[split]
+
+
 @lru_cache
 def kinds() -> tuple[str, ...]:
     """The twelve, in alphabetical order."""

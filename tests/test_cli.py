@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from distill_helpers.cli import main
 from distill_helpers.configs import TrainOptions, build_trainer, write_config
-from distill_helpers.data import data_folder
+from distill_helpers.data import data_folder, data_path
 from distill_helpers.questions import write_questions
 
 TINY = ["--teacher", "tiny-prose", "--rows", "48", "--length", "24"]
 FRESH = ["--student", "fresh:1x16", "--profile", "smoke"]
+OWN_TEXT = str(data_path("austen/emma.txt"))
 # What cannot be seen under AdamW is seen under plain SGD.
 SGD = ["--optim", "sgd", "--max-grad-norm", "0", "--learning-rate", "0.5"]
 
@@ -105,7 +106,8 @@ def test_a_bad_config_is_said(name, text, message, tmp_path, capsys):
         (["--gradient-accumulation-steps", "0"], "must be at least 1"),
         (["--weight-decay", "-1"], "weight_decay=-1.0 must be at least 0"),
         (["--length", "2000"], "has learned no more than 512 positions"),
-        (["--text", "glosses", "--split", "test"], "is of the austen text alone"),
+        (["--text", OWN_TEXT, "--split", "test"], "is of the bundled texts alone"),
+        (["--text", "glosses", "--split", "tset"], "must be 'train', 'validation'"),
         (["--teacher", "tiny-sums"], "the tokenizer cannot read this text"),
     ],
 )
@@ -127,7 +129,7 @@ def test_a_folder_holds_one_run(tmp_path, capsys):
     for kind, more, name in (
         ("soft", [], "kind='hard'"),
         ("hard", ["--learning-rate", "1e-5"], "learning_rate=0.008"),
-        ("hard", ["--text", "glosses"], "data="),
+        ("hard", ["--text", "glosses"], "hash of the rows="),
         ("hard", ["--student", "fresh:1x32"], "student='fresh:1x16'"),
         ("hard", ["--steps", "3"], "max_steps=3, but"),
     ):

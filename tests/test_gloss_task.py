@@ -4,6 +4,7 @@ from tiny_models import byte_level_bpe, tiny
 from distill_helpers.gloss_labels import POOL, pool_labels
 from distill_helpers.gloss_task import (
     Gloss,
+    glosses_of,
     judge,
     judge_answers,
     kinds,
@@ -24,6 +25,15 @@ def test_the_splits_share_no_gloss():
     assert len(made.pool) > 8000
     texts = [gloss.gloss for part in parts for gloss in part]
     assert len(set(texts)) == len(texts)
+
+
+def test_as_a_text_no_split_repeats_another():
+    names = ("train", "validation", "test")
+    parts = [{one.gloss for one in glosses_of(name)} for name in names]
+    assert sum(map(len, parts)) == len(set().union(*parts)) > 11_000
+    assert parts[2] == {one.gloss for one in splits().test}
+    with pytest.raises(ValueError, match="split='tset' must be 'train'"):
+        glosses_of("tset")
 
 
 def test_every_split_has_every_kind():
