@@ -1028,9 +1028,9 @@ KNOWN_BUGS: tuple[KnownBug, ...] = (
             ),
         ),
         mutants=(
+            _with_mix(lambda hard, soft, alpha: 0.5 * (hard + soft)),
             _half_jsd(scale_by_t2=False),
             _half_jsd(scale_by_t2=True),
-            _with_mix(lambda hard, soft, alpha: 0.5 * (hard + soft)),
         ),
     ),
     KnownBug(

@@ -16,6 +16,9 @@ from distill_helpers.bug_clinic import (
 from distill_helpers.known_bugs import KNOWN_BUGS, find_bug, plain_loss
 
 WITH_A_LOSS = [n for n in range(1, 11) if sick_loss(n) is not None]
+# The cache's order and the pieces of a batch lie around the loss.
+AROUND_THE_LOSS = {"shuffled_cache", "mean_of_means"}
+IN_THE_LOSS = [n for n in WITH_A_LOSS if PATIENTS[n - 1] not in AROUND_THE_LOSS]
 # Right in all that a loss can be asked about itself.
 UNSEEN = {"mean_reduction", "reversed_kl", "zero_over_zero", "clamped"}
 
@@ -36,6 +39,17 @@ def test_a_correct_loss_keeps_every_promise(loss):
 @pytest.mark.parametrize("number", WITH_A_LOSS)
 def test_a_patient_breaks_a_promise(number):
     assert not all(examine(sick_loss(number)).values())
+
+
+@pytest.mark.parametrize("number", IN_THE_LOSS)
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_what_is_compared_in_the_ward_is_what_was_admitted(number, alpha):
+    draw = torch.Generator().manual_seed(3)
+    student, teacher = torch.randn(2, 4, 9, 12, generator=draw)
+    labels = torch.randint(12, (4, 9), generator=draw)
+    labels[1, 5:] = -100
+    inputs = student, teacher, labels, 4.0, alpha
+    torch.testing.assert_close(sick_loss(number)(*inputs), admit(number)(*inputs))
 
 
 def test_every_probe_is_needed_by_some_known_bug():

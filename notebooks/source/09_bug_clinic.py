@@ -961,8 +961,9 @@ for number in range(1, 10):
 #   the pure case, with a sixteenth of the length; a missing world size (the number of
 #   processes that train together) or a division by the vocabulary are others. At α = ½
 #   the same bug turns the gradient, and then it matters.
-# * **cosine 1, length 1**: dormant. Nothing is wrong on this batch; the −∞ is still to
-#   come.
+# * **cosine 1, length 1**: dormant. Nothing is wrong on this batch, or with this
+#   setting: patient 6 is still waiting for its −∞, and at α = ½, patient 9's one half
+#   is just what was asked for.
 # * **cosine below 1**: the student is taught something else. No optimizer mends that,
 #   and no curve shows it unless a healthy run stands beside it.
 #
@@ -993,8 +994,9 @@ for number in range(1, 10):
 # over the rows of KL(p ‖ m), in nats, a scalar. Here p is the teacher's softmax in a
 # row, and m is the mean of all rows' p.
 #
-# By hand: two rows, (1, 0) and (0, 1). Then m is (½, ½), each row's KL is ln 2, and the
-# plateau is 0.693. If all rows are equal, it is 0.
+# By hand: two rows with the logits (40, 0) and (0, 40), whose p is (1, 0) and (0, 1) up
+# to a hair. Then m is (½, ½), each row's KL is ln 2, and the plateau is 0.693. If all
+# rows are equal, it is 0.
 
 
 # %% tags=["exercise"]
