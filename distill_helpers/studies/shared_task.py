@@ -2,8 +2,8 @@
 
 The student (2 layers, 96 wide) reads worked answers. "labels" learns them as they are;
 "soft" learns, on the same answers, what the 80 % teacher would have written next.
-Judged by exact match on the frozen 2,000 problems. Taught in notebook 02; notebooks 03
-to 07 add their rows.
+Judged by exact match on the frozen 2,000 problems. Taught in notebook 02; notebooks 05,
+06 and 07 add their rows.
 """
 
 from __future__ import annotations

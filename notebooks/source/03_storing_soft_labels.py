@@ -269,7 +269,7 @@ pair = soft_labels.load_pair(
         smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
     )
 )
-some = soft_labels.choose_rows(pair, "800", seed=0)
+some = soft_labels.choose_rows(pair, "800", seed=1)
 some = some.select(range(profile.pick(smoke=16, cpu=800, gpu=800)))
 
 # %%
@@ -334,6 +334,7 @@ fig, ax = plt.subplots()
 lines(ax, angles, xlabel="tokens in the gradient", ylabel="degrees")
 ax.set_xscale("log")
 ax.set_ylim(bottom=0)
+ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 ax.set_title("Angle to the full gradient: noise averages out, bias stays")
 plt.show()
 for n, gradient in full.items():
@@ -366,10 +367,6 @@ from distill_helpers.studies import load_results
 
 results = load_results("stored_labels")
 arms = results.study.arms
-kept = {}
-for arm in arms[2:]:
-    gain = results.gain("nll", "labels", arm, "800").mean
-    kept[arm] = gain / results.gain("nll", "labels", "full", "800").mean
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3.6))
@@ -490,6 +487,7 @@ tiny_cache = write_cache(
     some,
     work / "tiny",
     tokenizer=pair.tokenizer,
+    seed=1,
     progress=False,
 )
 print(f"{tiny_cache.bytes_per_token:.0f} bytes a token at this vocabulary")
@@ -500,7 +498,7 @@ live = train_student(
     some,
     tiny_cache,
     {},
-    seed=0,
+    seed=1,
     steps=profile.pick(smoke=4, cpu=soft_labels.STEPS, gpu=soft_labels.STEPS),
     **dict(results.options(stored_labels.DEFAULT, "800")),
 )
@@ -541,7 +539,8 @@ print(
 import json
 
 header = dict(cache.header)
-shown = ("scheme", "temperature", "seed", "tokenizer", "teacher", "dataset")
+shown = ("scheme", "temperature", "seed", "tokenizer", "chat_template")
+shown += ("teacher", "dataset")
 print(json.dumps({name: header[name] for name in shown}, indent=1))
 print(json.dumps(header["shards"][0], indent=1))
 
@@ -794,7 +793,7 @@ checks.cache_shift(cache_shift)
 #
 # | question | answer |
 # |---|---|
-# | what does a soft label cost? | vocabulary × 2 bytes in full; 84 bytes as a hybrid of 8 and 24 |
+# | what does a soft label cost? | in full, 2 bytes for every token of the vocabulary; as a hybrid of 8 and 24, less than a hundred |
 # | what is wrong with top k, renormalised? | a bias: it pushes a perfect student away, and more data do not help |
 # | what is right about draws? | on average they are the distribution; noise averages out |
 # | what must a cache know? | tokenizer, chat template, teacher, text, temperature, seed, checksums |
