@@ -376,10 +376,13 @@ plt.show()
 # where it was at $T = 1$. In between, probability is still spreading over a vocabulary
 # of tens of thousands, and even the scaled gradient falls. At the temperatures people
 # use, $T^2$ is a rule of thumb. Does it matter? Adam divides by the gradient's size, so
-# a constant factor on the *whole* loss changes next to nothing. It matters when the
-# loss **mixes** this soft term with a hard one, the plain cross-entropy with the text's
-# own token (a missing $T^2$ hands the training to the labels), and where gradients are
-# clipped.
+# a constant factor on the *whole* loss changes next to nothing. It matters where
+# gradients are clipped, and when the loss **mixes** this soft term with a hard one (a
+# missing $T^2$ hands the training to the labels).
+#
+# The hard term is the plain **cross-entropy** with the text's own token: the student's
+# surprise $-\ln q$ at that token, whose mean lesson 00 called NLL. In general, the
+# cross-entropy of $p$ and $q$ is $-\sum_i p_i \ln q_i$: the KL plus the entropy of $p$.
 
 # %% [markdown]
 # ## The high-temperature limit

@@ -358,6 +358,11 @@ print("learned:", repr(tiny.tokenizer.decode(learned)))
 # it adds is what it knew before, put to work on glosses that nobody had labelled.
 # **Predict:** of the gain from the true answers, what share do the teacher's answers
 # keep?
+#
+# One verdict below asks this: "beyond … of the gain of" the true ones is what the
+# teacher's answers gain over the 600 alone, less eight tenths of what the true ones
+# gain. It is positive if more than that share is kept. *Of 1* means that accuracy is
+# counted from 0 to 1, so that a hundredth is one percentage point.
 
 # %%
 from distill_helpers.plots import over_settings

@@ -138,7 +138,8 @@ filtered = filter_labels(
 print(filtered)
 
 # %% [markdown]
-# Lesson 04's filters kept form; this one keeps truth.
+# Lesson 04's filters looked at the form; this one looks at the result. What it keeps
+# ends right, though not every step need be.
 #
 # ## What is in a trace?
 #

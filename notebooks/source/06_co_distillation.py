@@ -595,6 +595,10 @@ for method in ("codistillation", "soft"):
     print(forecast, end="\n\n")
 
 # %% [markdown]
+# Why does the first not fit, though its peak is below what the GPU has? `plan` wants a
+# tenth of the memory to stay free: memory gets fragmented, and a forecast can be a
+# little off.
+#
 # The parts are those at the highest point of the step; what does not exist at that
 # moment is missing, as gradients are while the losses are computed. *Half-precision
 # copies* are made by mixed precision, *context* is what CUDA takes for itself.

@@ -363,7 +363,7 @@ print(f"length of its gradient: {norm:.3f}")
 reader.zero_grad()
 
 # %% [markdown]
-# There is a second way to the reverse KL. It KL is a mean over tokens that the
+# There is a second way to the reverse KL. It is a mean, over tokens that the
 # *student* draws, of $\log p_S - \log p_T$. And those tokens have just been drawn! So
 # the same mean over the written tokens alone, without a sum over the vocabulary,
 # should come out near it; the ± is one standard error.
@@ -559,10 +559,12 @@ print(results.table(columns, study.SETTING, digits=3))
 # %% [markdown]
 # (Percent, nats per token, percent, and seconds.) One thing this clock does not see:
 # somebody wrote the answers that are learned from; for *new text* the teacher wrote
-# them by the ten thousand, before the clock started. And one thing it sees, but
-# small: fixed rows are judged once and remembered, while own text has to be read by
-# the teacher at every step. With a large teacher that weighs more. For equal time,
-# look back at the last verdict.
+# them by the ten thousand, before the clock started. And one thing it does see: fixed
+# rows are judged once and remembered, while new text and own text have to be read by
+# the teacher at every step. In the table, the way from *soft labels* to *soft labels,
+# new text* is about what this reading costs, and from there to *own text* it is the
+# writing. Even with a teacher this small the reading is no trifle; with a large one it
+# weighs more. For equal time, look back at the last verdict.
 #
 # ## A real student writes
 #

@@ -334,8 +334,9 @@ for name in ("stored_keeps", "stored_pays"):
 
 # %% [markdown]
 # Labels do gain from more steps, but the gap stays: it was not the steps that were
-# missing. The others spend theirs better. Whoever has no teacher at work in every step
-# trains for much longer, and here that is worth more than what the distribution says.
+# missing. The others gain from theirs as well, and from a much higher start. Whoever
+# has no teacher at work in every step trains for much longer, and here that is worth
+# more than what the distribution says.
 # **Stored soft labels get both**, the distribution and the steps. And the plainest way
 # of all, your labels and the teacher's text, ends closest to the dashed line.
 #
@@ -547,8 +548,9 @@ print(f"against the teacher in 4 bits: {break_even(rival, made):,.0f}")
 # exists already, not with the dearest.
 #
 # Look at what the bill is made of. With what was assumed for **people**, machines
-# hardly count, and the teacher's reading for soft labels is a small part of them: at
-# this size the choice between text and soft labels is one of *access*, not of money.
+# hardly count. The teacher's reading may well be the larger part of what the machines
+# cost, but beside the people even that is little: at this size the choice between text
+# and soft labels is one of *access*, not of money.
 # Change `project`: with a billion examples the teacher's reading is what you pay for,
 # and then it matters whether it reads every epoch or once (lesson 03).
 #

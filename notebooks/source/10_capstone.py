@@ -73,10 +73,14 @@ print(f"at most {capstone.MAX_BYTES:.0%} of its bytes, at equal precision")
 # ## The task
 #
 # An application has to know one thing about a noun: is it a **living thing**, or
-# not? The teacher is SmolLM2, after it had learned in lesson 04 to sort glosses
+# not? The answers come from SmolLM2 after it had learned in lesson 04 to sort glosses
 # into twelve kinds. Three of them live: animal, person and plant. So the student
 # learns to name the kind, as the teacher does, and the application asks no more
 # of it than this.
+#
+# The model that we load below, cut down to the student and time is SmolLM2 *before*
+# that lesson: of the same shape, but it has never learned this task. (On a GPU another
+# model is asked, as it is.)
 
 # %%
 from distill_helpers.configs import resolve_teacher
@@ -148,7 +152,10 @@ print("exam:", my_exam_read.teacher, "right:", my_exam_read.right)
 
 # %% [markdown]
 # The teacher shows its steps and the exam wants the sum alone: what counts of an
-# answer is yours to say. For the glosses, a function further down does it.
+# answer is yours to say. You say it under *Judge it, beside others*, in the line that
+# begins with `read =`: for the glosses it is `is_living`; for questions of your own, put
+# your function in place of `str.strip`. For these sums that would be
+# `lambda text: text.split(";")[-1].strip()`.
 #
 # What `TELL` says is read by the teacher alone; the student learns to do without it
 # (context distillation, lesson 04). And if your teacher's answers are poor, stop
@@ -248,6 +255,10 @@ print("resumed to step", resumed.state.global_step)
 print("largest difference between the weights:", apart)
 
 # %% [markdown]
+# (The message about `lm_head.weight` is harmless: in this model the embedding and the
+# head are one and the same matrix, so a checkpoint holds it once. The difference above
+# shows that nothing was lost.)
+#
 # A checkpoint holds more than the weights: the optimizer's averages, where the
 # learning rate stood, the random state and the place in the data. Leave one out,
 # and the run goes on, but as another run. A checkpoint also counts only when it is
@@ -319,7 +330,7 @@ del trainer, trained
 #
 # * **the commonest answer**, always;
 # * **word counts** (naive Bayes) on what the student learned from: no network;
-# * **the student before training**: the pruned teacher, as it is;
+# * **the student before training**: the pruned model, as it is;
 # * **the teacher**, the one to come near.
 #
 # **Predict:** how far does counting words get?
@@ -499,14 +510,15 @@ display(wider)
 # %% [markdown]
 # Same weights, same speed, same bytes. A small student can be worth having for a
 # narrow task, and for a wider one that can be unproven or false; nobody sees that from
-# its size. Hence
-# the next section: whoever finds this model has to be told what it is for.
+# its size. Hence the model card, further down: whoever finds this model has to be told
+# what it is for.
 #
 # ## When does it pay?
 #
 # Distilling costs once, answering costs each time. From which answer on is the
-# student the cheaper way? In seconds of this machine, the teacher's answers to
-# learn from included:
+# student the cheaper way? Begin with one part of the sum, the teacher's answers to
+# learn from. In seconds of this machine, how many answers must the student give until
+# it has saved what those took?
 
 # %%
 seconds = {
