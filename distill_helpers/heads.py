@@ -110,7 +110,8 @@ class HeadReader:
             outputs = _call(
                 model, inputs, logits_to_keep=last, output_hidden_states=True
             )
-            hidden = outputs.hidden_states[-1]
+            states = getattr(outputs, "hidden_states", None)
+            hidden = states[-1] if states else None
         else:
             outputs, hidden = _call_hooked(model, causal, inputs, last)
         if not self.tried:

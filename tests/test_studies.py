@@ -373,28 +373,3 @@ def test_a_recheck_says_what_disagrees(published, tmp_path, monkeypatch, shift, 
     # "good" at 10 beats nobody: the verdict would change.
     assert bool(changed) == (status == "outside")
     assert all("soft_labels/better: was holds" in line for line in changed)
-
-
-def test_a_seed_that_stood_apart_when_published_is_not_judged(
-    published, tmp_path, monkeypatch
-):
-    first = studies.CONFIRM_SEEDS[0]
-    rows = [
-        row | {"score": row["score"] + 5 * (row["seed"] == first)}
-        if row["arm"] == "good"
-        else row
-        for row in published.rows
-    ]
-    apart = studies.Results(published.study, tuple(rows))
-    found, _ = studies.recheck_study(apart, tmp_path / "again")
-    # Back among the others it is what they predict.
-    assert [one.status for one in found] == ["inside", "same"]
-    real = demo_run
-
-    def further(run):
-        row = real(run)
-        return row | {"score": row["score"] + (run.arm == "good") * 9}
-
-    monkeypatch.setitem(globals(), "demo_run", further)
-    found, _ = studies.recheck_study(apart, tmp_path / "further")
-    assert [one.status for one in found] == ["not judged", "same"]

@@ -585,10 +585,9 @@ def recheck_study(
     Returns:
         A check for each arm, setting, and metric that decides something: ``"same"``
         as published, to one part in a thousand; ``"inside"`` what the other seeds
-        predict, as on another machine, where rounding differs; ``"outside"``; or
-        ``"not judged"``, where the published run itself is not what the others
-        predict. And a line for every verdict that would change if these rows stood in
-        the old ones' place.
+        predict, as on another machine, where rounding differs; or ``"outside"``. And a
+        line for every verdict that would change if these rows stood in the old ones'
+        place.
     """
     study = published.study
     work.mkdir(parents=True, exist_ok=True)
@@ -616,10 +615,6 @@ def recheck_study(
             check = others.check_live(metric, row["arm"], row["setting"], again)
             if math.isclose(again, before, rel_tol=1e-3, abs_tol=1e-9):
                 check = replace(check, status="same")
-            elif check.status == "outside" and not check.low <= before <= check.high:
-                # The others do not predict the published run either: of a seed that
-                # stands apart they can say nothing. Its verdicts are still compared.
-                check = replace(check, status="not judged")
             name = f"{study.name}: {check.name}, seed {seed}, published {before:.3f}"
             found.append(replace(check, name=name))
     anew = Results(study, (*kept, *rows))
