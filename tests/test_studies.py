@@ -373,3 +373,27 @@ def test_a_recheck_says_what_disagrees(published, tmp_path, monkeypatch, shift, 
     # "good" at 10 beats nobody: the verdict would change.
     assert bool(changed) == (status == "outside")
     assert all("soft_labels/better: was holds" in line for line in changed)
+
+
+@pytest.mark.parametrize(
+    ("again", "status"),
+    [(6.0, "same"), (6.05, "inside"), (1.0, "outside"), (9.0, "outside")],
+)
+def test_a_recheck_holds_a_seed_that_stands_apart_to_its_own_number(
+    published, tmp_path, monkeypatch, again, status
+):
+    """Neither is it held to the others', nor may it fall back among them unseen."""
+    first = studies.CONFIRM_SEEDS[0]
+    rows = [
+        row | {"score": 6.0} if (row["arm"], row["seed"]) == ("good", first) else row
+        for row in published.rows
+    ]
+    apart = studies.Results(published.study, tuple(rows))
+    real = demo_run
+
+    def elsewhere(run):
+        return real(run) | ({"score": again} if run.arm == "good" else {})
+
+    monkeypatch.setitem(globals(), "demo_run", elsewhere)
+    found, _ = studies.recheck_study(apart, tmp_path / "again")
+    assert [one.status for one in found] == [status, "same"]

@@ -32,7 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -584,10 +584,10 @@ def recheck_study(
 
     Returns:
         A check for each arm, setting, and metric that decides something: ``"same"``
-        as published, to one part in a thousand; ``"inside"`` what the other seeds
-        predict, as on another machine, where rounding differs; or ``"outside"``. And a
-        line for every verdict that would change if these rows stood in the old ones'
-        place.
+        as published, to one part in a thousand; ``"inside"``, no further from its own
+        published number than the other seeds let a run stray from their mean, as on
+        another machine, where rounding differs; or ``"outside"``. And a line for every
+        verdict that would change if these rows stood in the old ones' place.
     """
     study = published.study
     work.mkdir(parents=True, exist_ok=True)
@@ -603,7 +603,9 @@ def recheck_study(
     kept = [
         one for one in published.rows if not any(_is_same_run(one, row) for row in rows)
     ]
-    # What the other seeds predict; the published number itself must not widen it.
+    # A seed has its own data and its own luck, so that a rerun is held to the number
+    # that this seed gave. How far it may stray is what the other seeds say: the
+    # published number itself must not widen that.
     others = Results(study, tuple(kept))
     found = []
     for row in rows:
@@ -613,10 +615,13 @@ def recheck_study(
             if math.isnan(again) and math.isnan(before):
                 continue
             check = others.check_live(metric, row["arm"], row["setting"], again)
+            stray = (check.high - check.low) / 2
             if math.isclose(again, before, rel_tol=1e-3, abs_tol=1e-9):
-                check = replace(check, status="same")
+                status = "same"
+            else:
+                status = "inside" if abs(again - before) <= stray else "outside"
             name = f"{study.name}: {check.name}, seed {seed}, published {before:.3f}"
-            found.append(replace(check, name=name))
+            found.append(LiveCheck(name, again, before - stray, before + stray, status))
     anew = Results(study, (*kept, *rows))
     verdicts = [(c, judge(published, c).status, judge(anew, c)) for c in study.claims]
     changed = [
