@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -397,3 +398,26 @@ def test_a_recheck_holds_a_seed_that_stands_apart_to_its_own_number(
     monkeypatch.setitem(globals(), "demo_run", elsewhere)
     found, _ = studies.recheck_study(apart, tmp_path / "again")
     assert [one.status for one in found] == [status, "same"]
+
+
+def test_a_recheck_leaves_out_what_an_arm_does_not_measure(
+    published, tmp_path, monkeypatch
+):
+    """As a finished model has no gradient, and its run no such column."""
+    real = demo_run
+    steady = replace(published.study.claims[0], name="steady", metric="spread")
+    steady = replace(steady, baseline="good")
+    study = replace(published.study, claims=(*published.study.claims, steady))
+    rows = [
+        row | {"spread": float(row["seed"]) if row["arm"] == "good" else math.nan}
+        for row in published.rows
+    ]
+
+    def measured(run):
+        return real(run) | ({"spread": float(run.seed)} if run.arm == "good" else {})
+
+    monkeypatch.setitem(globals(), "demo_run", measured)
+    found, changed = studies.recheck_study(Results(study, tuple(rows)), tmp_path / "b")
+    assert [one.name.split(", ")[2] for one in found] == ["score", "spread", "score"]
+    assert {one.status for one in found} == {"same"}
+    assert changed == []

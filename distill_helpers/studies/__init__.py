@@ -611,7 +611,9 @@ def recheck_study(
     for row in rows:
         (old,) = [one for one in published.rows if _is_same_run(one, row)]
         for metric in metrics:
-            again, before = float(row[metric]), float(old[metric])
+            # Where an arm has no such metric, its run gives no column.
+            again = float(row.get(metric, math.nan))
+            before = float(old.get(metric, math.nan))
             if math.isnan(again) and math.isnan(before):
                 continue
             check = others.check_live(metric, row["arm"], row["setting"], again)
