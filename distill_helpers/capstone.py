@@ -414,10 +414,10 @@ def weigh(
 
 
 class StopAfter(TrainerCallback):
-    """Ends a run early, as a lost connection would, once its checkpoint is there.
+    """Ends a run early, as a lost connection would: nothing more is saved.
 
     Args:
-        steps: Optimizer steps that it gets; at the end of one with a checkpoint.
+        steps: Optimizer steps that it gets. Those behind the last checkpoint are lost.
 
     Taught in notebook 10.
     """
@@ -426,9 +426,8 @@ class StopAfter(TrainerCallback):
         self.steps = steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Ask for a checkpoint and the end."""
+        """Ask for the end."""
         if state.global_step >= self.steps:
-            control.should_save = True
             control.should_training_stop = True
         return control
 

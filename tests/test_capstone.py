@@ -16,6 +16,7 @@ from distill_helpers.generation import write_batch
 from distill_helpers.models import Loaded, load_tiny_teacher, prune_layers
 from distill_helpers.questions import write_questions
 from distill_helpers.studies import Interval
+from distill_helpers.trainers import last_complete_checkpoint
 
 
 def test_scores_and_their_intervals():
@@ -196,6 +197,10 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
     stopped = build_trainer("hard", given, callbacks=[stop], disable_tqdm=True)
     stopped.train(resume_from_checkpoint=True)
     assert stopped.state.global_step == 3
+    # Torn off, it has no checkpoint but the one of its last regular save.
+    last = last_complete_checkpoint(tmp_path / "run")
+    assert last is not None
+    assert last.name == "checkpoint-2"
     resumed = build_trainer("hard", given, disable_tqdm=True)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6

@@ -32,19 +32,25 @@ work = Path(tempfile.mkdtemp())
 # | `TELL` | what the teacher reads before each of your prompts |
 # | `TEACHER` | `packaged`, a folder, or a name on the model hub |
 # | `STUDENT` | `pruned:8`, `fresh:2x96` (untrained, two layers, 96 wide), a folder, or a name on the hub |
-# | `DRIVE` | on Colab: a folder on your Google Drive, for answers and checkpoints |
+# | `LICENCE` | what the student may be passed on under, if teacher or student is not ours |
+# | `FOLDER` | where answers, checkpoints and the student are kept; empty: a folder that your system clears away one day |
+# | `DRIVE` | on Colab instead: a folder on your Google Drive |
 # | `PUSH_TO` | `owner/name` on the model hub; empty: nothing leaves this machine |
 
 # %%
+ours = profile.pick(
+    smoke=("tiny-prose", "pruned:2"),
+    cpu=("packaged", "pruned:8"),
+    gpu=("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B"),
+)
 QUESTIONS, EXAM, TELL = "", "", ""
-TEACHER = profile.pick(
-    smoke="tiny-prose", cpu="packaged", gpu="Qwen/Qwen2.5-1.5B-Instruct"
-)
-STUDENT = profile.pick(
-    smoke="pruned:2", cpu="pruned:8", gpu="Qwen/Qwen2.5-0.5B"
-)
-DRIVE = ""
-PUSH_TO = ""
+TEACHER, STUDENT = ours
+LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
+
+# %%
+teacher_is_ours = ours[0] == TEACHER
+both_are_ours = ours == (TEACHER, STUDENT)
+licence = LICENCE or ("apache-2.0" if both_are_ours else "other")
 
 # %% [markdown]
 # `pruned:8` is the teacher with its first four and its last four layers: lesson 02
@@ -85,7 +91,11 @@ print(f"at most {capstone.MAX_BYTES:.0%} of its bytes, at equal precision")
 # %%
 from distill_helpers.configs import resolve_teacher
 from distill_helpers.hard_labels import LocalTeacher
-from distill_helpers.questions import gloss_project, own_project
+from distill_helpers.questions import (
+    gloss_project,
+    own_project,
+    write_questions,
+)
 
 teacher = resolve_teacher(TEACHER, profile)
 asked = LocalTeacher(*teacher, licence="see the model's own card")
@@ -96,29 +106,33 @@ size = {
 
 # %% [markdown]
 # In the `cpu` profile the teacher's answers are already in the course's data, and
-# cost nothing. On a GPU, or with questions of your own, the teacher is asked now.
-# That is `write_labels` from lesson 04: it can be interrupted, and it keeps to a
-# budget. On Colab, set `DRIVE`: the answers, and later the checkpoints, then lie on
-# your Google Drive, and no lost runtime makes you pay for them twice.
+# cost nothing. On a GPU, or with a teacher or questions of your own, the teacher is
+# asked now. That is `write_labels` from lesson 04: it can be interrupted, and it keeps
+# to a budget. Set `FOLDER` (on Colab `DRIVE`): then the answers, the checkpoints and the
+# student outlive this notebook, and no lost runtime makes you pay for them twice.
 
 # %%
 from distill_helpers.runtime import drive_folder
 
-home = drive_folder(DRIVE) if DRIVE else work
+home = drive_folder(DRIVE) if DRIVE else Path(FOLDER or work).absolute()
+home.mkdir(parents=True, exist_ok=True)
 
 # %%
 if QUESTIONS:
     files = {"questions": QUESTIONS, "exam": EXAM}
     learn, exam = own_project(home, teacher=asked, tell=TELL, **files)
 else:
-    live = asked if profile.name == "gpu" else None
+    stored = teacher_is_ours and profile.name != "gpu"
+    live = None if stored else asked
     learn, exam = gloss_project(home, teacher=live, **size)
+    write_questions(home / "exam.jsonl", exam.prompts, exam.right)
 
 # %% [markdown]
 # Look at what the student will learn from: would you have answered so?
 
 # %%
-rows = [json.loads(line) for line in learn.read_text().splitlines()]
+with learn.open(encoding="utf-8") as lines:
+    rows = [json.loads(line) for line in lines]
 for row in rows[:3]:
     print(row["prompt"] + row["answer"], end="\n\n")
 print(f"{len(rows):,} to learn from, {len(exam.prompts):,} in the exam")
@@ -132,8 +146,6 @@ print(f"{len(rows):,} to learn from, {len(exam.prompts):,} in the exam")
 # 05 to answer them.
 
 # %%
-from distill_helpers.questions import write_questions
-
 mine = write_questions(work / "mine.jsonl", ["12+30+41=", "25+25+17="])
 my_exam = write_questions(work / "my_exam.jsonl", ["40+31+22="], ["93"])
 print(mine.read_text() + my_exam.read_text())
@@ -182,7 +194,7 @@ options = TrainOptions(
     output=str(home / "run"),
     profile=profile.name,
 )
-config = write_config(options, work / "run.json")
+config = write_config(options, home / "run.json")
 
 # %% [markdown]
 # `plain_prompts`: the student reads a prompt as it is. The teacher's chat template
@@ -191,7 +203,8 @@ config = write_config(options, work / "run.json")
 #
 # ## Plan
 #
-# Before the long cell: does it fit, how long will it take?
+# Before the long cell: does it fit, how long will it take? (For a rented machine the
+# last line also says what that costs.)
 
 # %%
 from distill_helpers.configs import resolve_student
@@ -213,13 +226,16 @@ print(planned)
 #
 # Runtimes disconnect, laptops sleep, batteries end. A run that cannot be continued
 # will be lost one day. You need not wait for that day: cause it now, on a model
-# that trains in a second. Three runs of one config: one undisturbed, one stopped
-# half-way, and the same one again.
+# that trains in a second. Three runs of one config, with a checkpoint every second
+# step: one undisturbed, one torn off after the third, and the same one again. To make
+# it worse, the second leaves an empty folder behind, as a run does that dies
+# while it writes its next checkpoint.
 #
 # **Predict:** in how many digits will the weights at the end differ?
 
 # %%
 from distill_helpers.capstone import StopAfter
+from distill_helpers.trainers import last_complete_checkpoint
 
 some = write_questions(
     work / "some.jsonl",
@@ -245,7 +261,9 @@ def rehearse(folder, *callbacks):
 # %%
 whole = rehearse("whole")
 stopped = rehearse("stopped", StopAfter(3))
-print("stopped at step", stopped.state.global_step, "of", small.steps)
+print("torn off at step", stopped.state.global_step, "of", small.steps)
+(work / "stopped" / "checkpoint-4").mkdir()
+print("goes on from", last_complete_checkpoint(work / "stopped").name)
 resumed = rehearse("stopped")
 
 # %%
@@ -261,15 +279,19 @@ print("largest difference between the weights:", apart)
 #
 # A checkpoint holds more than the weights: the optimizer's averages, where the
 # learning rate stood, the random state and the place in the data. Leave one out,
-# and the run goes on, but as another run. A checkpoint also counts only when it is
-# complete: a marker file is written last, and a folder without one is ignored.
+# and the run goes on, but as another run. Step three was lost and done again. And the
+# empty folder was passed over, though its number is higher: a checkpoint counts only
+# when it is complete, which a marker file says that is written last.
 #
 # ## Train
 #
-# Now in earnest, and with an accident of its own: half-way the run is stopped, as
+# Now in earnest, and with an accident of its own: half-way the run is torn off, as
 # if the connection had been lost, and a new trainer takes over.
 
 # %%
+import time
+
+began = time.perf_counter()
 lost = StopAfter(options.steps // 2)
 half = build_trainer("hard", options, teacher=teacher, callbacks=[lost])
 half.train(resume_from_checkpoint=True)
@@ -279,7 +301,9 @@ del half, whole, stopped, resumed
 # %%
 trainer = build_trainer("hard", options, teacher=teacher)
 trainer.train(resume_from_checkpoint=True)
+trained_for = time.perf_counter() - began
 print(f"stopped at step {before}, ended at {trainer.state.global_step}")
+print(f"minutes: planned {planned.minutes:.1f}, taken {trained_for / 60:.1f}")
 
 # %%
 log = [one for one in trainer.state.log_history if "loss" in one]
@@ -294,9 +318,9 @@ ax.set_title("The loss goes on where it was")
 plt.show()
 
 # %% [markdown]
-# On Colab, with `DRIVE`, *Run all* does the same after a disconnect: it finds the
-# teacher's answers, and takes the training up from the last complete checkpoint. The
-# cell under *Push it, or not* waits until Drive has everything.
+# With `FOLDER` or `DRIVE`, *Run all* does the same after a disconnect: it finds the
+# teacher's answers, and takes the training up from the last complete checkpoint. On
+# Colab, the cell before the recap waits until Drive has everything.
 #
 # ## Save, and load again
 #
@@ -495,17 +519,11 @@ display(verdict)
 # kinds? **Predict** before you run.
 
 # %%
-kinds = {
-    name: score(answers[name], exam.right) for name in ("student", "teacher")
-}
-for name, found in kinds.items():
-    print(f"{name:8} {found}")
-wider = weigh(
-    "exact kind" if not QUESTIONS else "your task, word by word",
-    score=score_ratio(kinds["student"], kinds["teacher"]),
-    **measured,
-)
-display(wider)
+if not QUESTIONS:
+    kinds = [score(answers[who], exam.right) for who in ("student", "teacher")]
+    print("student", kinds[0], "\nteacher", kinds[1])
+    wider = weigh("exact kind", score=score_ratio(*kinds), **measured)
+    display(wider)
 
 # %% [markdown]
 # Same weights, same speed, same bytes. A small student can be worth having for a
@@ -531,7 +549,8 @@ print(f"saved per answer: {1000 * each:.1f} ms")
 print(f"labelling pays itself back after {labelling / each:,.0f} answers")
 
 # %% [markdown]
-# Training comes on top, and so do your own hours. Exercise 3 does the whole sum.
+# Training comes on top, and so do your own hours. Exercise 3 does the sum with the
+# training in it.
 #
 # ## A model card
 #
@@ -543,16 +562,21 @@ print(f"labelling pays itself back after {labelling / each:,.0f} answers")
 # %%
 from distill_helpers.capstone import origins, teacher_name
 
+known = licence if licence != "other" else "look it up"
+went_in = {"teacher": (known, teacher_name(TEACHER, profile))}
 if QUESTIONS:
-    bundled = {QUESTIONS: ("yours: say which", "yours: say where from")}
+    name = Path(QUESTIONS).name
+    went_in[name] = ("yours: say which", "yours: say where from")
 else:
-    bundled = origins(["gloss_labels.jsonl", "wordnet_glosses.jsonl"])
-licences = {"teacher": "Apache-2.0 (SmolLM2 and Qwen2.5; else: look it up)"}
-licences |= {name: facts[0] for name, facts in bundled.items()}
-came_from = {"teacher": teacher_name(TEACHER, profile)}
-came_from |= {name: facts[1] for name, facts in bundled.items()}
-for name, licence in licences.items():
-    print(f"{name}: {licence}")
+    went_in |= origins(["wordnet_glosses.jsonl"])
+
+# %%
+if not QUESTIONS and live is None:
+    went_in |= origins(["gloss_labels.jsonl"])
+licences = {name: facts[0] for name, facts in went_in.items()}
+came_from = {name: facts[1] for name, facts in went_in.items()}
+for name, (terms, _) in went_in.items():
+    print(f"{name}: {terms}")
 
 # %% [markdown]
 # Answers of the student go into the card as examples. They are text that a model
@@ -578,24 +602,37 @@ millions = sizes["student"].parameters / 1e6
 results = {
     f"right, {name}": str(found).strip() for name, found in scores.items()
 }
+results["verdict"] = str(verdict)
+limits = [
+    "It was judged on one exam, from the source that it learned from.",
+    "It repeats its teacher's mistakes, and answers any question at all.",
+]
+
+# %%
+if not QUESTIONS:
+    results["beyond it"] = str(wider)
+if not QUESTIONS and live is None:
+    limits.append(
+        "The answers that it learned, and the teacher's score, are of "
+        "SmolLM2-135M-Instruct after it was fine-tuned on glosses with right "
+        "kinds; nobody gets them from the public model."
+    )
 
 # %%
 card = ModelCard(
     name=f"{task}, a distilled student",
     summary=summary,
     teacher=teacher_name(TEACHER, profile),
-    licence="apache-2.0",
+    licence=licence,
     licences=licences,
     origins=came_from,
-    method=f"Hard labels: the student ({STUDENT}, {millions:.1f} million "
-    f"parameters) learned {len(rows):,} of its teacher's answers, by "
-    "cross-entropy on the answer and its end.",
+    method=f"Hard labels: the student ({teacher_name(STUDENT, profile)}, "
+    f"{millions:.1f} million parameters) was given {len(rows):,} of its "
+    "teacher's answers, by cross-entropy on the answer and its end. Answers "
+    f"of more than {options.length} tokens with their prompts are left out.",
     options={"steps": options.steps, "learning rate": options.learning_rate},
-    results=results | {"verdict": str(verdict), "beyond it": str(wider)},
-    limits=[
-        "It was judged on one exam, from the source that it learned from.",
-        "It repeats its teacher's mistakes, and answers any question at all.",
-    ],
+    results=results,
+    limits=limits,
     examples=list(zip(exam.prompts, answers["student"], strict=True))[:3],
     versions={p.__name__: p.__version__ for p in (torch, transformers)},
 )
@@ -613,11 +650,10 @@ print(write_card(card, shipped).read_text())
 from distill_helpers.capstone import push_folder
 from distill_helpers.runtime import flush_drive
 
+print(str(shipped).replace(str(work), "…"))
+print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
 if PUSH_TO:
     print(push_folder(shipped, PUSH_TO, private=True))
-if DRIVE:
-    flush_drive()
-print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
 
 # %% [markdown]
 # ## The same, without a notebook
@@ -662,13 +698,17 @@ done = subprocess.run(
 print((done.stdout or done.stderr[-300:]).replace(str(work), "…"))
 
 # %% [markdown]
-# In a terminal, that is
+# In a terminal, in the `FOLDER` where this notebook has put `run.json`, `exam.jsonl`
+# and `student`, that is
 #
 # ```sh
 # distill train hard --config run.json
 # accelerate launch -m distill_helpers train hard --config run.json
 # distill evaluate --model student --answers exam.jsonl
 # ```
+#
+# `evaluate` counts answers that are right word by word. For the glosses that is the
+# exact kind, the second of the two verdicts.
 #
 # ### A text of your own, instead of questions
 #
@@ -814,6 +854,29 @@ def break_even(once, teacher, student):
 
 
 checks.break_even(break_even)
+
+# %% [markdown]
+# Now with the numbers of this run: the teacher's time and the training, and what a
+# machine would cost that is rented by the hour. What does it come to with your own
+# hours in it?
+
+# %%
+once = labelling + trained_for
+hourly = 1.0  # dollars: write in what yours costs
+print(f"made in {once / 60:.1f} minutes: {once / 3600 * hourly:.2f} dollars")
+paid = break_even(once, seconds["teacher"], seconds["student"])
+if paid is None:
+    print("after how many answers? Solve exercise 3 first")
+else:
+    print(f"it has paid after {paid:,.0f} answers")
+
+# %% [markdown]
+# On Colab, Drive is written to with delay. With `DRIVE`, this last cell waits until
+# everything is there, and closes it.
+
+# %%
+if DRIVE:
+    flush_drive()
 
 # %% [markdown]
 # ## Recap
