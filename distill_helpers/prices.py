@@ -21,11 +21,12 @@ from distill_helpers.soft_label_schemes import scheme_for
 
 # Ways that need no student, and ways to make one.
 BOUGHT, SERVED, SERVED_4_BITS = "API", "teacher", "teacher in 4 bits"
+READY_MADE = "small model of others"
 API_TEXT, TEXT = "student of the API's text", "student of the teacher's text"
 SOFT, STORED = "student of soft labels", "student of stored soft labels"
 OWN, TOGETHER = "student of its own text", "co-distilled student"
 WAYS = (
-    *(BOUGHT, SERVED, SERVED_4_BITS),
+    *(BOUGHT, SERVED, SERVED_4_BITS, READY_MADE),
     *(API_TEXT, TEXT, SOFT, STORED, OWN, TOGETHER),
 )
 
@@ -131,8 +132,10 @@ def bill(project: Project, way: str) -> Bill:
         faster = 4.0 if way == SERVED_4_BITS else 1.0
         cost = project.compute(2 * teacher * size, writing=True) / faster
         return Bill(way, MappingProxyType({}), cost)
-    once = _making(project, way, teacher, student)
     served = project.compute(2 * student * size, writing=True)
+    if way == READY_MADE:  # of the student's size
+        return Bill(way, MappingProxyType({}), served)
+    once = _making(project, way, teacher, student)
     return Bill(way, MappingProxyType(once), served)
 
 

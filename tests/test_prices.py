@@ -37,6 +37,13 @@ def test_a_student_answers_for_its_share_of_the_teacher():
     assert small.answer / served.answer == pytest.approx(3 / 70)
 
 
+def test_nothing_made_is_cheaper_than_the_same_found():
+    found = bill(PROJECT, prices.READY_MADE)
+    made = bill(PROJECT, prices.API_TEXT)
+    assert found.answer == made.answer
+    assert break_even(found, made) == math.inf
+
+
 def test_live_soft_labels_pay_the_teacher_every_epoch_stored_ones_once():
     live, stored = (bill(PROJECT, way).once for way in (prices.SOFT, prices.STORED))
     ratio = live["teacher reads"] / stored["teacher reads"]

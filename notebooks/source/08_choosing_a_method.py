@@ -516,9 +516,16 @@ for way in (SOFT, STORED):
 # is cheaper than buying them? A thousand, a hundred thousand, or some millions?
 
 # %%
+from distill_helpers.prices import (
+    API_TEXT,
+    BOUGHT,
+    READY_MADE,
+    SERVED,
+    SERVED_4_BITS,
+)
 from distill_helpers.widgets import explore
 
-SHOWN = (*WAYS[:4], WAYS[6])
+SHOWN = (BOUGHT, SERVED, SERVED_4_BITS, API_TEXT, STORED)
 
 
 def draw_bills(ax, exponent):
@@ -554,12 +561,7 @@ explore(
 # an answer saves, and by looking for the point where the totals cross.
 
 # %%
-from distill_helpers.prices import (
-    API_TEXT,
-    BOUGHT,
-    SERVED_4_BITS,
-    break_even,
-)
+from distill_helpers.prices import break_even
 
 bought, made = bill(project, BOUGHT), bill(project, API_TEXT)
 low, high = 1.0, 1e12
@@ -570,12 +572,15 @@ while high / low > 1.0001:
 print(f"by the formula: {break_even(bought, made):,.0f} answers")
 print(f"where they cross: {low:,.0f} answers")
 assert abs(low / break_even(bought, made) - 1) < 1e-3
-rival = bill(project, SERVED_4_BITS)
-print(f"against the teacher in 4 bits: {break_even(rival, made):,.0f}")
+for way in (SERVED_4_BITS, READY_MADE):
+    rival = bill(project, way)
+    print(f"against the {way}: {break_even(rival, made):,.0f}")
 
 # %% [markdown]
-# The last line is the honest one: a student competes with the cheapest way that
-# exists already, not with the dearest.
+# The last two lines are the honest ones: a student competes with the cheapest way that
+# exists already, not with the dearest. And against a small model that somebody else has
+# distilled, and that passes your exam, no number of answers ever pays for one of your
+# own. Most teams should look for that first.
 #
 # Look at what the bill is made of. With what was assumed for **people**, machines
 # hardly count. The teacher's writing and reading may well be the larger part of what the
@@ -834,8 +839,7 @@ for place in frontier(spent, gained) or []:
 # **When would you not distil at all?**
 #
 # * Few answers will be served: prompt the teacher, or buy the answers.
-# * A smaller model that somebody else has distilled does the job: most teams should
-#   look for that first.
+# * A smaller model that somebody else has distilled passes your exam.
 # * Memory is the problem: round the teacher's weights.
 # * You have right labels for what will be asked: train on them, for longer.
 # * Nobody can say what a good answer is: there is nothing to check a student by.
