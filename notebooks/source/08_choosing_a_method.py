@@ -648,7 +648,7 @@ def draw_guide(ax):
 
 
 # %%
-fig, ax = plt.subplots(figsize=(8.5, 7))
+fig, ax = plt.subplots(figsize=(8.5, 7.8))
 ax.set_xlim(-0.05, 2)
 ax.set_ylim(-len(QUESTIONS) + 0.4, 0.6)
 ax.axis("off")
