@@ -611,9 +611,7 @@ def recheck_study(
     for row in rows:
         (old,) = [one for one in published.rows if _is_same_run(one, row)]
         for metric in metrics:
-            # Where an arm has no such metric, its run gives no column.
-            again = float(row.get(metric, math.nan))
-            before = float(old.get(metric, math.nan))
+            again, before = _number(row, metric), _number(old, metric)
             if math.isnan(again) and math.isnan(before):
                 continue
             check = others.check_live(metric, row["arm"], row["setting"], again)
@@ -632,6 +630,12 @@ def recheck_study(
         if was != now.status
     ]
     return found, changed
+
+
+def _number(row: Mapping[str, Any], metric: str) -> float:
+    """NaN where an arm has no such metric: no column, or nothing in a file's."""
+    value = row.get(metric, "")
+    return math.nan if value == "" else float(value)
 
 
 def _is_same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
