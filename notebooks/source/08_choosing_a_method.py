@@ -209,6 +209,8 @@ from distill_helpers.data import results_root
 path = results_root() / "rounds" / "side_by_side_1.csv"
 with path.open(encoding="utf-8") as file:
     rows = [row for row in csv.DictReader(file) if row["phase"] == "confirm"]
+
+# %%
 rows = [row for row in rows if row["arm"] in study.STUDENTS]
 for seed in sorted({row["seed"] for row in rows}):
     tried = [row for row in rows if row["seed"] == seed]
@@ -271,7 +273,7 @@ ax.axhspan(student.low, student.high, **band)
 ax.set_xlabel("bits of a weight")
 ax.set_ylabel("right answers, percent")
 ax.set_title(f"The teacher, rounded ({asked:,} problems)")
-ax.legend()
+ax.legend(loc="lower right")
 plt.show()
 
 # %%
@@ -528,6 +530,7 @@ from distill_helpers.widgets import explore
 SHOWN = (BOUGHT, SERVED, SERVED_4_BITS, API_TEXT, STORED)
 
 
+# %%
 def draw_bills(ax, exponent):
     totals = [bill(project, way).total(10.0**exponent) for way in SHOWN]
     colors = ["0.1" if t == min(totals) else "0.7" for t in totals]
@@ -572,6 +575,8 @@ while high / low > 1.0001:
 print(f"by the formula: {break_even(bought, made):,.0f} answers")
 print(f"where they cross: {low:,.0f} answers")
 assert abs(low / break_even(bought, made) - 1) < 1e-3
+
+# %%
 for way in (SERVED_4_BITS, READY_MADE):
     rival = bill(project, way)
     print(f"against the {way}: {break_even(rival, made):,.0f}")
@@ -621,7 +626,7 @@ QUESTIONS = [
     ("Will several epochs or students\nread the same rows?",
      "soft labels, stored once", study.STORED),
     ("None of these", "soft labels from the live teacher", study.SOFT),
-    ("Afterwards: can the student write a\nlittle, and does fixed text not help?",
+    ("Afterwards: can it write a little,\nand has fixed text stopped helping?",
      "try its own text (lesson 07)", None),
 ]  # fmt: skip
 LAST = len(QUESTIONS) - 2
@@ -692,6 +697,7 @@ def met_at(choice, rival):
     return budgeted(choice) if enough else SETTING
 
 
+# %%
 for access, (choice, *rivals) in AT_HAND.items():
     print(f"{access}: {choice}")
     for rival in rivals:
