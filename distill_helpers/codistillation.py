@@ -241,6 +241,7 @@ class CoDistillationTrainer(DistillationTrainer):
         stale = [name for name in models if exchange_every and name in teaching]
         partners: Any = Partners(models, stale=stale, fused=fused)
         super().__init__(partners, self._learn, tokenizer=tokenizer, **options)
+        self._refuse_spread_weights("models cannot be clipped and saved one by one")
         if self.args.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns=True would remove all columns, since several "
@@ -295,6 +296,10 @@ class CoDistillationTrainer(DistillationTrainer):
             self._step_nll = self._step_nll + torch.stack(hard)
         return losses
 
+    def _forget_run(self) -> None:
+        super()._forget_run()
+        self._step_nll = 0.0
+
     def end_step(self) -> None:
         """Follow the partners' losses, refresh their copies; after every step."""
         partners = self.partners
@@ -323,6 +328,9 @@ class CoDistillationTrainer(DistillationTrainer):
         return torch.stack(norms).norm()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # transformers 5.15 asks process zero alone, 5.23 asks all of them.
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         partners, tokenizer = self.partners, self.processing_class
         for name, model in _items(partners.models):
@@ -447,6 +455,12 @@ def _check_models(
                 f"{vocabulary} tokens; models that learn from each other need one "
                 "vocabulary"
             )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                f"{name} is frozen and would never learn; call "
+                f"{name}.requires_grad_(True), or take SoftLabelTrainer for a teacher "
+                "that stays as it is"
+            )
         twin = seen.setdefault(weights_hash(model), name)
         if twin != name:
             raise ValueError(
@@ -481,7 +495,8 @@ class Ensemble(nn.Module):
     """The mean of several models' probabilities, as one model.
 
     Args:
-        models: Of one vocabulary; called as ``model(input_ids=…).logits``.
+        models: Of one vocabulary; called as ``model(input_ids=…).logits``. Heads that
+            are padded to different widths are cut to the narrowest.
     """
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
@@ -492,8 +507,11 @@ class Ensemble(nn.Module):
         """Return log-probabilities as logits."""
         from transformers.modeling_outputs import CausalLMOutput
 
+        models = [model for _, model in _items(self.models)]
+        width = min(len(model.get_output_embeddings().weight) for model in models)
         log_p = [
-            m(**inputs).logits.float().log_softmax(-1) for m in self.models.values()
+            model(**inputs).logits[..., :width].float().log_softmax(-1)
+            for model in models
         ]
         mean = torch.stack(log_p).logsumexp(0) - math.log(len(log_p))
         return CausalLMOutput(logits=mean)

@@ -32,7 +32,8 @@ class Head:
         bias: ``[vocabulary]``.
         scale: Factor on the logits (Cohere's ``logit_scale``; 1 / Granite's
             ``logits_scaling``).
-        soft_cap: ``cap * tanh(logits / cap)`` (Gemma 2); ``None`` leaves them.
+        soft_cap: ``cap * tanh(logits / cap)`` (Gemma 2's ``final_logit_softcapping``,
+            RecurrentGemma's ``logits_soft_cap``); ``None`` leaves them.
     """
 
     weight: torch.Tensor
@@ -104,6 +105,7 @@ class HeadReader:
         ids = inputs["input_ids"]
         compiled = hasattr(model, "_orig_mod")
         kept = 1 if compiled or not self.tried else 0
+        before = [] if self.tried else _random_states(ids.device)
         last = torch.full((kept,), ids.shape[1] - 1).to(ids.device)
         # The wrapped model is called whole, as several processes need it.
         if compiled:  # its graph sees no later hooks
@@ -118,6 +120,10 @@ class HeadReader:
             self.tried = True
             if hidden is None or not _agrees(hidden[:, -1:], head, outputs.logits):
                 self._fall_back("does more than multiply by its weights")
+                # As if the model had not been called: its first outputs hold all
+                # activations, and dropout has drawn from the random states.
+                del outputs, hidden
+                _set_random_states(before, ids.device)
                 return _call(model, inputs).logits, None
         assert hidden is not None
         return hidden, head
@@ -141,6 +147,20 @@ class HeadReader:
                 self.who,
                 reason,
             )
+
+
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    """What a model draws from: the CPU's random state and that of its own GPU."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _set_random_states(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def _call_hooked(
@@ -205,7 +225,11 @@ def plain_head(model: nn.Module) -> Head | None:
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
+    # Not every model has Gemma 2's name for it. Small logits are hardly capped, so
+    # that a first batch would not tell.
     cap = getattr(config, "final_logit_softcapping", None)
+    if cap is None:
+        cap = getattr(config, "logits_soft_cap", None)
     return Head(linear.weight, linear.bias, scale / divisor, cap)
 
 

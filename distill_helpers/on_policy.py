@@ -106,11 +106,7 @@ class OnPolicyTrainer(SoftLabelTrainer):
         super().__init__(
             model, teacher=teacher, alpha=1.0, divergence=divergence, **options
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "a student whose weights are spread over processes cannot write here; "
-                "run without FSDP and DeepSpeed"
-            )
+        self._refuse_spread_weights("a student cannot write")
         self.max_new_tokens = max_new_tokens
         self.on_policy_share = on_policy_share
         self.sampling_temperature = sampling_temperature
@@ -185,6 +181,10 @@ class OnPolicyTrainer(SoftLabelTrainer):
         self._tokens += sum(len(one.ids) for one in written)
         self._ended += sum(one.ended for one in written)
         return written
+
+    def _forget_run(self) -> None:
+        super()._forget_run()
+        self._nothing_written()
 
     def _nothing_written(self) -> None:
         self._texts, self._tokens, self._ended, self._seconds = 0, 0, 0, 0.0

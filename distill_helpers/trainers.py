@@ -278,9 +278,6 @@ class DistillationTrainer(Trainer):
             objective is the whole loss.
     """
 
-    # The objective divides by the item count of the whole step, so Trainer must not
-    # divide by the number of micro-batches again.
-    loss_is_scaled_for_ga = True
     objective: Objective
 
     def __init__(
@@ -311,7 +308,9 @@ class DistillationTrainer(Trainer):
             processing_class=tokenizer,
             **options,
         )
-        # Makes Trainer count the labels of the whole step and pass the number on.
+        # Makes Trainer count the labels of the whole step and pass the number on; the
+        # objective divides by it, so Trainer does not divide by the micro-batches
+        # again. Without labels there is no number, and Trainer averages them.
         self.model_accepts_loss_kwargs = True
         # It does so, and leaves the first label of a row out, for models whose
         # class it knows; an objective takes any module.
@@ -361,13 +360,21 @@ class DistillationTrainer(Trainer):
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since: dict[str, int] = {}
 
+    def _forget_run(self) -> None:
+        """Forget what an interrupted run has gathered; before every run."""
+        self._forget_parts()
+
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Train; ``resume_from_checkpoint=True`` goes on where a run was cut off."""
+        """Train; ``resume_from_checkpoint=True`` goes on where a run was cut off.
+
+        A run that starts anew in a folder with complete checkpoints warns: cut off
+        early, it would be resumed from one of those.
+        """
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(str(self.args.output_dir))
             resume_from_checkpoint = None if found is None else str(found)
@@ -376,12 +383,13 @@ class DistillationTrainer(Trainer):
                 f"resume_from_checkpoint={resume_from_checkpoint!r} is not a complete "
                 "checkpoint; pass True to take the last complete one"
             )
-        # What an interrupted run has left.
-        self._forget_parts()
+        self._forget_run()
         if resume_from_checkpoint:
             finished = self._finished(Path(resume_from_checkpoint))
             if finished is not None:
                 return finished
+        elif self.is_world_process_zero():
+            _warn_of_an_earlier_run(Path(str(self.args.output_dir)))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _finished(self, checkpoint: Path) -> TrainOutput | None:
@@ -423,6 +431,17 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             self._seal_checkpoint(checkpoint)
 
+    def _finalize_training(self, *arguments: Any, **options: Any) -> TrainOutput:
+        # With a limit of 1, Trainer would now delete all but the best checkpoint, and
+        # without its last one a finished run would be trained again. The limit was
+        # kept to whenever a checkpoint was sealed.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            output: TrainOutput = super()._finalize_training(*arguments, **options)
+        finally:
+            self.args.save_total_limit = limit
+        return output
+
     def _seal_checkpoint(self, checkpoint: Path) -> None:
         (checkpoint / _COMPLETE).touch()
         best = self.state.best_model_checkpoint
@@ -431,6 +450,13 @@ class DistillationTrainer(Trainer):
             self.args.save_total_limit,
             protected={checkpoint, Path(best or checkpoint)},
         )
+
+    def _refuse_spread_weights(self, what_fails: str) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{what_fails} where weights are spread over processes; run without "
+                "FSDP and DeepSpeed"
+            )
 
 
 def _refuse_without_effect(args: TrainingArguments, options: Mapping[str, Any]) -> None:
@@ -721,12 +747,27 @@ def _complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
 
 
+def _warn_of_an_earlier_run(folder: Path) -> None:
+    found = _complete_checkpoints(folder)
+    if found:
+        _LOGGER.warning(
+            "output_dir=%r holds %s of an earlier run, and this one starts anew: cut "
+            "off early, it would be resumed from there; choose another folder, delete "
+            "them, or go on from the last with resume_from_checkpoint=True",
+            str(folder),
+            ", ".join(path.name for path in found),
+        )
+
+
 def _remove_oldest(folder: Path, limit: int | None, protected: set[Path]) -> None:
     # Trainer's own rotation counts half-written checkpoints too: one with a high
     # number, left by a killed run, would be kept in place of a complete one.
     complete = _complete_checkpoints(folder)
     excess = len(complete) - limit if limit else 0
     removable = [path for path in complete if path not in protected]
+    # By time, since an earlier run may have left higher numbers; at equal times, as
+    # copying may leave them, the order by number stays.
+    removable.sort(key=lambda path: (path / _COMPLETE).stat().st_mtime_ns)
     for path in removable[: max(0, excess)]:
         (path / _COMPLETE).unlink()
         shutil.rmtree(path, ignore_errors=True)
@@ -767,6 +808,9 @@ class ProgressBar(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Keep the weights with the lowest score in memory; for small models.
 
+    No checkpoint holds them: a run that is resumed in another process keeps the best
+    of the steps that are left, and warns.
+
     Args:
         score: Called with the model, returns a number to minimise (held-out NLL).
         every: Steps between two looks; the last step is always looked at.
@@ -785,6 +829,17 @@ class KeepBest(TrainerCallback):
         self.curve: list[tuple[int, float]] = []
         self._weights: dict[str, torch.Tensor] = {}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Warn if a run goes on whose first looks were taken elsewhere."""
+        missed = state.global_step >= self.every and not self.curve
+        if missed and state.is_world_process_zero:
+            _LOGGER.warning(
+                "KeepBest keeps weights in memory alone, and this run goes on from "
+                "step %s: the best of the steps before is lost; train without "
+                "resuming, or score the checkpoints (save_total_limit=None keeps all)",
+                state.global_step,
+            )
+
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
@@ -798,7 +853,15 @@ class KeepBest(TrainerCallback):
             self._weights = copy.deepcopy(model.state_dict())
 
     def restore(self, model: nn.Module) -> None:
-        """Load the best weights back into the model."""
+        """Load the best weights back into the model.
+
+        Raises:
+            RuntimeError: If no step was looked at, or every score was NaN.
+        """
         if not self._weights:
-            raise RuntimeError("nothing was kept: train with this callback first")
+            raise RuntimeError(
+                "nothing was kept: train with this callback first, and with a score "
+                "that is a number; a finished run that is resumed takes no step, so "
+                "train it anew, or score its checkpoints"
+            )
         model.load_state_dict(self._weights)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from tiny_models import byte_level_bpe, ragged_rows, tiny
-from training_runs import SGD, bf16_profile, trainer, weights
+from training_runs import SGD, BreakOff, bf16_profile, trainer, weights
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from distill_helpers import codistillation, losses, profiles
@@ -302,6 +302,31 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, objective):
     assert torch.equal(resumed.partners.running_nll, whole.partners.running_nll)
 
 
+def test_a_step_that_was_broken_off_counts_for_nothing(tmp_path):
+    """On the same trainer: its part of the running loss is forgotten."""
+    options = {"kind": "together", "steps": 6, "save_steps": 3, "batch_size": 2}
+    options["objective"] = {"schedule": MixSchedule(0.8, confidence=True)}
+    whole = trained(tmp_path / "whole", **options)
+    made, interrupt = trainer(tmp_path / "part", **options), BreakOff(3)
+    made.add_callback(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    made.remove_callback(interrupt)
+    made.train(resume_from_checkpoint=True)
+    assert made.state.global_step == 6
+    torch.testing.assert_close(
+        made.partners.running_nll, whole.partners.running_nll, rtol=1e-5, atol=0
+    )
+
+
+def test_only_process_zero_writes(tmp_path, monkeypatch):
+    """transformers 5.23 asks every process to save."""
+    made = trainer(kind="together")
+    monkeypatch.setattr(TrainingArguments, "should_save", False)
+    made.save_model(tmp_path / "final")
+    assert not (tmp_path / "final").exists()
+
+
 def test_a_checkpoint_holds_models_that_load_by_themselves(tmp_path):
     made = trained(tmp_path, kind="together", steps=2)
     made.save_model(tmp_path / "final")
@@ -395,6 +420,16 @@ def test_compare_measures_each_pair_and_the_ensemble():
     torch.testing.assert_close(ours.exp(), p, rtol=1e-5, atol=1e-7)
 
 
+def test_a_padded_head_changes_nothing():
+    tokenizer = byte_level_bpe()
+    rows = ragged_rows(12, len(tokenizer))
+    models = {"a": tiny(tokenizer, seed=1), "b": tiny(tokenizer, seed=2)}
+    plain = compare(models, rows, tokenizer)
+    models["b"].resize_token_embeddings(len(tokenizer) + 20, mean_resizing=False)
+    wide = compare(models, rows, tokenizer)
+    assert wide.ensemble_nll == pytest.approx(plain.ensemble_nll, rel=1e-6)
+
+
 def test_a_model_does_not_churn_against_itself():
     tokenizer = byte_level_bpe()
     model = tiny(tokenizer, seed=1)
@@ -434,4 +469,14 @@ def test_a_model_of_another_vocabulary_is_refused():
             {"one": tiny(tokenizer, seed=0), "other": narrow},
             tokenizer=tokenizer,
             train_dataset=ragged_rows(4, len(tokenizer)),
+        )
+
+
+def test_a_partner_that_cannot_learn_is_refused():
+    tokenizer = byte_level_bpe()
+    models = {name: tiny(tokenizer, seed=seed) for seed, name in enumerate("ab")}
+    models["b"].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"b is frozen .* take SoftLabelTrainer"):
+        codistillation.CoDistillationTrainer(
+            models, tokenizer=tokenizer, train_dataset=ragged_rows(4, len(tokenizer))
         )

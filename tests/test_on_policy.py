@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_models import byte_level_bpe, tiny
-from training_runs import SGD, bf16_profile
+from training_runs import SGD, BreakOff, bf16_profile
 
 from distill_helpers import profiles, three_sums
 from distill_helpers.data import mask_prompts
@@ -310,6 +310,29 @@ def test_what_was_written_is_logged(bpe, rows, monkeypatch):
         assert entry["ended"] == pytest.approx(float(ends.float().mean()))
         assert entry["writing_seconds"] > 0
         assert "hard" not in entry
+
+
+def test_what_a_broken_step_wrote_is_not_logged_with_the_next_run(bpe, rows):
+    teacher = tiny(bpe, seed=0)
+    teacher.generation_config.eos_token_id = list(range(20, 200))  # lengths differ
+    # Weights that stay write the same texts again.
+    trainer = made(bpe, rows, teacher=teacher, steps=2, learning_rate=0.0)
+    trainer.args.logging_steps = 1
+    interrupt = BreakOff(1)
+
+    def logged():
+        log = trainer.state.log_history
+        return [entry["written_tokens"] for entry in log if "loss" in entry]
+
+    trainer.train()
+    undisturbed = logged()
+    assert undisturbed[0] != undisturbed[1]
+    trainer.add_callback(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(interrupt)
+    trainer.train()
+    assert logged() == undisturbed
 
 
 def test_a_student_learns_from_its_own_sums():

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -323,17 +324,31 @@ def test_a_half_written_checkpoint_never_displaces_a_complete_one(tmp_path):
     assert not (tmp_path / "checkpoint-2").exists()
 
 
+def test_an_earlier_run_s_checkpoints_go_first(tmp_path, caplog):
+    """Else a run that is cut off would be resumed from the end of that one."""
+    trained(tmp_path, steps=4, save_steps=1)
+    assert not caplog.records
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, steps=4, save_steps=1, callbacks=[Interrupt(3)])
+    assert "holds checkpoint-3, checkpoint-4 of an earlier run" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint-1",
+        "checkpoint-2",
+    }
+
+
 def test_without_a_limit_every_checkpoint_stays(tmp_path):
     trained(tmp_path, steps=3, save_steps=1, save_total_limit=None)
     assert len(list(tmp_path.glob("checkpoint-*/COMPLETE"))) == 3
 
 
-def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, bpe):
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path, bpe, limit):
     made = trained(
         tmp_path,
         steps=4,
         save_steps=1,
-        save_total_limit=2,
+        save_total_limit=limit,
         eval_rows=ragged_rows(4, len(bpe), seed=9),
         eval_strategy="steps",
         eval_steps=1,
@@ -689,6 +704,33 @@ def test_training_prints_one_line_of_progress_on_stderr(capfd):
     assert capfd.readouterr().out == ""
 
 
+def without_labels(rows):
+    return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
+
+
+def pull_to_zero(model, inputs, num_items):
+    assert num_items is None
+    return {"loss": model(**inputs).logits.square().mean()}
+
+
+def test_without_labels_micro_batches_are_averaged(bpe):
+    """There is nothing to count then, so an objective gives a mean."""
+    found = []
+    for batch_size in (8, 2):
+        made = trainer(
+            kind="hard",
+            rows=random_rows(8, 6, len(bpe)),
+            batch_size=batch_size,
+            gradient_accumulation_steps=8 // batch_size,
+            **SGD,
+        )
+        made.objective, made.data_collator = pull_to_zero, without_labels
+        made.train()
+        found.append(weights(made.model))
+    assert (found[0] - start()).abs().max() > 1e-3
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 def test_evaluation_inside_the_trainer_is_the_same_loss(bpe):
     made = trainer(rows=ragged_rows(4, len(bpe)))
     rows = ragged_rows(5, len(bpe), seed=7)
@@ -853,6 +895,21 @@ def test_keep_best_before_training_says_so(bpe):
         KeepBest(lambda _: 0.0, every=1).restore(tiny(bpe))
 
 
+@pytest.mark.parametrize(("every", "missed"), [(2, True), (3, False)])
+def test_keep_best_says_what_it_has_not_seen(tmp_path, caplog, every, missed):
+    """Its memory ends with the process; here a new callback stands for a new one."""
+    options = {"steps": 4, "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, callbacks=[Interrupt(3)], **options)
+    late, too_late = KeepBest(lambda _: 1.0, every), KeepBest(lambda _: 1.0, every)
+    trained(tmp_path, resume=True, callbacks=[late], **options)
+    warned = "from step 2: the best of the steps before is lost" in caplog.text
+    assert warned == missed
+    finished = trained(tmp_path, resume=True, callbacks=[too_late], **options)
+    with pytest.raises(RuntimeError, match="finished run that is resumed takes no"):
+        too_late.restore(finished.model)
+
+
 # --- the fused path -----------------------------------------------------------------
 
 
@@ -942,32 +999,52 @@ def test_a_model_without_a_head_is_refused(bpe, who, fused):
 
 
 def test_a_head_whose_logits_are_changed_afterwards_is_found_out(caplog):
-    made = trainer(steps=2, **SGD)
+    """And the try leaves no trace: the same dropout follows it."""
+    options = {"steps": 2, "dropout": 0.2, **SGD}
+    made = trainer(**options)
     made.model.config.logit_scale = 0.5  # a name that Llama does not know
     made.train()
     assert "does more than multiply" in caplog.text
-    plain = trainer(steps=2, objective={"fused": False}, **SGD)
-    plain.train()
+    plain = trained(objective={"fused": False}, **options)
     torch.testing.assert_close(weights(made.model), weights(plain.model))
 
 
-def test_a_soft_cap_is_followed(bpe):
-    """Gemma 2 caps its logits; the fused loss has to do the same."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    model = Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=len(bpe),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            final_logit_softcapping=2.0,
-        )
+def test_the_try_of_a_head_is_forgotten_before_the_fallback(bpe):
+    """Two graphs at a time would not fit where one does."""
+    model = tiny(bpe, seed=1)
+    model.config.logit_scale = 0.5
+    given, alive = [], []
+    model.register_forward_hook(
+        lambda _model, _inputs, outputs: given.append(weakref.ref(outputs.logits))
     )
+    model.register_forward_pre_hook(
+        lambda *_: alive.append([one() is not None for one in given])
+    )
+    HardLabels()(model, collator_for(bpe)(list(ragged_rows(4, len(bpe)))), None)
+    assert alive == [[], [False]]
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gemma2", {"head_dim": 8, "final_logit_softcapping": 2.0}),
+        ("recurrent_gemma", {"logits_soft_cap": 2.0}),
+    ],
+)
+def test_a_soft_cap_is_followed(bpe, family, options):
+    """Gemma 2 caps its logits; the fused loss has to do the same."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(bpe),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        **options,
+    )
+    model = AutoModelForCausalLM.from_config(config)
     model.lm_head.weight.data.mul_(30)
     batch = collator_for(bpe)(list(ragged_rows(6, len(bpe))))
     teacher = tiny(bpe, seed=2)
@@ -1012,6 +1089,23 @@ def test_functions_that_nobody_would_call(bpe, name):
             tokenizer=bpe,
             **{name: print},
         )
+
+
+@pytest.mark.parametrize("kind", ["together", "on_policy"])
+@pytest.mark.parametrize("sign", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_weights_that_are_spread_over_processes(monkeypatch, kind, sign):
+    """Refused where a model is needed whole; a test has no such processes."""
+    real = DistillationTrainer.create_accelerator_and_postprocess
+
+    def spread(self):
+        real(self)
+        setattr(self, sign, True)
+
+    monkeypatch.setattr(
+        DistillationTrainer, "create_accelerator_and_postprocess", spread
+    )
+    with pytest.raises(ValueError, match="run without FSDP and DeepSpeed"):
+        trainer(kind=kind)
 
 
 def with_router(bpe):

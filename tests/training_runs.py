@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from tiny_models import byte_level_bpe, ragged_rows, tiny
+from transformers import TrainerCallback
 
 from distill_helpers import profiles
 from distill_helpers.codistillation import CoDistillationTrainer, MixSchedule
@@ -91,6 +92,17 @@ def trainer(
         **{"alpha": 0.7, "temperature": 2.0} | (objective or {}),
         **options,
     )
+
+
+class BreakOff(TrainerCallback):
+    """Ctrl-C within a step: its loss is taken, its end not reached."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        if state.global_step == self.after:
+            raise KeyboardInterrupt
 
 
 def weights(model):
