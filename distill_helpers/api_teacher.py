@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from distill_helpers.hard_labels import Answer, Failure, Message, Request
+from distill_helpers.label_filters import ENDED
 from distill_helpers.runtime import in_colab
 
 _KEY = "OPENAI_API_KEY"
@@ -28,6 +29,10 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DECIDED = ("model", "messages", "n", "stream", "max_tokens", "max_completion_tokens")
 # Nothing was done for these, so they may be tried again at once.
 _NO_CONNECTION = ("ConnectError", "ConnectTimeout")
+# A gateway gave up waiting, or could not read what came: the model behind it may have
+# answered, and be paid. 521 and 523 say that it was not reached, 502 and 503 that it
+# failed.
+_GATEWAY_GAVE_UP = (408, 504, 520, 522, 524)
 _LONGEST_PAUSE = 60.0
 
 
@@ -36,9 +41,9 @@ class ApiTeacher:
 
     A request that came to nothing for a passing reason (429 with or without
     ``Retry-After``, a server error, no connection) is tried again with growing pauses.
-    One that may have been paid for (a time-out, a connection cut mid-answer, an answer
-    that is none) goes back to ``write_labels``, whose budget counts every try. A wrong
-    key or model name ends the run at once.
+    One that may have been paid for (a time-out, here or at a gateway on the way, a
+    connection cut mid-answer, an answer that is none) goes back to ``write_labels``,
+    whose budget counts every try. A wrong key or model name ends the run at once.
 
     Args:
         model: Its name on the server.
@@ -197,8 +202,8 @@ class ApiTeacher:
             ), 0.0 if unsent else None
         except openai.APIStatusError as error:
             failure = self._refused(error)
-            passing = error.status_code in (408, 409, 429) or error.status_code >= 500
-            again = passing and not failure.fatal
+            passing = error.status_code in (409, 429) or error.status_code >= 500
+            again = passing and not (failure.fatal or failure.paid)
             return failure, _wanted_pause(error.response.headers) if again else None
         except TypeError as error:
             return Failure(f"options: {error}", fatal=True), None
@@ -232,13 +237,16 @@ class ApiTeacher:
             return Failure(
                 f"the server refused a request ({code}): {words}", alone=True
             )
-        return Failure(f"the server answered {code}: {words}")
+        return Failure(
+            f"the server answered {code}: {words}", paid=code in _GATEWAY_GAVE_UP
+        )
 
     def _answer(self, completion: Any, request: Request) -> Answer | Failure:
         choices = getattr(completion, "choices", None)
         if not choices:
             return Failure("the server's answer held no choice", paid=True)
         message, usage = choices[0].message, getattr(completion, "usage", None)
+        reason = str(choices[0].finish_reason)
         text = message.content
         if not isinstance(text, str):
             # Filtered, or cut off while still thinking: an answer, if an empty one.
@@ -251,7 +259,7 @@ class ApiTeacher:
 
         return Answer(
             text=text,
-            finish_reason=str(choices[0].finish_reason),
+            finish_reason="stop" if reason in ENDED else reason,
             prompt_tokens=counted(
                 "prompt_tokens", self.prompt_tokens(request.messages)
             ),

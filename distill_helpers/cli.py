@@ -252,6 +252,11 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     from distill_helpers.profiles import get_profile
 
     options = _filled(chosen)
+    if options.answers and options.teacher:
+        raise ValueError(
+            f"teacher={options.teacher!r} is compared on a text, and answers="
+            f"{options.answers!r} counts right answers; leave one of them out"
+        )
     profile = get_profile(options.profile)
     # As a teacher is loaded, but in full precision.
     exact = replace(profile, teacher_dtype=torch.float32)
@@ -278,7 +283,8 @@ def _score_answers(options: Any, model: Any, tokenizer: Any) -> int:
 
     asked = read_questions(options.answers)
     if options.rows:
-        asked = asked.select(range(min(options.rows, len(asked))))
+        drawn = asked.shuffle(seed=options.seed)
+        asked = drawn.select(range(min(options.rows, len(asked))))
     prompts = [prompt_text(messages, tokenizer) for messages in asked["messages"]]
     longest = max(map(len, tokenizer(list(asked["answer"]))["input_ids"]))
     texts = generate(
@@ -344,7 +350,7 @@ def _plan(chosen: argparse.Namespace) -> int:
         length=options.length,
         steps=options.steps,
         method=options.method,
-        device=options.device or None,
+        device=options.device or planning.device_of(profile),
         accumulation=options.gradient_accumulation_steps,
         fused=options.fused,
         optimizer=options.optim,

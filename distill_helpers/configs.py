@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from distill_helpers.data import (
     DataError,
     austen,
+    data_folder,
     load_corpus,
     pack,
     pack_examples,
@@ -35,6 +38,7 @@ from distill_helpers.models import (
     load_tiny_teacher,
     prune_layers,
     public_name,
+    student_config,
 )
 from distill_helpers.profiles import get_profile
 from distill_helpers.questions import read_questions
@@ -50,6 +54,8 @@ _RUN = "training_run.json"
 # Where no learning rate is given. What a pretrained student knows does not survive
 # steps that suit a small fresh one.
 _FRESH_RATE, _PRETRAINED_RATE = 8e-3, 2e-4
+# Other names that begin alike are folders, or names on the hub.
+_TINY = {"tiny-prose": "prose", "tiny-sums": "sums"}
 # HfArgumentParser hands all metadata on to argparse, so it cannot stand there.
 _LEAST = {
     "length": 2,
@@ -173,7 +179,9 @@ class EvaluateOptions(TextOptions):
     split: str = _option("test", "of a bundled text: train, validation or test")
     teacher: str = _option("", "compare distributions with it; see distill train")
     answers: str = _option(
-        "", "a .jsonl file of prompts with right answers: counts those it gives"
+        "",
+        "a .jsonl file of prompts with right answers: counts those it gives, instead "
+        "of reading a text",
     )
 
 
@@ -185,7 +193,9 @@ class PlanOptions(_Options):
     teacher: str = _option("", "instead of the profile's; see distill train")
     student: str = _option("", "likewise")
     device: str = _option(
-        "", "cpu, T4, L4, A100 or H100; default: this machine, or a T4 for gpu"
+        "",
+        "cpu, T4, L4, A100 or H100; default: what the profile runs on here, or a T4 "
+        "for gpu",
     )
     method: str = _option("soft", "soft, hard, stored or codistillation")
     batch_size: int = _option(4, "rows of a micro-batch")
@@ -227,8 +237,8 @@ def resolve_teacher(name: str, profile: Profile) -> Loaded:
     """The teacher that an option names, frozen, on the profile's device."""
     if name == "packaged":
         return load_teacher(profile)
-    if name.startswith("tiny-"):
-        return load_tiny_teacher(name.removeprefix("tiny-"), device=profile.device)
+    if name in _TINY:
+        return load_tiny_teacher(_TINY[name], device=profile.device)
     return _load(name, dtype=profile.teacher_dtype, device=profile.device, frozen=True)
 
 
@@ -246,14 +256,9 @@ def resolve_student(
     name: str, teacher: Loaded, profile: Profile, *, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The student that an option names, trainable, with its tokenizer."""
-    kind, _, size = name.partition(":")
+    kind = name.partition(":")[0]
     if kind == "fresh":
-        layers, _, width = size.partition("x")
-        if not (layers.isdigit() and width.isdigit()):
-            raise ValueError(f"student={name!r} must look like fresh:2x96")
-        student = build_student(
-            teacher.tokenizer, layers=int(layers), width=int(width), seed=seed
-        )
+        student = build_student(teacher.tokenizer, **_fresh_size(name), seed=seed)
     elif kind == "pruned":
         there = teacher.model.config.num_hidden_layers
         kept = _pruned_to(name, teacher.model.config)
@@ -264,6 +269,13 @@ def resolve_student(
         return _load(name, device=profile.device)
     student.to(profile.device)  # type: ignore[arg-type]
     return student, teacher.tokenizer
+
+
+def _fresh_size(name: str) -> dict[str, int]:
+    layers, _, width = name.partition(":")[2].partition("x")
+    if not (layers.isdigit() and width.isdigit()):
+        raise ValueError(f"student={name!r} must look like fresh:2x96")
+    return {"layers": int(layers), "width": int(width)}
 
 
 def _pruned_to(name: str, teacher: Any) -> int:
@@ -278,13 +290,15 @@ def _pruned_to(name: str, teacher: Any) -> int:
 def planned_models(options: PlanOptions, profile: Profile) -> tuple[Any, Any]:
     """What ``plan`` takes for the teacher and the student that options name.
 
-    Of models on the hub only the configuration is read, also for a pruned student.
+    Only configurations are read, and no model is loaded. The vocabulary of a fresh
+    student is that of the teacher's output head, which may have some rows more than the
+    tokenizer has tokens.
     """
     from distill_helpers.planning import config_of, models_of
 
     teacher, student = models_of(profile)
-    if options.teacher.startswith("tiny-"):
-        teacher = resolve_teacher(options.teacher, profile).model.config
+    if options.teacher in _TINY:
+        teacher = config_of(data_folder(f"tiny_{_TINY[options.teacher]}"))
     elif options.teacher not in ("", "packaged"):
         teacher = config_of(options.teacher)
     kind = options.student.partition(":")[0]
@@ -292,8 +306,7 @@ def planned_models(options: PlanOptions, profile: Profile) -> tuple[Any, Any]:
         student = copy.deepcopy(teacher)
         student.num_hidden_layers = _pruned_to(options.student, teacher)
     elif kind == "fresh":
-        source = resolve_teacher(options.teacher or "packaged", profile)
-        student = resolve_student(options.student, source, profile, seed=0)[0].config
+        student = student_config(teacher.vocab_size, **_fresh_size(options.student))
     elif options.student:
         student = config_of(options.student)
     return teacher, student
@@ -385,6 +398,7 @@ def build_trainer(
     if kind == "soft" and options.answers:
         raise ValueError("answers=… are hard labels; use: distill train hard")
     profile = get_profile(options.profile)
+    _take_own_gpu(profile)
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
     if (kind == "hard" or options.cache) and not made_of_teacher:
         # What it says is there already: a large teacher need not be loaded.
@@ -457,6 +471,17 @@ def build_trainer(
         divergence=options.divergence,
         **common,
     )
+
+
+def _take_own_gpu(profile: Profile) -> None:
+    """Where each of several processes has a GPU, let "cuda" mean this process's own.
+
+    The trainer says so too, but only after all have loaded their models onto the first.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if profile.device == "cuda" and rank is not None:
+        # As accelerate counts them.
+        torch.cuda.set_device(int(rank) % torch.cuda.device_count())
 
 
 def _data_hash(rows: Dataset) -> str:

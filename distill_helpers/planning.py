@@ -466,13 +466,18 @@ def _changes(before: Step, after: Step) -> str:
     return f"it fits with {', '.join(changed)}"
 
 
+def device_of(profile: Profile) -> Device:
+    """What a profile runs on here; ``gpu`` on a machine without a GPU: a T4."""
+    if profile.name == "gpu" and not torch.cuda.is_available():
+        return DEVICES["T4"]
+    return this_gpu() if profile.device == "cuda" else this_cpu()
+
+
 def _here(models: Profile | tuple[Model | None, Model]) -> Device:
-    found = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(models, Profile):
-        if models.name == "gpu" and found == "cpu":
-            return DEVICES["T4"]
-        found = models.device
-    elif isinstance(models, (tuple, list)) and isinstance(models[-1], nn.Module):
+        return device_of(models)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(models, (tuple, list)) and isinstance(models[-1], nn.Module):
         found = next(models[-1].parameters()).device.type
     return this_gpu() if found == "cuda" else this_cpu()
 
@@ -550,7 +555,7 @@ def config_of(model: Model) -> PreTrainedConfig:
         kind, shape = ARCHITECTURES[str(model)]
         return AutoConfig.for_model(kind, **shape, tie_word_embeddings=True)
     try:
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
             f"models names {str(model)!r}, which is no folder with a config.json, and "
@@ -744,7 +749,10 @@ def _model(
 
     # A copy, for transformers notes dtype and attention in the config it is given.
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        copy.deepcopy(config), dtype=dtype, attn_implementation=attention
+        copy.deepcopy(config),
+        dtype=dtype,
+        attn_implementation=attention,
+        trust_remote_code=False,
     )
     return model
 

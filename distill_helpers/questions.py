@@ -18,6 +18,7 @@ from distill_helpers.data import DataError, read_utf8
 from distill_helpers.gloss_labels import pool_labels
 from distill_helpers.gloss_task import MAX_ANSWER_TOKENS, Gloss, read_answer, splits
 from distill_helpers.hard_labels import Teacher, own_labels, write_labels
+from distill_helpers.label_filters import truncated
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,6 +139,10 @@ def gloss_project(
     Returns:
         A file for :func:`read_questions`, and the exam.
 
+    Raises:
+        DataError: If the teacher left a question of the exam unanswered.
+        ValueError: For sizes out of range.
+
     Taught in notebook 10.
     """
     shipped = pool_labels()
@@ -154,7 +159,9 @@ def gloss_project(
         told = [gloss.instruction for gloss in glosses]
         path = Path(folder) / "asked.jsonl"
         labels = write_labels(teacher, told, path, max_new_tokens=MAX_ANSWER_TOKENS)
-        texts = _in_order(labels, told)
+        found = _by_prompt(labels)
+        _refuse_gaps(found, told[learn:], "the exam")
+        texts = [found.get(prompt, "") for prompt in told]
     kinds = [read_answer(_unfenced(text)) or "" for text in texts]
     pairs = [
         (short_prompt(g), f" {kind}") for g, kind in zip(glosses, kinds, strict=True)
@@ -192,7 +199,8 @@ def own_project(
         teacher: Who is asked.
         tell: What the teacher reads before each prompt. The student never does:
             what it says goes into its weights.
-        max_new_tokens: Where an answer is cut off; what is cut off is not learned.
+        max_new_tokens: Where an answer is cut off. What is cut off is not learned; in
+            the exam it counts as it stands, like a student's.
         limits: ``max_cost`` and further keywords of
             :func:`~distill_helpers.hard_labels.write_labels`.
 
@@ -200,7 +208,9 @@ def own_project(
         As :func:`gloss_project`.
 
     Raises:
-        DataError: If a question also stands in the exam, or no answer is left.
+        DataError: If a question also stands in the exam, the teacher left one of the
+            exam unanswered (a budget may have ended; another call asks for the rest),
+            or no answer is left to learn from.
 
     Taught in notebook 10.
     """
@@ -217,12 +227,14 @@ def own_project(
     told = [tell + prompt for prompt in prompts]
     path = Path(folder) / "asked.jsonl"
     labels = write_labels(teacher, told, path, max_new_tokens=max_new_tokens, **limits)
-    ended = [n for n, why in enumerate(labels["finish_reason"]) if why == "stop"]
-    whole = labels.select(ended)
-    texts = _in_order(whole, told)
+    found = _by_prompt(labels)
+    _refuse_gaps(found, told[len(asked) :], exam)
+    ended = [n for n, is_cut in enumerate(truncated(labels)) if not is_cut]
+    whole = _by_prompt(labels.select(ended))
+    texts = [whole.get(prompt, "") for prompt in told[: len(asked)]]
     known = [
         (prompt, text)
-        for prompt, text in zip(prompts[: len(asked)], texts, strict=False)
+        for prompt, text in zip(prompts, texts, strict=False)
         if text.strip()
     ]
     if not known:
@@ -236,7 +248,7 @@ def own_project(
     return learn, Exam(
         prompts=tuple(prompts[len(asked) :]),
         right=tuple(judged["answer"]),
-        teacher=tuple(text.strip() for text in texts[len(asked) :]),
+        teacher=tuple(found[prompt].strip() for prompt in told[len(asked) :]),
     )
 
 
@@ -249,13 +261,30 @@ def _text(messages: Sequence[Mapping[str, str]]) -> str:
     return messages[0]["content"]
 
 
-def _in_order(labels: Dataset, prompts: Sequence[str]) -> list[str]:
-    """Answers in the order of their prompts; empty where there is none."""
-    found = {
-        messages[-1]["content"]: answer
-        for messages, answer in zip(labels["messages"], labels["answer"], strict=True)
-    }
-    return [found.get(prompt, "") for prompt in prompts]
+def _by_prompt(labels: Dataset) -> dict[str, str]:
+    """Prompt to answer; without answers the Dataset has no columns either."""
+    return {row["messages"][-1]["content"]: row["answer"] for row in labels}
+
+
+def _refuse_gaps(
+    found: Mapping[str, str], told: Sequence[str], exam: str | Path
+) -> None:
+    """Refuse an exam that the teacher did not take to its end.
+
+    Args:
+        found: Prompt to answer.
+        told: What the teacher was asked in the exam.
+        exam: As people know it.
+    """
+    missing = sum(prompt not in found for prompt in told)
+    if missing:
+        # Counted as wrong, they would make any student look better.
+        raise DataError(
+            f"the teacher has not answered {missing} of the {len(told)} questions of "
+            f"{exam}; call again, with a larger max_cost or max_total_tokens if the "
+            "budget ended there (what is paid for is kept), or take out of the exam "
+            "what the teacher refuses"
+        )
 
 
 def _unfenced(text: str) -> str:

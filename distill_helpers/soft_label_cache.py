@@ -114,7 +114,8 @@ def write_cache(
             batched or ordered does not matter.
         batch_size: Rows per forward pass.
         resume: Go on with an unfinished cache of the same making, and return a
-            finished one. ``False`` begins anew.
+            finished one. From the first shard on that is missing or too short, a cache
+            is unfinished. ``False`` begins anew.
         progress: Show a bar.
         shard_bytes: Size of a shard, which is also what a kill can cost; default: a
             64th of the cache, between 1 and 64 MiB.
@@ -276,6 +277,7 @@ def _begin(path: Path, plan: dict[str, Any], *, resume: bool) -> dict[str, Any]:
                     f"{name}={wanted} is asked for; choose another path, or begin "
                     "anew (delete the folder, or pass resume=False)"
                 )
+        _cut_at_gap(path, header)
     else:
         for old in path.glob("shard-*"):
             old.unlink()
@@ -286,6 +288,23 @@ def _begin(path: Path, plan: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         if old.name not in known:
             old.unlink()
     return header
+
+
+def _cut_at_gap(path: Path, header: dict[str, Any]) -> None:
+    """Forget the shards from the first on that is lost, so that they are written.
+
+    A folder that was copied may have come without some of its files, or with parts.
+    """
+    for number, shard in enumerate(header["shards"]):
+        if not _is_whole(path / shard["file"], shard):
+            header["shards"] = header["shards"][:number]
+            header["complete"] = False
+            _write_header(path, header)
+            return
+
+
+def _is_whole(file: Path, shard: Mapping[str, Any]) -> bool:
+    return file.is_file() and file.stat().st_size == shard["bytes"]
 
 
 def _check_space(path: Path, header: dict[str, Any], rows: _Rows) -> None:
@@ -573,7 +592,7 @@ class SoftLabelCache:
             raise CacheError(
                 f"{self.path} holds {stored:,} distributions for rows that need "
                 f"{found:,}, and its header says {wanted:,}: a row of L tokens has "
-                "L - 1; write it again"
+                "L - 1; delete the folder and write it again"
             )
 
     def check_dataset(self, dataset: Dataset) -> None:
@@ -744,14 +763,14 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise CacheError(f"{path} holds no soft-label cache: {_HEADER} is missing")
     try:
         header: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CacheError(
-            f"{file} is damaged ({error}); write the cache again"
+            f"{file} is damaged ({error}); delete the folder and write it again"
         ) from None
     if header.get("format") != _FORMAT:
         raise CacheError(
             f"{path} has format {header.get('format')}, and this version reads "
-            f"{_FORMAT}; write the cache again"
+            f"{_FORMAT}; delete the folder and write it again"
         )
     return header
 
@@ -773,14 +792,21 @@ def _check_tokenizer(
 
 def _check_shard(path: Path, shard: Mapping[str, Any], *, checksums: bool) -> None:
     if not path.is_file():
-        raise CacheError(f"{path} is missing; copy the whole folder, or write it again")
+        raise CacheError(
+            f"{path} is missing; copy the whole folder, or write the cache again with "
+            "the same options, and it is completed"
+        )
     if path.stat().st_size != shard["bytes"]:
         raise CacheError(
             f"{path} has {path.stat().st_size:,} bytes instead of "
-            f"{shard['bytes']:,}; copy it again"
+            f"{shard['bytes']:,}; copy it again, or write the cache again with the "
+            "same options, and it is completed"
         )
     if checksums:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != shard["sha256"]:
-            raise CacheError(f"{path} is damaged: its checksum differs; copy it again")
+            raise CacheError(
+                f"{path} is damaged: its checksum differs; copy it again, or delete it "
+                "and write the cache again with the same options"
+            )

@@ -50,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(404, {"error": {"message": "no such model"}})
         with self.server.lock:
             fault = self.server.next_fault()
+        if isinstance(fault, int):
+            self.bill()
+            return self.reply(fault, {"error": {"message": "gave up waiting"}})
         if fault is not None:
             return getattr(self, fault)(body)
         return self.answer(body)
@@ -145,6 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
         reply["choices"][0]["message"]["content"] = None
         self.reply(200, reply)
 
+    def ended_otherwise(self, body):
+        self.answer(body, finish_reason="eos_token")
+
     def half_an_emoji(self, _):
         self.reply(200, completion("cut \ud83d", "length"))
 
@@ -165,7 +171,8 @@ def serving(faults=(), *, failing=0.0, kinds=(), pause=0.0, seed=0):
     """A server with ``base_url``, ``seen`` (bodies) and ``answered`` (by prompt).
 
     ``faults`` are given to the first requests in turn; after that a share ``failing``
-    of requests gets one of ``kinds``.
+    of requests gets one of ``kinds``. A fault that is a number is the status of a
+    gateway that gave up on a model which was at work, and is billed.
     """
     server = _Server(("127.0.0.1", 0), _Handler)
     server.seen, server.answered, server.billed = [], Counter(), 0

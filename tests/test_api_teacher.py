@@ -82,6 +82,7 @@ def test_an_option_of_none_is_not_sent(tmp_path):
         "no_choice",
         "odd_numbers",
         "half_a_letter",
+        504,
     ],
 )
 def test_a_passing_fault_is_passed_over(fault, tmp_path):
@@ -103,6 +104,27 @@ def test_a_server_that_hangs_is_left(tmp_path):
     with serving(["hang"]) as server:
         rows = write(server, ["one"], tmp_path / "l.jsonl", timeout=0.5)
     assert rows["answer"] == ["echo one"]
+
+
+@pytest.mark.parametrize("status", [408, 504, 520, 522, 524])
+def test_a_gateway_that_gives_up_may_have_been_paid(status, tmp_path):
+    with serving([status] * 20) as server:
+        made = teacher(server)
+        worst = made.prompt_tokens([user("one")]) + 20
+        options = {"max_new_tokens": 20, "max_total_tokens": 2 * worst}
+        path = tmp_path / "l.jsonl"
+        rows = write_labels(made, ["one"], path, progress=False, **options)
+        plan = plan_labels(made, ["one"], path, max_new_tokens=20)
+    assert len(rows) == 0
+    # Each try takes its share of the budget, and the next call knows of both.
+    assert len(server.seen) == 2
+    assert (plan.in_doubt, plan.tokens_spent) == (1, 2 * worst)
+
+
+def test_whole_answers_have_one_name(tmp_path):
+    with serving(["ended_otherwise"]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert rows["finish_reason"] == ["stop"]
 
 
 def test_a_cut_off_answer_is_stored_as_one(tmp_path):
@@ -153,7 +175,7 @@ def test_requests_that_are_refused_one_by_one_do_not_stop_the_run(tmp_path, capl
 def test_the_budget_counts_every_try_that_may_be_paid(tmp_path):
     """Whatever goes wrong, the server never bills more than the budget."""
     prompts = [f"prompt {number}" for number in range(60)]
-    kinds = ("cut", "malformed", "no_choice", "broken", "half_a_letter")
+    kinds = ("cut", "malformed", "no_choice", "broken", "half_a_letter", 408, 504)
     with serving(failing=0.5, kinds=kinds) as server:
         for _ in range(2):  # and a second run knows what the first left in doubt
             rows = write_labels(

@@ -55,6 +55,35 @@ def test_the_ratio_is_paired():
     assert (same.high - same.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("questions", "right", "status"),
+    [
+        (10, 10, "undecided"),
+        (60, 60, "undecided"),
+        (300, 300, "worth having"),
+        (300, 60, "undecided"),
+        (800, 700, "worth having"),
+    ],
+)
+def test_agreeing_on_every_question_proves_what_their_number_does(
+    questions, right, status
+):
+    same = Score((True,) * right + (False,) * (questions - right))
+    found = capstone.score_ratio(same, same)
+    # As often as that, they may differ on questions that were not asked.
+    unseen = 1.96**2 / (questions + 1.96**2)
+    expected = unseen * questions / right
+    assert (found.mean, found.n) == (1, questions)
+    assert found.low == pytest.approx(1 - expected)
+    assert found.high == pytest.approx(1 + expected)
+    assert capstone.weigh("sorting", **(GOOD | {"score": found})).status == status
+
+
+def test_a_share_is_never_less_than_nothing():
+    same = Score((True,) + (False,) * 9)
+    assert capstone.score_ratio(same, same).low == 0
+
+
 def test_a_ratio_needs_equal_questions_and_a_teacher():
     with pytest.raises(ValueError, match="same ones"):
         capstone.score_ratio(Score((True,)), Score((True, True)))
@@ -235,12 +264,17 @@ def test_a_student_of_its_own_needs_no_teacher(tmp_path):
     assert "position_ids" in trainer.train_dataset.column_names
 
 
-def test_push_sends_the_folder_and_no_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_private", [True, False])
+def test_push_sends_the_folder_and_no_checkpoint(is_private, tmp_path, monkeypatch):
     calls = []
 
     class Api:
         def create_repo(self, name, **options):
             calls.append((name, options))
+
+        def repo_info(self, name):
+            assert name == "me/student"
+            return SimpleNamespace(private=is_private)
 
         def upload_folder(self, **options):
             calls.append(options)
@@ -254,10 +288,16 @@ def test_push_sends_the_folder_and_no_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="must look like owner/name"):
         capstone.push_folder(tmp_path, "student")
     assert not calls
-    found = capstone.push_folder(tmp_path, "me/student")
+    private = {"private": is_private}
+    found = capstone.push_folder(tmp_path, "me/student", **private)
     assert found == "https://hub.example/me/student"
-    assert calls[0] == ("me/student", {"private": True, "exist_ok": True})
+    assert calls[0] == ("me/student", private | {"exist_ok": True})
     assert calls[1]["ignore_patterns"] == ["checkpoint-*"]
+    if not is_private:
+        # It was there before, open to all, and creating it again did not change that.
+        with pytest.raises(ValueError, match="is not private, so nothing was uploaded"):
+            capstone.push_folder(tmp_path, "me/student")
+        assert len(calls) == 3
 
 
 def test_origins_come_from_the_manifest():

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from distill_helpers.cli import main
 from distill_helpers.configs import TrainOptions, build_trainer, write_config
 from distill_helpers.data import data_folder, data_path
+from distill_helpers.evaluation import generate
+from distill_helpers.models import load_tiny_teacher
 from distill_helpers.questions import write_questions
 
 TINY = ["--teacher", "tiny-prose", "--rows", "48", "--length", "24"]
@@ -176,6 +178,10 @@ def test_a_cache_needs_no_teacher(tmp_path):
         (["--model", "tiny-prose", "--length", "600"], "no more than 512 positions"),
         (["--model", "tiny-prose", "--answers", "latin.jsonl"], "is not UTF-8 text"),
         (["--model", "tiny-prose", "--config", "latin.json"], "is not UTF-8 text"),
+        (
+            ["--model", "nowhere", "--teacher", "tiny-prose", "--answers", "a.jsonl"],
+            "teacher='tiny-prose' is compared on a text",
+        ),
     ],
 )
 def test_what_evaluate_refuses(arguments, message, tmp_path, capsys, monkeypatch):
@@ -206,6 +212,39 @@ def test_plan_knows_the_names_of_train(names, capsys):
     assert "soft labels, 4 × 64 tokens a step" in capsys.readouterr().out
     assert main(["plan", "--teacher", "packaged", "--student", "pruned:99"]) == 1
     assert "must look like pruned:20" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["--profile", "gpu", "--student", "fresh:2x96"], "T4"),
+        (["--profile", "gpu", "--student", "pruned:4"], "T4"),
+        (["--profile", "gpu", "--teacher", "tiny-prose"], "T4"),
+        (["--profile", "gpu", "--student", "fresh:2x96", "--device", "L4"], "L4"),
+        (["--profile", "smoke", "--student", "fresh:2x96"], "this CPU"),
+    ],
+)
+def test_plan_loads_nothing_and_keeps_to_the_profile(arguments, where, capsys):
+    """No model of the hub is here, and no GPU that one could be loaded onto."""
+    line = ["plan", "--method", "hard", "--batch-size", "1", "--length", "8"]
+    assert main([*line, *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert f"hard labels, 1 × 8 tokens a step, on {where}\n" in shown
+
+
+def test_some_answers_are_drawn_by_the_seed(tmp_path, capsys):
+    teacher = load_tiny_teacher("sums")
+    (right,) = generate(*teacher, ["12+30+41="], max_new_tokens=32)
+    # Whoever takes the first ones finds none right.
+    write_questions(
+        tmp_path / "exam.jsonl", ["12+30+41="] * 16, ["0"] * 4 + [right] * 12
+    )
+    exam = ["--answers", str(tmp_path / "exam.jsonl"), "--profile", "smoke"]
+    assert main(["evaluate", "--model", "tiny-sums", *exam, "--rows", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n"] == 4
+    assert found["mean"] > 0
 
 
 def test_answers_are_learned_and_judged(tmp_path, capsys):

@@ -34,6 +34,12 @@ def test_truncated_is_whatever_did_not_stop():
     assert truncated(rows) == [False, True, True]
 
 
+def test_truncated_knows_what_other_servers_call_the_end():
+    reasons = ["eos", "eos_token", "end_turn", "stop_sequence", "max_tokens", "None"]
+    rows = labels(*"abcdef", reasons=reasons)
+    assert truncated(rows) == [False] * 4 + [True] * 2
+
+
 def test_empty_has_no_letter():
     assert empty(labels("", " \n", "…!", "ok", "7")) == [True, True, True, False, False]
 

@@ -35,6 +35,7 @@ from transformers import (
 from distill_helpers import models, profiles, three_sums
 from distill_helpers.evaluation import generate
 from distill_helpers.models import ModelError
+from distill_helpers.planning import config_of
 
 
 @pytest.fixture(scope="module")
@@ -514,7 +515,10 @@ def test_the_chat_pair_without_a_gpu_is_the_teacher_and_itself_pruned(smollm):
         assert torch.equal(mine.mlp.up_proj.weight, theirs)
 
 
-def test_models_with_code_of_their_own_are_not_run(bpe, tmp_path):
+@pytest.mark.parametrize("load", [models.load_model, config_of])
+def test_models_with_code_of_their_own_are_not_run(load, bpe, tmp_path, monkeypatch):
+    # Not even if somebody at a terminal says yes to a question.
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     tiny(bpe).save_pretrained(tmp_path)
     bpe.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -526,7 +530,7 @@ def test_models_with_code_of_their_own_are_not_run(bpe, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "mine.py").write_text("raise SystemExit('ran foreign code')")
     with pytest.raises(ValueError, match=r"trust_remote_code|homemade"):
-        models.load_model(tmp_path)
+        load(tmp_path)
 
 
 def test_pickled_weights_are_not_read(bpe, tmp_path):

@@ -314,6 +314,11 @@ def test_without_a_gpu_the_gpu_profile_is_planned_for_a_t4():
     assert found.device == DEVICES["T4"]
 
 
+def test_with_a_gpu_the_cpu_profile_is_planned_for_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert planning.device_of(get_profile("cpu")).name == "this CPU"
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [

@@ -7,7 +7,7 @@ import pytest
 from distill_helpers import questions
 from distill_helpers.capstone import score
 from distill_helpers.data import DataError
-from distill_helpers.hard_labels import Answer, LocalTeacher
+from distill_helpers.hard_labels import Answer, Failure, LocalTeacher
 from distill_helpers.models import load_tiny_teacher
 
 
@@ -63,7 +63,7 @@ def test_the_default_project_keeps_its_exam_apart(tmp_path):
 
 
 class Parrot(LocalTeacher):
-    """Says what it was taught to say."""
+    """Says what it was taught to say; where that is nothing, it fails."""
 
     def __init__(self, say, reason="stop"):
         super().__init__(*load_tiny_teacher("prose"))
@@ -72,7 +72,8 @@ class Parrot(LocalTeacher):
     def answers(self, take, concurrency):
         while (request := take()) is not None:
             text = self.say(request.messages[-1]["content"])
-            yield request, Answer(text, self.reason, 1, 1)
+            failed = Failure("away", alone=True)
+            yield request, failed if text is None else Answer(text, self.reason, 1, 1)
 
 
 def test_a_teacher_can_be_asked_instead(tmp_path):
@@ -88,10 +89,15 @@ def test_a_teacher_can_be_asked_instead(tmp_path):
     assert set(exam.teacher) <= {"food", ""}
 
 
-def test_a_project_of_ones_own(tmp_path):
+@pytest.fixture
+def given(tmp_path):
+    """Two questions to learn from, and one of an exam."""
     asked = questions.write_questions(tmp_path / "q.jsonl", ["1+1=", "1+2="])
     exam = questions.write_questions(tmp_path / "e.jsonl", ["2+2="], ["4"])
-    given = {"questions": asked, "exam": exam, "progress": False}
+    return {"questions": asked, "exam": exam, "progress": False}
+
+
+def test_a_project_of_ones_own(given, tmp_path):
     learn, read = questions.own_project(
         tmp_path, teacher=Parrot(lambda text: text.upper()), tell="sum: ", **given
     )
@@ -105,8 +111,55 @@ def test_a_project_of_ones_own(tmp_path):
         )
     with pytest.raises(DataError, match="holds 1 of the questions"):
         questions.own_project(
-            tmp_path, teacher=Parrot(str), **(given | {"questions": exam})
+            tmp_path, teacher=Parrot(str), **(given | {"questions": given["exam"]})
         )
+
+
+def test_an_exam_that_was_not_taken_is_not_one_that_was_failed(given, tmp_path):
+    heard = []
+
+    def say(text):
+        heard.append(text)
+        return None if text == "2+2=" and heard.count(text) == 1 else "4"
+
+    with pytest.raises(DataError, match=r"not answered 1 of the 1 .*e\.jsonl; call"):
+        questions.own_project(tmp_path, teacher=Parrot(say), **given)
+    _, exam = questions.own_project(tmp_path, teacher=Parrot(say), **given)
+    assert exam.teacher == ("4",)
+    # What was answered at first was not asked again.
+    assert sorted(heard) == ["1+1=", "1+2=", "2+2=", "2+2="]
+
+
+def test_a_budget_that_admits_nothing_is_said(given, tmp_path):
+    with pytest.raises(DataError, match="larger max_cost or max_total_tokens"):
+        questions.own_project(
+            tmp_path, teacher=Parrot(str), max_total_tokens=1, **given
+        )
+
+
+def test_gaps_in_the_exam_of_the_default_project_are_refused(tmp_path):
+    with pytest.raises(
+        DataError, match="not answered 3 of the 3 questions of the exam"
+    ):
+        questions.gloss_project(
+            tmp_path, learn=2, test=3, teacher=Parrot(lambda _: None)
+        )
+
+
+def test_in_the_exam_a_cut_off_answer_counts_as_it_stands(given, tmp_path):
+    def say(text):
+        teacher.reason = "length" if text == "2+2=" else "stop"
+        return "4"
+
+    teacher = Parrot(say)
+    _, exam = questions.own_project(tmp_path, teacher=teacher, **given)
+    assert score(exam.teacher, exam.right).hits == (True,)
+
+
+def test_what_other_servers_call_a_whole_answer_is_one(given, tmp_path):
+    teacher = Parrot(lambda _: "4", reason="end_turn")
+    learn, _ = questions.own_project(tmp_path, teacher=teacher, **given)
+    assert questions.read_questions(learn)["answer"] == ["4", "4"]
 
 
 @pytest.mark.parametrize(

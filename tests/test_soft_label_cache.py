@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,16 +210,22 @@ def test_a_wrong_count_of_positions_is_refused(bpe, teacher, tmp_path):
     header = json.loads(file.read_text())
     header["dataset"]["positions"] += 4  # as if L distributions had been meant
     file.write_text(json.dumps(header))
-    with pytest.raises(CacheError, match="a row of L tokens has L - 1"):
+    with pytest.raises(CacheError, match="has L - 1; delete the folder"):
         SoftLabelCache.open(tmp_path)
 
 
 def test_what_is_no_cache_is_refused(tmp_path):
     with pytest.raises(CacheError, match="holds no soft-label cache"):
         SoftLabelCache.open(tmp_path)
-    (tmp_path / "cache.json").write_text("{")
-    with pytest.raises(CacheError, match="is damaged"):
-        SoftLabelCache.open(tmp_path)
+    for data, message in [
+        (b"{", "is damaged"),
+        (b"\xff", "is damaged"),
+        (b'{"format": 0}', "has format 0"),
+    ]:
+        (tmp_path / "cache.json").write_bytes(data)
+        # Writing again would only read it again.
+        with pytest.raises(CacheError, match=f"{message}.* delete the folder"):
+            SoftLabelCache.open(tmp_path)
 
 
 def test_verify_finds_another_teacher_and_a_shifted_cache(bpe, teacher, tmp_path):
@@ -432,6 +439,29 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
         SoftLabelCache.open(cut)
     write_whole(cut)
     assert content(cut) == content(whole)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("left", [None, 100])
+def test_a_shard_that_is_lost_is_written_again(finished, left, bpe, teacher, tmp_path):
+    """As where a folder on a Drive kept its header, and not all of its files."""
+    rows = ragged_rows(40, len(bpe))
+    options = {"batch_size": 4, "shard_bytes": 1}
+    whole = written(tmp_path / "whole", teacher, rows, bpe, **options)
+    assert len(whole.header["shards"]) == 10
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    if not finished:
+        header = whole.header | {"complete": False}
+        header["shards"] = header["shards"][:7]
+        (cut / "cache.json").write_text(json.dumps(header))
+    lost = cut / "shard-00004.safetensors"
+    if left is None:
+        lost.unlink()
+    else:
+        lost.write_bytes(lost.read_bytes()[:left])
+    written(cut, teacher, rows, bpe, **options)
+    assert content(cut) == content(tmp_path / "whole")
 
 
 def test_two_writers_do_not_meet(bpe, teacher, tmp_path):
