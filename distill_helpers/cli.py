@@ -127,8 +127,9 @@ def _parser(
     studies.add_argument(
         "--recheck",
         action="store_true",
-        help="publish nothing: run one published seed of every arm anew (about an hour "
-        "for all studies on two cores) and fail if a number or a verdict disagrees",
+        help="publish nothing: run one published seed of every arm anew (about 80 "
+        "minutes for all studies on two cores) and fail if a number or a verdict "
+        "disagrees",
     )
     studies.set_defaults(run=_studies)
     return parser, commands.choices
