@@ -627,9 +627,9 @@ card = ModelCard(
     licences=licences,
     origins=came_from,
     method=f"Hard labels: the student ({teacher_name(STUDENT, profile)}, "
-    f"{millions:.1f} million parameters) was given {len(rows):,} of its "
+    f"{millions:.1f} million parameters) learned from {len(rows):,} of its "
     "teacher's answers, by cross-entropy on the answer and its end. Answers "
-    f"of more than {options.length} tokens with their prompts are left out.",
+    f"of more than {options.length} tokens with their prompts were left out.",
     options={"steps": options.steps, "learning rate": options.learning_rate},
     results=results,
     limits=limits,
