@@ -23,12 +23,11 @@ from torch.autograd.function import once_differentiable
 
 from distill_helpers.heads import Head
 from distill_helpers.losses import (
-    IGNORE_INDEX,
     Scratch,
     SoftLabelLoss,
     block_rows,
     check_options,
-    check_targets,
+    counted,
     divergence_,
     item_count,
     refuse_bad_value,
@@ -44,15 +43,22 @@ _BUFFER_BYTES = {"cpu": 116 * 2**20, "cuda": 512 * 2**20}
 class SparseTargets:
     """A teacher's distribution at every position, as a cache gives it back.
 
+    The losses check targets that were made by hand, at the positions that count: see
+    :meth:`check`.
+
     Attributes:
-        ids: Token ids ``[positions, k]``; each at most once with a positive weight.
-        weights: Their probabilities ``[positions, k]``, fp32; unused places hold 0.
+        ids: Token ids ``[positions, k]``. One may come twice only where ``entropy`` is
+            known and there is no tail, as draws do; their weights then add up.
+        weights: Their probabilities ``[positions, k]``, fp32. A place that is not
+            needed holds the weight 0 and, if there is a tail, a token of its own.
         tail: Probability ``[positions]`` of all other tokens together, where that is
             a class of its own (the tail bucket); else ``None``, and the weights sum
             to 1.
         entropy: Of the teacher's full distribution ``[positions]``, in nats; makes
             the value comparable with the full loss. ``None``: of what is stored.
         temperature: That the teacher's softmax was taken at.
+        checked: Whether whoever made them has seen to all this, as a cache's writer
+            does.
     """
 
     ids: torch.Tensor
@@ -60,6 +66,7 @@ class SparseTargets:
     tail: torch.Tensor | None
     entropy: torch.Tensor | None
     temperature: float
+    checked: bool = False
 
     def select(self, rows: torch.Tensor | slice) -> SparseTargets:
         """The targets of some positions."""
@@ -86,7 +93,61 @@ class SparseTargets:
             None if self.tail is None else change(self.tail),
             None if self.entropy is None else change(self.entropy),
             self.temperature,
+            self.checked,
         )
+
+    def check(self, vocabulary: int) -> None:
+        """Refuse what is no distribution over the vocabulary, if nobody has looked yet.
+
+        Raises:
+            ValueError: Naming the column, what it holds, and what it should.
+        """
+        if self.checked or not self.ids.numel():
+            return
+        ids, weights = self.ids, self.weights
+        if ids.shape != weights.shape or ids.is_floating_point():
+            raise ValueError(
+                f"ids has shape {tuple(ids.shape)} and dtype {ids.dtype}, weights "
+                f"{tuple(weights.shape)}: there must be one whole number per weight"
+            )
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"ids holds the token {low if low < 0 else high}, outside the "
+                f"vocabulary of {vocabulary}; compare the two tokenizers"
+            )
+        used = ids
+        if self.tail is None:  # then a place that is not used does nothing
+            used = ids.where(weights > 0, -1 - torch.arange(ids.shape[1]).to(ids))
+        order = used.sort(-1).values
+        again = order[:, 1:] == order[:, :-1]
+        # Draws may come twice: they add up, and their entropy is known.
+        drawn = self.tail is None and self.entropy is not None
+        if not drawn and bool(again.any()):
+            raise ValueError(
+                f"ids names token {int(order[:, 1:][again][0])} twice at one position; "
+                "add its weights up (unused places need tokens of their own, with "
+                "weight 0)"
+            )
+        columns = {"weights": weights}
+        total = weights.sum(-1)
+        if self.tail is not None:
+            columns["tail"] = self.tail
+            total = total + self.tail
+        for name, column in columns.items():
+            # Not "any below 0", which NaN would pass.
+            if not bool((column >= 0).all()):
+                raise ValueError(
+                    f"{name} holds {column.min().item():.4g}; it must hold "
+                    "probabilities (of log-probabilities, pass the exp())"
+                )
+        worst = total[(total - 1).abs().argmax()].item()
+        if not abs(worst - 1) < 0.01:
+            raise ValueError(
+                f"weights and tail sum to {worst:.4g} at a position, and a "
+                "distribution to 1: pass tail=1 - weights.sum(-1) for the "
+                "probability of all other tokens, or divide the weights by their sum"
+            )
 
 
 def fused_soft_label_loss(
@@ -204,13 +265,11 @@ def sparse_soft_label_loss(
         num_items: See there.
     """
     check_options(targets.temperature, alpha, "forward_kl", 0.5)
-    flat = labels.flatten()
-    rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
-    chosen = flat.index_select(0, rows)
+    rows, chosen = counted(labels, student_logits.shape[-1])
     logits = student_logits.flatten(0, -2).index_select(0, rows).float()
-    check_targets(chosen, logits.shape[-1])
     count = item_count(num_items, chosen)
     kept = targets.select(rows)
+    kept.check(logits.shape[-1])
     log_q = (logits / targets.temperature).log_softmax(-1)
     known = log_q.gather(-1, kept.ids)
     soft = -(kept.weights * known).sum()
@@ -443,10 +502,9 @@ def _fused(
     vocabulary = student.vocabulary
     if isinstance(teacher, (_HeadLogits, _GivenLogits)):
         vocabulary = min(vocabulary, teacher.vocabulary)
-    flat = labels.flatten()
-    rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
-    targets = flat.index_select(0, rows)
-    check_targets(targets, vocabulary)
+    rows, targets = counted(labels, vocabulary)
+    if isinstance(teacher, SparseTargets):
+        teacher.select(rows).check(vocabulary)
     count = item_count(num_items, targets)
 
     device = hidden.device.type

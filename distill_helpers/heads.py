@@ -3,13 +3,21 @@
 What is multiplied into logits chunk by chunk (:mod:`distill_helpers.fused_losses`,
 :mod:`distill_helpers.soft_label_cache`) needs two things from a model: the hidden
 states that go into its head, and the head. Used in notebook 03.
+
+What this module holds for is found out on the model itself, never read from a list of
+names:
+
+* the head alone gives the model's logits, infinities included: compared with what the
+  model says, once for every kind of call (:class:`HeadReader`);
+* the model is causal: a later token must not change an earlier output
+  (:func:`check_head`);
+* examples that share a row do not see one another (:func:`isolates_examples`).
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +27,9 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
+
+from distill_helpers.generation import eval_mode
+from distill_helpers.limits import input_rows
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -77,8 +88,12 @@ class Head:
 class HeadReader:
     """Gives a model's hidden states if its head is plain, otherwise its logits.
 
-    On the first batch the head is tried out: it has to turn the hidden states of each
-    row's last position into the logits that the model itself computes there.
+    The head is tried out: at three positions of each row it has to turn the hidden
+    states into the logits that the model itself computes there, ruled-out tokens
+    (−inf) included. That happens once for every kind of call: training or not, with
+    or without gradients, autocast, names and shape of the inputs, and hooks, any of
+    which may change what a model says. A model that fails once gives logits from then
+    on, and the log says why.
 
     Args:
         who: ``"student"`` or ``"teacher"``, for messages.
@@ -88,54 +103,80 @@ class HeadReader:
     def __init__(self, who: str, *, fused: bool) -> None:
         self.who = who
         self.fused = fused
-        self.tried = False
-        self._seen: tuple[nn.Module, Any, Head | None] | None = None
+        self._tried: set[tuple[Any, ...]] = set()
+        self._packs: dict[bool, bool] = {}
+        self._seen: _Look | None = None
 
     def read(
         self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, Head | None]:
-        """Hidden states with their head, or logits and ``None``."""
-        causal, head = self._look_at(model)
-        if head is None:
+        """Hidden states with their head, or logits and ``None``.
+
+        Raises:
+            TypeError: If the model has no head, or is not causal.
+            ValueError: For rows of several examples that would see one another.
+        """
+        look = self._look_at(model)
+        ids = inputs["input_ids"]
+        kind = _kind_of_call(model, look, inputs)
+        if "position_ids" in inputs:
+            self._check_packed(look.causal, inputs)
+        if look.head is None or not self.fused:
             if self.fused:
-                self._fall_back("is not a plain linear layer")
+                self._fall_back(look.reason)
             return _call(model, inputs).logits, None
         # An index, for a slice of hidden states is slow to multiply; after the first
-        # batch an empty one, unless that means to compile anew.
-        ids = inputs["input_ids"]
+        # call of a kind an empty one, unless that means to compile anew.
         compiled = hasattr(model, "_orig_mod")
-        kept = 1 if compiled or not self.tried else 0
-        before = [] if self.tried else _random_states(ids.device)
-        last = torch.full((kept,), ids.shape[1] - 1).to(ids.device)
+        tried = kind in self._tried
+        places = [] if tried and not compiled else _probed_places(ids.shape[1])
+        at = torch.tensor(places, dtype=torch.long).to(ids.device)
+        before = [] if tried else _random_states(ids.device)
         # The wrapped model is called whole, as several processes need it.
         if compiled:  # its graph sees no later hooks
-            outputs = _call(
-                model, inputs, logits_to_keep=last, output_hidden_states=True
-            )
+            outputs = _call(model, inputs, logits_to_keep=at, output_hidden_states=True)
             states = getattr(outputs, "hidden_states", None)
             hidden = states[-1] if states else None
         else:
-            outputs, hidden = _call_hooked(model, causal, inputs, last)
-        if not self.tried:
-            self.tried = True
-            if hidden is None or not _agrees(hidden[:, -1:], head, outputs.logits):
+            outputs, hidden = _call_hooked(model, look.trunk, inputs, at)
+        if not tried:
+            if hidden is None or not _agrees(hidden, look.head, outputs.logits, at):
                 self._fall_back("does more than multiply by its weights")
                 # As if the model had not been called: its first outputs hold all
                 # activations, and dropout has drawn from the random states.
                 del outputs, hidden
                 _set_random_states(before, ids.device)
                 return _call(model, inputs).logits, None
+            self._tried.add(kind)
         assert hidden is not None
-        return hidden, head
+        return hidden, look.head
 
-    def _look_at(self, model: nn.Module) -> tuple[Any, Head | None]:
+    def _look_at(self, model: nn.Module) -> _Look:
         """The model without its wrappers, and its head; once, not at every step."""
-        if self._seen is None or self._seen[0] is not model:
-            causal = extract_model_from_parallel(model, keep_torch_compile=False)
+        if self._seen is None or not self._seen.still_holds(model):
+            causal = unwrapped(model)
             check_head(self.who, causal)
-            self._seen = (model, causal, plain_head(causal))
-        _, causal, head = self._seen
-        return causal, head if self.fused else None
+            self._seen = _Look.of(model, causal)
+            self._tried.clear()
+            self._packs.clear()
+        return self._seen
+
+    def _check_packed(self, causal: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Refuse rows of several examples that the model would read as one text."""
+        ids = inputs["input_ids"]
+        one_row = len(ids) == 1
+        if one_row not in self._packs:
+            self._packs[one_row] = isolates_examples(causal, ids)
+        if self._packs[one_row] or not _holds_several(inputs):
+            return
+        attention = getattr(causal.config, "_attn_implementation", None)
+        raise ValueError(
+            f"rows of pack_examples: in the {self.who}, a {type(causal).__name__} with "
+            f"attn_implementation={attention!r}, examples would see each other, for it "
+            "does not tell from position_ids where one begins; train on the examples "
+            "one to a row (without pack_examples), or, with flash attention, on "
+            "batches of one row or with 'sdpa'"
+        )
 
     def _fall_back(self, reason: str) -> None:
         self.fused = False
@@ -147,6 +188,91 @@ class HeadReader:
                 self.who,
                 reason,
             )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a reader has found out about a model.
+
+    Attributes:
+        model: As it is called.
+        causal: Without its wrappers.
+        trunk: What gives the hidden states; ``None`` if that is unknown.
+        linear: The output head's module.
+        head: Its weights, if it is plain.
+        reason: Why it is not.
+    """
+
+    model: nn.Module
+    causal: Any
+    trunk: nn.Module | None
+    linear: nn.Module | None
+    head: Head | None
+    reason: str
+
+    @classmethod
+    def of(cls, model: nn.Module, causal: Any) -> _Look:
+        base = without_adapters(causal)
+        reason = why_not_plain(base)
+        head = None if reason else _head_of(base)
+        linear = getattr(base, "get_output_embeddings", lambda: None)()
+        return cls(model, causal, _trunk(base), linear, head, reason)
+
+    def still_holds(self, model: nn.Module) -> bool:
+        """Whether the model is the same, and nobody has given it another head."""
+        if model is not self.model:
+            return False
+        base = without_adapters(self.causal)
+        linear = getattr(base, "get_output_embeddings", lambda: None)()
+        if linear is not self.linear:
+            return False
+        return self.head is None or self.head.weight is getattr(linear, "weight", None)
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """A model without what compiling and several processes have put around it."""
+    return extract_model_from_parallel(model, keep_torch_compile=False)
+
+
+def without_adapters(model: nn.Module) -> Any:
+    """The ``transformers`` model inside a PEFT model, whose layers hold the adapters.
+
+    Any other model is returned as it is.
+    """
+    inside = getattr(model, "get_base_model", None)
+    return model if inside is None else inside()
+
+
+def _kind_of_call(
+    model: nn.Module, look: _Look, inputs: Mapping[str, torch.Tensor]
+) -> tuple[Any, ...]:
+    """What may decide which way a call takes through a model."""
+    ids = inputs["input_ids"]
+    device = ids.device.type
+    modules = (model, look.causal, without_adapters(look.causal), look.linear)
+    hooks = [
+        id(hook)
+        for module in modules
+        if module is not None
+        for hook in (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+        )
+    ]
+    autocast = torch.is_autocast_enabled(device)
+    return (
+        model.training,
+        torch.is_grad_enabled(),
+        torch.get_autocast_dtype(device) if autocast else None,
+        tuple(ids.shape),
+        *sorted(inputs),
+        *hooks,
+    )
+
+
+def _probed_places(length: int) -> list[int]:
+    """The first, the middle and the last position, each once."""
+    return sorted({0, length // 2, length - 1})
 
 
 def _random_states(device: torch.device) -> list[torch.Tensor]:
@@ -164,11 +290,15 @@ def _set_random_states(states: list[torch.Tensor], device: torch.device) -> None
 
 
 def _call_hooked(
-    model: nn.Module, causal: Any, inputs: Mapping[str, torch.Tensor], at: torch.Tensor
+    model: nn.Module,
+    trunk: nn.Module | None,
+    inputs: Mapping[str, torch.Tensor],
+    at: torch.Tensor,
 ) -> tuple[Any, torch.Tensor | None]:
     """A model's outputs at some positions, and its last hidden states at all."""
     kept: list[torch.Tensor | None] = []
-    hook = causal.base_model.register_forward_hook(
+    assert trunk is not None
+    hook = trunk.register_forward_hook(
         lambda _module, _inputs, outputs: kept.append(
             getattr(outputs, "last_hidden_state", None)
         )
@@ -180,48 +310,191 @@ def _call_hooked(
     return outputs, kept[-1] if kept else None
 
 
-def _agrees(hidden: torch.Tensor, head: Head, logits: torch.Tensor) -> bool:
-    scale = float(logits.detach().abs().max())
-    if not math.isfinite(scale):
-        return True  # a diverged model: the loss will say so
-    with torch.no_grad():
-        ours = head.logits(hidden)
-    return bool((ours - logits).abs().max() < 0.02 * scale)
+@torch.no_grad()
+def _agrees(
+    hidden: torch.Tensor, head: Head, logits: torch.Tensor, at: torch.Tensor
+) -> bool:
+    """Whether the head gives the model's logits ``[rows, places, vocabulary]``.
+
+    Of the first and the last row; the others go the same way.
+    """
+    if logits.shape[:2] != (len(hidden), len(at)):
+        return False  # a model that does not leave its logits out
+    rows = sorted({0, len(hidden) - 1})
+    return _same(head.logits(hidden[rows][:, at]), logits[rows])
+
+
+def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether two tensors differ by rounding alone, and have the same infinities."""
+    if one.shape != two.shape:
+        return False
+    precision = max(torch.finfo(x.dtype).eps for x in (one, two))
+    # TF32 keeps ten bits of a factor.
+    tolerance = max(3 * precision, 1e-3 if one.device.type == "cuda" else 1e-5)
+    one, two = one.float(), two.float()
+    finite = two.isfinite()
+    rest_one, rest_two = one.masked_fill(finite, 0.0), two.masked_fill(finite, 0.0)
+    if not torch.equal(rest_one.nan_to_num(), rest_two.nan_to_num()):
+        return False
+    if not torch.equal(finite, one.isfinite()):
+        return False
+    one, two = one.masked_fill(~finite, 0.0), two.masked_fill(~finite, 0.0)
+    return bool((one - two).abs().max() <= tolerance * two.abs().max())
+
+
+# --- what a model is ----------------------------------------------------------------
+
+_PROBED = 4  # tokens of an example that is made up to try a model out
 
 
 def check_head(who: str, model: nn.Module) -> None:
-    """Raise ``TypeError`` for a bare trunk, as ``AutoModel`` loads it.
+    """Refuse what is no causal language model; transformers' models alone are judged.
+
+    Whether a model is causal is tried out on two short texts that differ in their
+    second half: the outputs of the first half must be the same. So BERT is refused,
+    and the same weights with ``is_decoder=True`` are not.
 
     Args:
         who: ``"student"`` or ``"teacher"``, for the message.
-        model: Without its wrappers.
+        model: With or without its wrappers.
+
+    Raises:
+        TypeError: For an encoder–decoder, a trunk without an output head (as
+            ``AutoModel`` loads it), or a model that sees the tokens that it is to
+            predict.
     """
-    if isinstance(model, PreTrainedModel) and model.base_model is model:
+    model = unwrapped(model)
+    base = without_adapters(model)
+    if not isinstance(base, PreTrainedModel):
+        return
+    name = type(base).__name__
+    if base.config.is_encoder_decoder:
         raise TypeError(
-            f"the {who}, a {type(model).__name__}, has no output head and gives no "
-            "logits; load it with AutoModelForCausalLM"
+            f"the {who}, a {name}, is an encoder-decoder: it reads one text and writes "
+            "another, and a row here is one text; use a causal (decoder-only) model, "
+            "or learn from this one's answers as text (own_labels)"
         )
+    if base.base_model is base and base.get_output_embeddings() is None:
+        raise TypeError(
+            f"the {who}, a {name}, has no output head and gives no logits; load it "
+            "with AutoModelForCausalLM"
+        )
+    if not _spread_weights(base) and not _is_causal(model, base):
+        raise TypeError(
+            f"the {who}, a {name}, is no causal language model: what it says of a "
+            "token changes with the tokens behind it, so it would be trained on what "
+            "it sees; use AutoModelForCausalLM (and, for BERT's kin, is_decoder=True)"
+        )
+
+
+def _is_causal(model: nn.Module, base: PreTrainedModel) -> bool:
+    """Whether the outputs of a text's first half keep still when the second changes."""
+    ids = _made_up(base, torch.arange(3 * _PROBED))
+    rows = torch.stack([torch.cat([ids[0], ids[1]]), torch.cat([ids[0], ids[2]])])
+    with eval_mode(model), torch.no_grad():
+        logits: torch.Tensor = model(input_ids=rows).logits[:, :_PROBED]
+    return _same(logits[0], logits[1])
+
+
+def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
+    """Whether examples that share a row are told apart by their ``position_ids``.
+
+    The model itself is asked, with three short rows: an example behind one text,
+    behind another, and in front. If its outputs differ, so would the loss of packed
+    examples from that of the same examples one by one. Where attention knows where an
+    example begins, they do not; where positions stand in an ALiBi bias, or a state is
+    carried on (Mamba, linear attention), they do.
+
+    Args:
+        model: A causal model, without its wrappers.
+        ids: A batch ``[rows, length]``, from which the tokens are taken. With one
+            row, the model is asked row by row, for some kinds of attention tell
+            examples apart only there.
+
+    Returns:
+        ``False`` also for a model that takes no ``position_ids``.
+    """
+    base = without_adapters(model)
+    example, one, other = _made_up(base, ids.flatten().unique())
+    rows = torch.stack(
+        [torch.cat(pair) for pair in ((one, example), (other, example), (example, one))]
+    )
+    positions = torch.arange(_PROBED, device=rows.device).repeat(2).expand_as(rows)
+    parts = rows.split(1 if len(ids) == 1 else len(rows))
+    found = []
+    with eval_mode(model), torch.no_grad():
+        for part in parts:
+            given = {"input_ids": part, "position_ids": positions[: len(part)]}
+            try:
+                found.append(_call(model, given).logits)
+            except TypeError as error:
+                if "position_ids" not in str(error):
+                    raise
+                return False
+    behind_one, behind_other, in_front = torch.cat(found)
+    alone = in_front[:_PROBED]
+    return all(_same(x[_PROBED:], alone) for x in (behind_one, behind_other))
+
+
+def _made_up(base: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Three texts ``[3, 4]`` of known tokens, no two of them alike where possible."""
+    # Of a model that is dispatched, accelerate takes the inputs where they belong.
+    devices = (one.device for one in base.parameters() if not one.is_meta)
+    tokens = tokens.to(next(devices, torch.device("cpu")))
+    rows = input_rows(base)
+    if rows is not None:
+        tokens = tokens[tokens < rows]
+    places = torch.arange(3 * _PROBED, device=tokens.device) % len(tokens)
+    texts = tokens[places].view(3, _PROBED)
+    if len(tokens) < 3 * _PROBED:
+        # Of few tokens: the first text is of both, the others of one each.
+        texts[1], texts[2] = tokens[0], tokens[-1]
+    return texts
+
+
+def _holds_several(inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether positions begin anew inside a row, padding left aside."""
+    begins = inputs["position_ids"] == 0
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        begins = begins & mask.bool()
+    return bool(begins[:, 1:].any())
+
+
+def why_not_plain(model: nn.Module) -> str:
+    """Why a causal model's head cannot be read apart from it; empty if it can.
+
+    The reason goes behind "the student's head". It is an adapter on the head, a model
+    that cannot leave its logits out, a module that is no ``transformers`` model, or
+    weights that are spread over processes (FSDP, ZeRO-3) or devices and whole only
+    inside the model's own call.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return "is inside a module that is no transformers model"
+    linear = model.get_output_embeddings()
+    if type(linear) is not nn.Linear:
+        return f"is not a plain linear layer but {type(linear).__name__}"
+    if linear._forward_hooks:
+        return "has a forward hook"
+    if _spread_weights(model):
+        return "is spread over processes or devices"
+    if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
+        return "cannot be left out (the model takes no logits_to_keep)"
+    return "" if _trunk(model) is not None else "stands on no trunk that is known"
 
 
 def plain_head(model: nn.Module) -> Head | None:
     """The output head of a causal model, if it is a plain linear layer.
 
-    Logit scales and soft-caps are read from the configurations that are known to have
-    them. ``None`` for anything else: an adapter on the head, a model that cannot
-    leave its logits out, a module that is no ``transformers`` model, weights that are
-    spread over processes (FSDP, ZeRO-3) and whole only inside the model's own call.
+    ``None`` for what :func:`why_not_plain` names.
     """
-    if not isinstance(model, PreTrainedModel) or model.base_model is model:
-        return None
-    linear = model.get_output_embeddings()
-    if type(linear) is not nn.Linear or linear._forward_hooks:
-        return None
-    # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own, FSDP 1 nothing left.
-    spread = any(hasattr(linear.weight, name) for name in ("device_mesh", "ds_id"))
-    if spread or linear.weight.numel() == 0:
-        return None
-    if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
-        return None
+    base = without_adapters(model)
+    return None if why_not_plain(base) else _head_of(base)
+
+
+def _head_of(model: PreTrainedModel) -> Head:
+    """Logit scales and soft-caps are read from configurations that have them."""
+    linear: Any = model.get_output_embeddings()
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
@@ -233,19 +506,29 @@ def plain_head(model: nn.Module) -> Head | None:
     return Head(linear.weight, linear.bias, scale / divisor, cap)
 
 
+def _trunk(model: nn.Module) -> nn.Module | None:
+    """What gives a model's last hidden states; Llama 4 has it under another name."""
+    base = getattr(model, "base_model", model)
+    return getattr(model, "model", None) if base is model else base
+
+
+def _spread_weights(model: PreTrainedModel) -> bool:
+    """Whether the head's weights are whole only inside the model's own call."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is None:
+        return False
+    # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own, FSDP 1 nothing left, and
+    # what accelerate has put elsewhere is on the device "meta".
+    named = any(hasattr(weight, name) for name in ("device_mesh", "ds_id"))
+    return named or weight.numel() == 0 or weight.is_meta
+
+
 def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
-    if "position_ids" in inputs:
-        # Rows that hold several examples: only without a mask does transformers read
-        # from the positions where one begins.
-        causal = extract_model_from_parallel(model, keep_torch_compile=False)
-        config = getattr(causal, "config", None)
-        attention = str(getattr(config, "_attn_implementation", ""))
-        if "flash" in attention and len(inputs["input_ids"]) > 1:
-            raise ValueError(
-                f"rows of pack_examples with attn_implementation={attention!r}: "
-                "examples would see each other; use 'sdpa', or batches of one row"
-            )
-        options["position_ids"] = inputs["position_ids"]
-    else:
-        options["attention_mask"] = inputs.get("attention_mask")
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if positions is not None:
+        options["position_ids"] = positions
+    # Only without a mask does transformers read from the positions where an example
+    # begins. With padding on the left, they say what the mask says, which is needed.
+    if positions is None or (mask is not None and not bool(mask[:, 0].all())):
+        options["attention_mask"] = mask
     return model(input_ids=inputs["input_ids"], use_cache=False, **options)

@@ -370,14 +370,32 @@ def _counted_rows(
         )
     if shift:
         labels = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
-    flat = labels.flatten()
-    rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
-    targets = flat.index_select(0, rows)
-    check_targets(targets, logits.shape[-1])
+    rows, targets = counted(labels, logits.shape[-1])
     return logits.flatten(0, -2).index_select(0, rows), targets, rows
 
 
-def check_targets(targets: torch.Tensor, vocabulary: int) -> None:
+def counted(labels: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where labels count, in the flattened input, and what they are there.
+
+    Args:
+        labels: Aligned; of any whole-number dtype (NumPy on Windows gives int32).
+        vocabulary: Outputs of the head.
+
+    Raises:
+        ValueError: For labels that are no whole numbers, or that no output stands for.
+    """
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels has the dtype {labels.dtype}; it must hold token ids (torch.long)"
+        )
+    flat = labels.flatten()
+    rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
+    targets = flat.index_select(0, rows).long()
+    _check_targets(targets, vocabulary)
+    return rows, targets
+
+
+def _check_targets(targets: torch.Tensor, vocabulary: int) -> None:
     """Refuse labels that no output of the head stands for."""
     if targets.numel():
         low, high = int(targets.min()), int(targets.max())
