@@ -374,10 +374,10 @@ def check_head(who: str, model: nn.Module) -> None:
             "another, and a row here is one text; use a causal (decoder-only) model, "
             "or learn from this one's answers as text (own_labels)"
         )
-    if base.base_model is base and base.get_output_embeddings() is None:
+    if base.get_output_embeddings() is None:
         raise TypeError(
-            f"the {who}, a {name}, has no output head and gives no logits; load it "
-            "with AutoModelForCausalLM"
+            f"the {who}, a {name}, has no output head and gives no logits over a "
+            "vocabulary; load it with AutoModelForCausalLM"
         )
     if not _spread_weights(base) and not _is_causal(model, base):
         raise TypeError(
@@ -392,7 +392,7 @@ def _is_causal(model: nn.Module, base: PreTrainedModel) -> bool:
     ids = _made_up(base, torch.arange(3 * _PROBED))
     rows = torch.stack([torch.cat([ids[0], ids[1]]), torch.cat([ids[0], ids[2]])])
     with eval_mode(model), torch.no_grad():
-        logits: torch.Tensor = model(input_ids=rows).logits[:, :_PROBED]
+        logits: torch.Tensor = _call(model, {"input_ids": rows}).logits[:, :_PROBED]
     return _same(logits[0], logits[1])
 
 

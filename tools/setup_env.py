@@ -28,6 +28,7 @@ COLAB_TOOLS = (
     "datasketch",
     "hatchling",
     "nbval",
+    "peft",
     "pytest-timeout",
     "pytest-xdist",
     "xllamacpp",
