@@ -739,7 +739,9 @@ class _FakeStore:
         weights, entropy = torch.zeros(shape), torch.zeros(shape[0])
         for tensor in (ids, weights, entropy):
             self.ledger.name(tensor, "stored labels")
-        return SparseTargets(ids, weights, None, entropy, self.temperature)
+        return SparseTargets(
+            ids, weights, None, entropy, self.temperature, checked=True
+        )
 
 
 def _model(

@@ -216,9 +216,11 @@ def decode(
     all_ids = torch.from_numpy(np.concatenate(ids, -1))
     all_weights = torch.cat(weights, -1)
     if scheme.name == "tail_bucket":
-        return SparseTargets(all_ids, all_weights, rest, None, temperature)
+        return SparseTargets(
+            all_ids, all_weights, rest, None, temperature, checked=True
+        )
     # fp16 rounds; a distribution sums to one.
     all_weights = all_weights / all_weights.sum(-1, keepdim=True).clamp(min=1e-9)
     # What was cut off for good has no entropy to compare with.
     known = None if scheme.name == "top_k" else entropy
-    return SparseTargets(all_ids, all_weights, None, known, temperature)
+    return SparseTargets(all_ids, all_weights, None, known, temperature, checked=True)

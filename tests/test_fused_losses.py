@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distill_helpers import fused_losses
 from distill_helpers.fused_losses import (
     SparseTargets,
     fused_hard_label_loss,
     fused_soft_label_loss,
+    sparse_soft_label_loss,
 )
 from distill_helpers.heads import Head
 from distill_helpers.losses import hard_label_loss, soft_label_loss
@@ -491,3 +493,128 @@ def test_sparse_targets_serve_forward_kl_at_their_own_temperature():
             temperature=2.0,
             divergence="reverse_kl",
         )
+
+
+# --- targets that were made by hand -------------------------------------------------
+
+
+def server_s_top(tokens=6, vocabulary=50, top=5):
+    """Hidden states, a head, and the likeliest tokens of a teacher with their rest."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, 8, generator=generator)
+    weight = torch.randn(vocabulary, 8, generator=generator)
+    p = (2 * torch.randn(tokens, vocabulary, generator=generator)).softmax(-1)
+    weights, ids = p.topk(top)
+    return hidden, weight, ids, weights, 1 - weights.sum(-1)
+
+
+def both_ways(hidden, weight, targets, labels):
+    """The loss chunk by chunk, and from logits that are there already."""
+    yield lambda: fused_soft_label_loss(hidden, weight, targets, None, labels).loss
+    yield lambda: sparse_soft_label_loss(hidden @ weight.T, targets, labels).loss
+
+
+def test_a_tail_stands_for_all_other_tokens():
+    hidden, weight, ids, weights, tail = server_s_top()
+    q = (hidden @ weight.T).double().softmax(-1)
+    known = q.gather(-1, ids)
+    right = (weights * (weights / known).log()).sum(-1)
+    right = (right + tail * (tail / (1 - known.sum(-1))).log()).mean().item()
+    targets = SparseTargets(ids, weights, tail, None, 1.0)
+    for loss in both_ways(hidden, weight, targets, ids[:, 0]):
+        assert loss().item() == pytest.approx(right, rel=1e-5)
+
+
+BROKEN = {
+    "no tail": (lambda i, w, t: (i, w, None), "weights and tail sum to 0"),
+    "a tail too much": (lambda i, w, t: (i, w, t + 0.2), "weights and tail sum to 1.2"),
+    "logarithms": (lambda i, w, t: (i, w.log(), t), "weights holds -.*exp"),
+    "a negative tail": (lambda i, w, t: (i, w * 2, t - w.sum(-1)), "tail holds -"),
+    "not a number": (lambda i, w, t: (i, w * torch.nan, t), "weights holds nan"),
+    "a token twice": (
+        lambda i, w, t: (torch.cat([i, i[:, :1]], 1), torch.cat([w, w[:, :1]], 1), t),
+        "ids names token .* twice",
+    ),
+    "an unused place": (
+        lambda i, w, t: (torch.cat([i, i[:, :1]], 1), F.pad(w, (0, 1)), t),
+        "ids names token .* twice",
+    ),
+    "beyond the vocabulary": (lambda i, w, t: (i + 49, w, t), "vocabulary of 50"),
+    "below it": (lambda i, w, t: (i - 50, w, t), "ids holds the token -"),
+    "unequal columns": (lambda i, w, t: (i[:, :4], w, t), "one whole number per"),
+    "ids as floats": (lambda i, w, t: (i.float(), w, t), "one whole number per"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_no_distribution_is_refused(what):
+    hidden, weight, ids, weights, tail = server_s_top()
+    broken, words = BROKEN[what]
+    targets = SparseTargets(*broken(ids, weights, tail), None, 1.0)
+    for loss in both_ways(hidden, weight, targets, ids[:, 0]):
+        with pytest.raises(ValueError, match=words):
+            loss()
+
+
+@pytest.mark.parametrize("what", ["a tail too much", "logarithms", "not a number"])
+def test_positions_that_do_not_count_may_hold_anything(what):
+    hidden, weight, ids, weights, tail = server_s_top()
+    broken = BROKEN[what][0](ids, weights, tail)
+    columns = [
+        torch.cat([good[:3], bad[3:]])
+        for good, bad in zip((ids, weights, tail), broken, strict=True)
+    ]
+    labels = ids[:, 0].clone()
+    labels[3:] = -100
+    pairs = [
+        SparseTargets(*columns, None, 1.0),
+        SparseTargets(ids, weights, tail, None, 1.0),
+    ]
+    for one, two in zip(
+        *(both_ways(hidden, weight, targets, labels) for targets in pairs), strict=True
+    ):
+        assert one().item() == two().item()
+
+
+def test_draws_may_come_twice():
+    """Their weights add up, and the entropy is that of the whole distribution."""
+    hidden, weight, ids, _, _ = server_s_top()
+    drawn = torch.stack([ids[:, 0], ids[:, 0], ids[:, 1], ids[:, 2]], 1)
+    shares = torch.full(drawn.shape, 0.25)
+    entropy = torch.full((len(ids),), 1.5)
+    once = torch.stack([ids[:, 0], ids[:, 1], ids[:, 2]], 1)
+    added = torch.tensor([0.5, 0.25, 0.25]).expand_as(once)
+    pairs = [
+        SparseTargets(drawn, shares, None, entropy, 1.0),
+        SparseTargets(once, added, None, entropy, 1.0),
+    ]
+    for loss, want in zip(
+        *(both_ways(hidden, weight, targets, ids[:, 0]) for targets in pairs),
+        strict=True,
+    ):
+        assert loss().item() == pytest.approx(want().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_number_dtype(dtype):
+    """NumPy on Windows gives int32."""
+    hidden, weight, ids, weights, tail = server_s_top()
+    targets = SparseTargets(ids, weights, tail, None, 1.0)
+    labels = ids[:, 0]
+    for one, two in zip(
+        both_ways(hidden, weight, targets, labels.to(dtype)),
+        both_ways(hidden, weight, targets, labels),
+        strict=True,
+    ):
+        assert one().item() == two().item()
+    hard = [
+        fused_hard_label_loss(hidden, weight, x) for x in (labels, labels.to(dtype))
+    ]
+    assert torch.equal(*hard)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_labels_that_are_no_ids_are_refused(dtype):
+    hidden, weight, ids, _, _ = server_s_top()
+    with pytest.raises(ValueError, match=f"labels has the dtype {dtype}"):
+        fused_hard_label_loss(hidden, weight, ids[:, 0].to(dtype))
