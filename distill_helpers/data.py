@@ -370,9 +370,15 @@ def pack_examples(rows: Dataset, length: int) -> Dataset:
 
     Unlike :func:`pack`, which cuts a text where a row ends, this keeps every example
     whole. Positions begin anew with each, from which ``transformers`` knows, with
-    eager and sdpa attention, that none may attend to another. (Flash attention knows
-    it for batches of one row only; the trainers refuse more.) What it saves is
+    eager and sdpa attention, that none may attend to another. What it saves is
     padding: the examples of a batch need not be of one length.
+
+    That holds for models whose attention asks for the positions, such as Llama, Qwen,
+    Gemma and GPT-2. It does not hold for those that carry a state (Mamba, Qwen3-Next),
+    write positions into a bias (BLOOM, MPT) or build their mask without them (OPT),
+    nor for flash attention with several rows in a batch. The trainers find out by
+    trying the model itself (:func:`~distill_helpers.heads.isolates_examples`), and
+    refuse such rows rather than let examples read one another.
 
     Args:
         rows: With ``input_ids`` and ``labels``, such as from :func:`mask_prompts`.

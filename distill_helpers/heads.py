@@ -141,7 +141,11 @@ class HeadReader:
             outputs, hidden = _call_hooked(model, look.trunk, inputs, at)
         if not tried:
             if hidden is None or not _agrees(hidden, look.head, outputs.logits, at):
-                self._fall_back("does more than multiply by its weights")
+                self._fall_back(
+                    "reads hidden states that the model keeps to itself"
+                    if hidden is None
+                    else "does more than multiply by its weights"
+                )
                 # As if the model had not been called: its first outputs hold all
                 # activations, and dropout has drawn from the random states.
                 del outputs, hidden
@@ -320,6 +324,8 @@ def _agrees(
     """
     if logits.shape[:2] != (len(hidden), len(at)):
         return False  # a model that does not leave its logits out
+    if hidden.shape[-1] != head.weight.shape[1]:
+        return False  # with a layer between (ELECTRA)
     rows = sorted({0, len(hidden) - 1})
     return _same(head.logits(hidden[rows][:, at]), logits[rows])
 
@@ -507,9 +513,12 @@ def _head_of(model: PreTrainedModel) -> Head:
 
 
 def _trunk(model: nn.Module) -> nn.Module | None:
-    """What gives a model's last hidden states; Llama 4 has it under another name."""
-    base = getattr(model, "base_model", model)
-    return getattr(model, "model", None) if base is model else base
+    """What gives a model's last hidden states: a decoder, which OPT calls directly."""
+    found = getattr(model, "get_decoder", lambda: None)()
+    if found is None or found is model:
+        found = getattr(model, "base_model", model)
+    # Llama 4 knows neither by these names.
+    return getattr(model, "model", None) if found is model else found
 
 
 def _spread_weights(model: PreTrainedModel) -> bool:

@@ -205,6 +205,35 @@ def test_a_model_that_has_diverged_keeps_its_path():
     assert reader.fused
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2", "GPT2", "OPT", "Llama4", "Mamba"])
+def test_plain_heads_are_found(kind):
+    """OPT calls its decoder past its trunk; Llama 4 has its trunk elsewhere."""
+    if kind == "Llama4":
+        config = transformers.Llama4TextConfig(**ENCODER | CAUSAL_LLAMA4)
+        model = transformers.Llama4ForCausalLM(config).eval()
+    else:
+        model = small(kind, **MIXING.get(kind, {}))
+    objective = HardLabels()
+    found = objective(model, batch(), None)["loss"].item()
+    want = HardLabels(fused=False)(model, batch(), None)["loss"].item()
+    assert objective._student.fused
+    assert found == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Electra", "RemBert"])
+def test_a_layer_before_the_head_is_noticed(name):
+    """What goes into the head is then not what the trunk gives."""
+    torch.manual_seed(0)
+    shape = ENCODER | {"is_decoder": True, "max_position_embeddings": 64}
+    config = getattr(transformers, f"{name}Config")(**shape)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    inputs = batch()
+    want = HardLabels(fused=False)(model, inputs, None)["loss"].item()
+    objective = HardLabels()
+    assert objective(model, inputs, None)["loss"].item() == pytest.approx(want)
+    assert not objective._student.fused
+
+
 def test_the_try_takes_three_positions_once(monkeypatch):
     """Of 128 positions; and after that the head is left out."""
     model, asked = small(max_position_embeddings=256), []
@@ -458,14 +487,12 @@ def test_a_model_that_is_not_causal_is_refused_for_the_true_reason(name):
 
 
 MBART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4}
-LLAMA4 = {**GROUPED, "intermediate_size_mlp": 48, "num_local_experts": 2}
+CAUSAL_LLAMA4 = {**GROUPED, "intermediate_size_mlp": 48, "num_local_experts": 2}
+CAUSAL_LLAMA4 |= {"num_experts_per_tok": 1, "attention_chunk_size": 32}
 CAUSAL = {
     "MBartForCausalLM": ("MBartConfig", {**MBART, "decoder_ffn_dim": 48}),
     "BertLMHeadModel": ("BertConfig", {"is_decoder": True}),
-    "Llama4ForCausalLM": (
-        "Llama4TextConfig",
-        {**LLAMA4, "num_experts_per_tok": 1, "attention_chunk_size": 32},
-    ),
+    "Llama4ForCausalLM": ("Llama4TextConfig", CAUSAL_LLAMA4),
     "MambaForCausalLM": ("MambaConfig", {"state_size": 8}),
 }
 
