@@ -357,7 +357,7 @@ def check_head(who: str, model: nn.Module) -> None:
     """Refuse what is no causal language model; transformers' models alone are judged.
 
     Whether a model is causal is tried out on two short texts that differ in their
-    second half: the outputs of the first half must be the same. So BERT is refused,
+    second half: what comes out for the first half must be the same. So BERT is refused,
     and the same weights with ``is_decoder=True`` are not.
 
     Args:
@@ -397,9 +397,24 @@ def _is_causal(model: nn.Module, base: PreTrainedModel) -> bool:
     """Whether the outputs of a text's first half keep still when the second changes."""
     ids = _made_up(base, torch.arange(3 * _PROBED))
     rows = torch.stack([torch.cat([ids[0], ids[1]]), torch.cat([ids[0], ids[2]])])
+    one, two = _outputs(model, base, {"input_ids": rows})[:, :_PROBED]
+    return _same(one, two)
+
+
+def _outputs(
+    model: nn.Module, base: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Hidden states where a head only multiplies them, which is most of the work."""
     with eval_mode(model), torch.no_grad():
-        logits: torch.Tensor = _call(model, {"input_ids": rows}).logits[:, :_PROBED]
-    return _same(logits[0], logits[1])
+        if not why_not_plain(base):
+            nothing = torch.empty(
+                0, dtype=torch.long, device=inputs["input_ids"].device
+            )
+            _, hidden = _call_hooked(model, _trunk(base), inputs, nothing)
+            if hidden is not None:
+                return hidden
+        logits: torch.Tensor = _call(model, inputs).logits
+        return logits
 
 
 def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
@@ -428,15 +443,14 @@ def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
     positions = torch.arange(_PROBED, device=rows.device).repeat(2).expand_as(rows)
     parts = rows.split(1 if len(ids) == 1 else len(rows))
     found = []
-    with eval_mode(model), torch.no_grad():
-        for part in parts:
-            given = {"input_ids": part, "position_ids": positions[: len(part)]}
-            try:
-                found.append(_call(model, given).logits)
-            except TypeError as error:
-                if "position_ids" not in str(error):
-                    raise
-                return False
+    for part in parts:
+        given = {"input_ids": part, "position_ids": positions[: len(part)]}
+        try:
+            found.append(_outputs(model, base, given))
+        except TypeError as error:
+            if "position_ids" not in str(error):
+                raise
+            return False
     behind_one, behind_other, in_front = torch.cat(found)
     alone = in_front[:_PROBED]
     return all(_same(x[_PROBED:], alone) for x in (behind_one, behind_other))
