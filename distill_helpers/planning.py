@@ -38,7 +38,7 @@ from transformers import TrainingArguments
 from distill_helpers.codistillation import Partners, mutual_losses
 from distill_helpers.fused_losses import SparseTargets, working_bytes
 from distill_helpers.losses import block_rows
-from distill_helpers.models import attention_name, checkpoint_activations
+from distill_helpers.models import attention_for, checkpoint_activations
 from distill_helpers.profiles import Profile
 from distill_helpers.runtime import (
     cpu_bf16_pays,
@@ -418,7 +418,7 @@ def plan(
     storage = {}
     if teacher is not None and method in ("soft", "stored"):
         for scheme in SCHEMES:
-            found = scheme_for(scheme, teacher.vocab_size)
+            found = scheme_for(scheme, _vocabulary(teacher))
             storage[scheme] = found.bytes_per_position * step.tokens * steps
     found_plan = Plan(step, where, steps, rehearse(step, where), storage, None)
     if found_plan.fits:
@@ -564,6 +564,11 @@ def config_of(model: Model) -> PreTrainedConfig:
         ) from error
 
 
+def _vocabulary(config: PreTrainedConfig) -> int:
+    """Outputs of a model; of one that reads pictures too, its text part says so."""
+    return int(config.get_text_config().vocab_size)
+
+
 def _duration(minutes: float) -> str:
     if minutes < 1.5:
         return f"{60 * minutes:.0f} s"
@@ -593,11 +598,11 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
             fake tensors are a CPU's in any case. Default: a CPU.
     """
     device_type = "cpu" if device is None else device.kind
-    attention = attention_name(flash=device is None or device.flash)
+    flash = device is None or device.flash
     flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS)
     ledger = _Ledger(packed=step.packed)
     with _taken_for_real(), FakeTensorMode(), ledger:
-        model, objective = _build(step, attention, ledger)
+        model, objective = _build(step, flash, ledger)
         optimizer = _optimizer(step, model, device_type)
         if step.autocast is not None:
             # As accelerate prepares a model for mixed precision.
@@ -675,10 +680,10 @@ def _one_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _build(step: Step, attention: str, ledger: _Ledger) -> tuple[nn.Module, Objective]:
+def _build(step: Step, flash: bool, ledger: _Ledger) -> tuple[nn.Module, Objective]:
     """What is trained, and what the trainer of the method minimises."""
-    student = _model(step.student, torch.float32, attention)
-    ledger.vocabularies.add(step.student.vocab_size)
+    student = _model(step.student, torch.float32, flash)
+    ledger.vocabularies.add(_vocabulary(step.student))
     if step.checkpointing:
         checkpoint_activations(student)
     ledger.name_all(student, "weights")
@@ -686,19 +691,19 @@ def _build(step: Step, attention: str, ledger: _Ledger) -> tuple[nn.Module, Obje
     if step.method == "hard":
         return student, HardLabels(fused=step.fused)
     if step.method == "stored":
-        store = _FakeStore(step.student.vocab_size, ledger)
+        store = _FakeStore(_vocabulary(step.student), ledger)
         return student, SoftLabels(
             store, store.vocabulary, fused=step.fused, **_PLAIN_MIX
         )
     assert step.teacher is not None
-    ledger.vocabularies.add(step.teacher.vocab_size)
-    vocabulary = min(step.student.vocab_size, step.teacher.vocab_size)
+    ledger.vocabularies.add(_vocabulary(step.teacher))
+    vocabulary = min(_vocabulary(step.student), _vocabulary(step.teacher))
     if step.method == "soft":
-        teacher = _model(step.teacher, step.teacher_dtype, attention)
+        teacher = _model(step.teacher, step.teacher_dtype, flash)
         teacher.requires_grad_(False).eval()
         ledger.name_all(teacher, "teacher's weights")
         return student, SoftLabels(teacher, vocabulary, fused=step.fused, **_PLAIN_MIX)
-    teacher = _model(step.teacher, torch.float32, attention)
+    teacher = _model(step.teacher, torch.float32, flash)
     if step.checkpointing:
         checkpoint_activations(teacher)
     ledger.name_all(teacher, "teacher's weights")
@@ -745,7 +750,7 @@ class _FakeStore:
 
 
 def _model(
-    config: PreTrainedConfig, dtype: torch.dtype, attention: str
+    config: PreTrainedConfig, dtype: torch.dtype, flash: bool
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
@@ -753,7 +758,7 @@ def _model(
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         copy.deepcopy(config),
         dtype=dtype,
-        attn_implementation=attention,
+        attn_implementation=attention_for(config, flash=flash),
         trust_remote_code=False,
     )
     return model
@@ -794,9 +799,9 @@ def _batch(step: Step) -> dict[str, torch.Tensor]:
 
 def _working(step: Step, device_type: str) -> int:
     """What the loss holds while it works, by the rules of a kind of device."""
-    vocabulary = step.student.vocab_size
+    vocabulary = _vocabulary(step.student)
     if step.teacher is not None:
-        vocabulary = min(vocabulary, step.teacher.vocab_size)
+        vocabulary = min(vocabulary, _vocabulary(step.teacher))
     taught = step.method in _TAUGHT
     if not step.fused:
         # The three blocks of the plain loss; labels alone are torch's own.

@@ -32,6 +32,7 @@ from distill_helpers.fused_losses import SparseTargets
 from distill_helpers.generation import eval_mode
 from distill_helpers.heads import Head, HeadReader
 from distill_helpers.models import (
+    input_device,
     public_name,
     shared_vocabulary_hash,
     vocabulary_size,
@@ -226,6 +227,13 @@ class _Rows:
 
     @classmethod
     def of(cls, dataset: Dataset) -> _Rows:
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"dataset is a stream ({type(dataset).__name__}), and a cache has to "
+                "know its rows before it begins: make a Dataset of them "
+                "(Dataset.from_list(list(dataset))), or of a part (dataset.take(n)). "
+                "The rows of data.stream_rows, too, are learned from a live teacher"
+            )
         if "input_ids" not in dataset.column_names:
             raise ValueError(
                 f"dataset has the columns {dataset.column_names}; it needs input_ids: "
@@ -420,7 +428,7 @@ class _Writer:
     def _batch(
         self, ids: list[list[int]], keys: NDArray[np.uint64]
     ) -> dict[str, NDArray[Any]]:
-        device = next(self.teacher.parameters()).device
+        device = input_device(self.teacher)
         batch = {
             name: value.to(device)
             for name, value in self.collate([{"input_ids": row} for row in ids]).items()

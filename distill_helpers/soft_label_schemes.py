@@ -127,13 +127,16 @@ def encode(
         columns["log_p"] = (logits - log_total).half().cpu().numpy()
         return columns
     if p.shape[-1] % _GROUP:
-        p = torch.nn.functional.pad(p, (0, -p.shape[-1] % _GROUP))
+        # What fills the last group is never among the largest, not even where a teacher
+        # rules all but a few tokens out.
+        p = torch.nn.functional.pad(p, (0, -p.shape[-1] % _GROUP), value=-1.0)
     if scheme.top_k:
         ids, weights = _largest(p, scheme.top_k)
         columns["top_ids"] = pack_ids(ids.cpu().numpy(), scheme.id_bits)
         columns["top_weights"] = weights.half().cpu().numpy()
         p.scatter_(-1, ids, 0.0)
     if scheme.samples:
+        p[:, logits.shape[-1] :] = 0.0  # nor is it drawn
         draws = systematic_draws(p, scheme.samples, offsets)
         columns["draws"] = pack_ids(draws.cpu().numpy(), scheme.id_bits)
     return columns

@@ -674,7 +674,7 @@ def test_attention_per_head_says_the_same(build, rows, monkeypatch):
         return attend(*given, **named)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    model.set_attn_implementation(models.attention_name(flash=False))
+    model.set_attn_implementation(models.attention_for(model.config, flash=False))
     found = logits_of(model, **options[rows])
     counted = options["padded"]["attention_mask"].bool()
     assert torch.allclose(found[counted], expected[counted], atol=1e-5)
@@ -687,7 +687,7 @@ def test_attention_per_head_writes_the_same(build):
     model = build()
     texts = []
     for flash in (True, False):
-        model.set_attn_implementation(models.attention_name(flash=flash))
+        model.set_attn_implementation(models.attention_for(model.config, flash=flash) or "sdpa")
         texts.append(model.generate(IDS, max_new_tokens=12, do_sample=False))
     assert torch.equal(*texts)
 
