@@ -15,7 +15,14 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +33,7 @@ from transformers import TrainerCallback
 
 from distill_helpers.data import data_path
 from distill_helpers.generation import eval_mode, write_batch
-from distill_helpers.models import Loaded, parameter_count
+from distill_helpers.models import Loaded, input_device, parameter_count
 from distill_helpers.studies import MIME, Interval, t_interval
 
 if TYPE_CHECKING:
@@ -191,11 +198,14 @@ class Footprint:
         parameters: A tied matrix counted once.
         weights: Bytes of the weights.
         cache: Bytes of keys and values for one token of one text.
+        state: Bytes that are kept of a text of any length, as models with linear
+            attention (Mamba, Qwen3-Next) do.
     """
 
     parameters: int
     weights: int
     cache: int
+    state: int = 0
 
     def memory(self, *, texts: int, tokens: int) -> int:
         """Bytes of weights and cache.
@@ -204,29 +214,59 @@ class Footprint:
             texts: Answered at a time.
             tokens: Of each, question and answer.
         """
-        return self.weights + texts * tokens * self.cache
+        return self.weights + texts * (tokens * self.cache + self.state)
 
 
 def footprint(model: Any, *, dtype: torch.dtype | None = None) -> Footprint:
     """Bytes of a model, counted in its tensors.
 
     Args:
-        model: Causal; reads two tokens.
+        model: Causal; reads a few tokens. What it keeps of them is counted twice: what
+            grows with the text is its cache, the rest its state.
         dtype: As if it were in this precision; ``None`` is its own.
+
+    Raises:
+        ValueError: If the model keeps nothing of what it has read.
 
     Taught in notebook 10.
     """
     size = (dtype or model.dtype).itemsize
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    short, long = (_numbers_kept(model, tokens) for tokens in (2, 3))
+    count, grown = parameter_count(model), long - short
+    return Footprint(count, count * size, grown * size, (short - 2 * grown) * size)
+
+
+def _numbers_kept(model: Any, tokens: int) -> int:
+    """How many numbers a model keeps after so many tokens."""
+    ids = torch.zeros((1, tokens), dtype=torch.long, device=input_device(model))
     with eval_mode(model), torch.inference_mode():
-        kept = model(input_ids=ids, use_cache=True).past_key_values
-    numbers = sum(
-        layer.keys.numel() + layer.values.numel()
-        for layer in kept.layers
-        if layer.keys is not None
+        output = model(input_ids=ids, use_cache=True)
+    # As attention calls it, Mamba, and RWKV.
+    for name in ("past_key_values", "cache_params", "state"):
+        kept = getattr(output, name, None)
+        if kept is not None:
+            return sum(tensor.numel() for tensor in _tensors(kept))
+    raise ValueError(
+        f"model is a {type(model).__name__}, which has no cache of what it has read; "
+        "count its bytes with models.parameter_count"
     )
-    count = parameter_count(model)
-    return Footprint(count, count * size, numbers // 2 * size)
+
+
+def _tensors(kept: Any) -> Iterator[torch.Tensor]:
+    """All numbers in a cache, however it is built."""
+    from transformers.cache_utils import Cache, CacheLayerMixin
+
+    if isinstance(kept, torch.Tensor):
+        if kept.is_floating_point():
+            yield kept
+        return
+    if isinstance(kept, (Cache, CacheLayerMixin)):
+        kept = vars(kept)
+    if isinstance(kept, dict):
+        kept = list(kept.values())
+    if isinstance(kept, (list, tuple)):
+        for part in kept:
+            yield from _tensors(part)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distill_helpers import limits
 from distill_helpers.data import (
     DataError,
     austen,
@@ -33,6 +34,7 @@ from distill_helpers.models import (
     Loaded,
     ModelError,
     build_student,
+    config_of_kept,
     load_model,
     load_teacher,
     load_tiny_teacher,
@@ -260,11 +262,7 @@ def resolve_student(
     if kind == "fresh":
         student = build_student(teacher.tokenizer, **_fresh_size(name), seed=seed)
     elif kind == "pruned":
-        there = teacher.model.config.num_hidden_layers
-        kept = _pruned_to(name, teacher.model.config)
-        front = (kept + 1) // 2
-        back = there - (kept - front)
-        student = prune_layers(teacher.model, [*range(front), *range(back, there)])
+        student = prune_layers(teacher.model, _kept_of(name, teacher.model.config))
     else:
         return _load(name, device=profile.device)
     student.to(profile.device)  # type: ignore[arg-type]
@@ -278,13 +276,16 @@ def _fresh_size(name: str) -> dict[str, int]:
     return {"layers": int(layers), "width": int(width)}
 
 
-def _pruned_to(name: str, teacher: Any) -> int:
-    size, there = name.partition(":")[2], teacher.num_hidden_layers
+def _kept_of(name: str, teacher: Any) -> list[int]:
+    """The layers that ``pruned:20`` keeps: the first and the last ones."""
+    size = name.partition(":")[2]
+    there = teacher.get_text_config().num_hidden_layers
     if not size.isdigit() or not 2 <= int(size) <= there:
         raise ValueError(
             f"student={name!r} must look like pruned:20, with 2 to {there} layers"
         )
-    return int(size)
+    front = (int(size) + 1) // 2
+    return [*range(front), *range(there - int(size) + front, there)]
 
 
 def planned_models(options: PlanOptions, profile: Profile) -> tuple[Any, Any]:
@@ -303,10 +304,12 @@ def planned_models(options: PlanOptions, profile: Profile) -> tuple[Any, Any]:
         teacher = config_of(options.teacher)
     kind = options.student.partition(":")[0]
     if kind == "pruned":
-        student = copy.deepcopy(teacher)
-        student.num_hidden_layers = _pruned_to(options.student, teacher)
+        kept = _kept_of(options.student, teacher)
+        count = teacher.get_text_config().num_hidden_layers
+        student = config_of_kept(teacher, kept, count)
     elif kind == "fresh":
-        student = student_config(teacher.vocab_size, **_fresh_size(options.student))
+        vocabulary = teacher.get_text_config().vocab_size
+        student = student_config(vocabulary, **_fresh_size(options.student))
     elif options.student:
         student = config_of(options.student)
     return teacher, student
@@ -347,10 +350,13 @@ def _some(rows: Dataset, options: TextOptions, source: str) -> Dataset:
 
 
 def check_length(options: TextOptions, *models: PreTrainedModel) -> None:
-    """Refuse rows that are longer than what a model can tell positions in."""
+    """Refuse rows that are longer than what a model can tell positions in.
+
+    Also where it computes its positions, which :func:`limits.check_length` lets pass
+    with a warning: nobody reads a warning before a run of hours.
+    """
     for model in models:
-        config = model.config.get_text_config()
-        most = getattr(config, "max_position_embeddings", None)
+        most = getattr(limits.text_config(model), "max_position_embeddings", None)
         if most is not None and options.length > most:
             raise ValueError(
                 f"length={options.length}, but {public_name(model)} has learned no "

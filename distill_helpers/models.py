@@ -199,8 +199,8 @@ def _from_gguf(gguf: Path, dtype: torch.dtype, flash: bool) -> Loaded:
     except Exception as error:  # of numpy, struct, gguf or transformers
         raise ValueError(
             f"{gguf} cannot be loaded as a GGUF file ({type(error).__name__}: "
-            f"{error}); copy it again if it is damaged, or give a folder in the format of "
-            "transformers (config.json and safetensors)"
+            f"{error}); copy it again if it is damaged, or give a folder in the format "
+            "of transformers (config.json and safetensors)"
         ) from error
     # The weights are dequantised now; as long as the config says otherwise,
     # save_pretrained refuses.
@@ -476,7 +476,7 @@ def _without_layers(model: Any, keep: list[int]) -> Any:
     layers = _decoder(model).layers
     prefix = next(name for name, module in model.named_modules() if module is layers)
     try:
-        config = _config_of_kept(model.config, keep, len(layers))
+        config = config_of_kept(model.config, keep, len(layers))
         # Every weight is about to be copied: drawing random ones would take seconds,
         # and change the global random state.
         with no_init_weights():
@@ -549,8 +549,14 @@ _NO_SETTINGS = (
 _NOT_OF_LAYERS = ("architectures", "token", "limit", "multipliers", "mtp_")
 
 
-def _config_of_kept(config: Any, keep: list[int], count: int) -> Any:
-    """The configuration of a model with some of its layers, as if read from a file."""
+def config_of_kept(config: Any, keep: list[int], count: int) -> Any:
+    """The configuration of a model with some of its layers, as if read from a file.
+
+    Args:
+        config: Of the whole model.
+        keep: Ascending layer indices.
+        count: Layers of the whole model.
+    """
     text = config.get_text_config()
     values = config.to_dict()
     part = values

@@ -12,9 +12,11 @@ Taught in notebook 06, used in the capstone.
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -596,12 +598,15 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
         step: What to run.
         device: A GPU works in larger chunks, and an old one attends otherwise. The
             fake tensors are a CPU's in any case. Default: a CPU.
+
+    Raises:
+        ValueError: If the model does what cannot be done without content.
     """
     device_type = "cpu" if device is None else device.kind
     flash = device is None or device.flash
-    flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION_FLOPS)
+    flops = FlopCounterMode(display=False, custom_mapping=_MORE_FLOPS)
     ledger = _Ledger(packed=step.packed)
-    with _taken_for_real(), FakeTensorMode(), ledger:
+    with _in_words(step), _taken_for_real(), FakeTensorMode(), ledger:
         model, objective = _build(step, flash, ledger)
         optimizer = _optimizer(step, model, device_type)
         if step.autocast is not None:
@@ -616,6 +621,27 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
     return Rehearsal(
         ledger.peak(extra), counted * step.accumulation / _rehearsed_batches(step)
     )
+
+
+@contextmanager
+def _in_words(step: Step) -> Iterator[None]:
+    """Say of what cannot be rehearsed that it cannot be planned, and a way on."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled = log.disabled
+    log.disabled = True  # it prints what is about to be said
+    try:
+        yield
+    except _OptimizerError:
+        raise
+    except Exception as error:  # of torch or an architecture
+        kinds = {one.model_type for one in (step.student, step.teacher) if one}
+        raise ValueError(
+            f"models={'/'.join(sorted(kinds))}: a step of them cannot be planned, for "
+            f"without content they stop ({type(error).__name__}: {error}); measure a "
+            "few real steps instead, or plan with a Llama-like model of the same size"
+        ) from error
+    finally:
+        log.disabled = was_disabled
 
 
 def _taken_for_real() -> Any:
@@ -638,8 +664,16 @@ def _attention_backward_flops(
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-# What a CPU calls its attention is not in torch's table.
-_ATTENTION_FLOPS: dict[Any, Any] = {
+def _grouped_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Of a mixture's product: every token by the matrix of its expert."""
+    if len(right) == 3:
+        return int(2 * left[0] * left[1] * right[2])
+    return int(2 * left[0] * left[1] * right[1])  # the gradient of the matrices
+
+
+# What a CPU calls its attention, and mixtures' products, are not in torch's table.
+_MORE_FLOPS: dict[Any, Any] = {
+    torch.ops.aten._grouped_mm: _grouped_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         _attention_backward_flops
@@ -726,6 +760,10 @@ def _build(step: Step, flash: bool, ledger: _Ledger) -> tuple[nn.Module, Objecti
     return Partners(both, stale=(), fused=step.fused), learn_together
 
 
+class _OptimizerError(ValueError):
+    """An optimizer that cannot be rehearsed."""
+
+
 class _FakeStore:
     """Stored labels of the default scheme, without content."""
 
@@ -753,14 +791,18 @@ def _model(
     config: PreTrainedConfig, dtype: torch.dtype, flash: bool
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     # A copy, for transformers notes dtype and attention in the config it is given.
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        copy.deepcopy(config),
-        dtype=dtype,
-        attn_implementation=attention_for(config, flash=flash),
-        trust_remote_code=False,
-    )
+    # Fake weights have no content, and what draws until it likes it would never end.
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config),
+            dtype=dtype,
+            attn_implementation=attention_for(config, flash=flash),
+            trust_remote_code=False,
+        )
+    model.tie_weights()  # part of the initialisation that was left out
     return model
 
 
@@ -784,7 +826,7 @@ def _optimizer(step: Step, model: nn.Module, device_type: str) -> Any:
             options["foreach"] = True  # torch's choice there; it takes more memory
         return kind(model.parameters(), **options)
     except Exception as error:
-        raise ValueError(
+        raise _OptimizerError(
             f"optimizer={step.optimizer!r} cannot be rehearsed here ({error}); "
             "adamw_torch_fused, adamw_torch, adafactor and sgd can"
         ) from error
@@ -845,6 +887,8 @@ class _Ledger(TorchDispatchMode):
             return _ONE.get(args[0].dtype, 1.0)
         if func is torch.ops.aten.nonzero.default:
             out = torch.zeros((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        elif func is torch.ops.aten._grouped_mm.default:
+            out = _grouped_product(*args, **(kwargs or {}))
         else:
             out = func(*args, **(kwargs or {}))
         cast = func is torch.ops.aten._to_copy.default and (
@@ -905,6 +949,16 @@ class _Ledger(TorchDispatchMode):
         size = storage.nbytes()
         self._changes.append((key, size))
         weakref.finalize(storage, self._changes.append, (key, -size))
+
+
+def _grouped_product(
+    left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor, *_: Any, **__: Any
+) -> torch.Tensor:
+    """The shape of a mixture's product; torch knows it of bf16 alone."""
+    shape = [left.shape[-2], right.shape[-1]]
+    if left.dim() == right.dim() == 2:  # the gradient of the experts' matrices
+        shape.insert(0, len(offs))
+    return left.new_empty(shape)
 
 
 # As what a tensor of a dtype gives it; of all others, 1.0.

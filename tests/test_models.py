@@ -687,7 +687,9 @@ def test_attention_per_head_writes_the_same(build):
     model = build()
     texts = []
     for flash in (True, False):
-        model.set_attn_implementation(models.attention_for(model.config, flash=flash) or "sdpa")
+        model.set_attn_implementation(
+            models.attention_for(model.config, flash=flash) or "sdpa"
+        )
         texts.append(model.generate(IDS, max_new_tokens=12, do_sample=False))
     assert torch.equal(*texts)
 
