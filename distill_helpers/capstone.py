@@ -254,13 +254,11 @@ def _numbers_kept(model: Any, tokens: int) -> int:
 
 def _tensors(kept: Any) -> Iterator[torch.Tensor]:
     """All numbers in a cache, however it is built."""
-    from transformers.cache_utils import Cache, CacheLayerMixin
-
     if isinstance(kept, torch.Tensor):
         if kept.is_floating_point():
             yield kept
         return
-    if isinstance(kept, (Cache, CacheLayerMixin)):
+    if type(kept).__module__.startswith("transformers."):  # caches and their layers
         kept = vars(kept)
     if isinstance(kept, dict):
         kept = list(kept.values())

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_models import byte_level_bpe, tiny
 
 from distill_helpers import capstone
@@ -115,6 +116,41 @@ def test_footprint_counts_tensors():
     half = capstone.footprint(student, dtype=torch.bfloat16)
     assert half.cache == 2 * 1 * 32 * 2
     assert half.weights == 2 * half.parameters
+
+
+def test_footprint_tells_states_from_keys_and_values():
+    common = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4}
+    mamba = transformers.MambaForCausalLM(
+        transformers.MambaConfig(**common, state_size=8, conv_kernel=4)
+    )
+    found = capstone.footprint(mamba)
+    # A layer keeps 8 states and 4 columns of each of 2 × 32 channels, fp32.
+    assert (found.cache, found.state) == (0, 4 * 64 * (8 + 4) * 4)
+    assert found.memory(texts=5, tokens=7) == found.weights + 5 * found.state
+    hybrid = transformers.Lfm2ForCausalLM(
+        transformers.Lfm2Config(
+            **common,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            layer_types=["conv", "full_attention", "conv", "conv"],
+            conv_L_cache=3,
+        )
+    )
+    found = capstone.footprint(hybrid, dtype=torch.bfloat16)
+    # Keys and values of the one layer: 2 heads of 8; columns of the other three.
+    assert (found.cache, found.state) == (2 * 2 * 8 * 2, 3 * 32 * 3 * 2)
+    assert found.memory(texts=2, tokens=7) == (
+        found.weights + 2 * (7 * found.cache + found.state)
+    )
+
+
+def test_a_model_that_keeps_nothing_has_no_footprint():
+    model = transformers.OpenAIGPTLMHeadModel(
+        transformers.OpenAIGPTConfig(vocab_size=20, n_embd=8, n_layer=1, n_head=2)
+    )
+    with pytest.raises(ValueError, match=r"OpenAIGPTLMHeadModel, which has no cache"):
+        capstone.footprint(model)
 
 
 def test_what_is_timed_writes_on_where_a_text_would_end(monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import byte_level_bpe, tiny
+from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from distill_helpers import runtime
 from distill_helpers.configs import (
@@ -60,6 +61,37 @@ def test_a_fresh_student_is_planned_as_it_is_built():
             "tie_word_embeddings",
         ):
             assert getattr(config, name) == getattr(model.config, name), name
+
+
+def test_a_pruned_student_is_planned_as_it_is_built(tmp_path):
+    """Also where its layers differ: every fourth of SmolLM3 has no RoPE."""
+    tokenizer = byte_level_bpe()
+    config = SmolLM3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    for part in (SmolLM3ForCausalLM(config), tokenizer):
+        part.save_pretrained(tmp_path)
+    profile = get_profile("smoke")
+    options = PlanOptions(teacher=str(tmp_path), student="pruned:5")
+    _, planned = planned_models(options, profile)
+    teacher = resolve_teacher(str(tmp_path), profile)
+    built, _ = resolve_student("pruned:5", teacher, profile, seed=0)
+    # Layers 0, 1, 2, 6 and 7 stay, and 3 and 7 have no RoPE.
+    for found in (planned, built.config):
+        assert found.num_hidden_layers == 5
+        assert found.no_rope_layers == [1, 1, 1, 1, 0]
+    with pytest.raises(
+        ValueError, match="must look like pruned:20, with 2 to 8 layers"
+    ):
+        planned_models(PlanOptions(teacher=str(tmp_path), student="pruned:9"), profile)
 
 
 def test_each_process_loads_onto_a_gpu_of_its_own(monkeypatch, tmp_path):

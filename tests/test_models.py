@@ -707,6 +707,8 @@ def test_every_number_of_a_model_counts(bpe):
     assert len(found | {known}) == len(edits) + 1
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_precision_shape_and_quantisation_make_another_teacher(bpe):
     model = tiny(bpe)
     found = {

@@ -378,3 +378,98 @@ def test_the_packaged_shape_is_the_shipped_one():
     mine = planning.config_of("packaged")
     for field in planning.ARCHITECTURES["packaged"][1]:
         assert getattr(mine, field) == getattr(real, field), field
+
+
+# --- architectures beside Llama -----------------------------------------------------
+
+
+def other(kind, **more):
+    known = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 3000,
+    }
+    return AutoConfig.for_model(kind, **(known | more))
+
+
+def mixture(width=32):
+    return other(
+        "qwen3_moe",
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=width,
+    )
+
+
+def with_pictures():
+    text = other("gemma3_text", num_key_value_heads=2, head_dim=16).to_dict()
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+
+
+OTHERS = {
+    "mixture": mixture,
+    "mixtral": lambda: other("mixtral", num_key_value_heads=2, num_local_experts=4),
+    "soft-capped": lambda: other("gemma2", num_key_value_heads=2, head_dim=16),
+    "states": lambda: other("mamba", state_size=8),
+    "pictures": with_pictures,
+    "falcon": lambda: other("falcon"),
+}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("device", ["T4", "H100"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_architectures_are_planned(kind, device, mixed, capfd):
+    config = OTHERS[kind]()
+    found = plan(
+        (config, config),
+        batch_size=2,
+        length=16,
+        steps=10,
+        method="stored",
+        device=device,
+        mixed_precision=mixed,
+    )
+    assert "GiB" in str(found)
+    model = AutoModelForCausalLM.from_config(config)
+    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    assert found.rehearsal.parts["weights"] == sum(tensors.values())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_products_of_mixtures_are_counted():
+    """Every token by the matrices of two experts: three products, three passes."""
+    flops = [
+        rehearse(step(student=mixture(width), teacher=None, method="hard")).flops
+        for width in (32, 48)
+    ]
+    layers, tokens, experts = 2, 2 * 64, 2
+    expected = layers * tokens * experts * 3 * (2 * 64 * (48 - 32)) * 3
+    assert flops[1] - flops[0] == expected
+
+
+def test_what_stops_without_content_is_refused_in_words(monkeypatch, capfd):
+    def stops(*_):
+        torch.ones(3).fill_(2).numpy()  # asks a fake tensor for its content
+
+    monkeypatch.setattr(planning, "_one_step", stops)
+    with pytest.raises(ValueError, match=r"models=llama: .*cannot be planned.*measure"):
+        rehearse(step())
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="optimizer='lion_9bit' cannot be rehearsed"):
+        rehearse(step(optimizer="lion_9bit"))
+    assert capfd.readouterr() == ("", "")

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tiny_models import byte_level_bpe, ragged_rows, random_rows, tiny
 from training_runs import SGD, trainer, weights
+from transformers import AutoModelForCausalLM
 
 from distill_helpers.data import DataError, collator_for
 from distill_helpers.fused_losses import SparseTargets, fused_soft_label_loss
@@ -546,3 +547,67 @@ def test_value_equals_the_full_loss_on_average(bpe, teacher, tmp_path):
 def test_scheme_is_kept_with_the_cache(bpe, teacher, tmp_path):
     cache = written(tmp_path, teacher, random_rows(2, 6, len(bpe)), bpe, samples=5)
     assert cache.scheme == Scheme("hybrid", 8, 5, len(bpe))
+
+
+# --- teachers and rows of other kinds -----------------------------------------------
+
+
+def test_a_stream_is_refused_with_a_way_on(bpe, teacher, tmp_path):
+    rows = random_rows(4, 8, len(bpe))
+    unknown = IterableDataset.from_generator(lambda: iter(list(rows)))
+    for stream in (unknown, rows.to_iterable_dataset()):
+        with pytest.raises(
+            ValueError, match=r"dataset is a stream .*Dataset\.from_list"
+        ):
+            written(tmp_path / "cache", teacher, stream, bpe)
+    as_it_says = Dataset.from_list(list(unknown))
+    assert written(tmp_path / "cache", teacher, as_it_says, bpe).header["complete"]
+
+
+def test_a_dispatched_teacher_is_read_where_it_is(bpe, tmp_path):
+    tiny(bpe, seed=2).save_pretrained(tmp_path / "model")
+    load = AutoModelForCausalLM.from_pretrained
+    rows = random_rows(4, 8, len(bpe))
+    whole = written(tmp_path / "a", load(tmp_path / "model"), rows, bpe, scheme="full")
+    for number, first in enumerate(("cpu", "disk")):
+        places = {"model.embed_tokens": first, "lm_head": first}
+        places |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+        places |= {"model.norm": "cpu", "model.rotary_emb": "cpu"}
+        spread = load(
+            tmp_path / "model",
+            device_map=places,
+            offload_folder=str(tmp_path / f"disk{number}"),
+        )
+        found = written(tmp_path / f"b{number}", spread, rows, bpe, scheme="full")
+        ids = torch.tensor(rows["input_ids"])
+        assert torch.equal(found.lookup(ids), whole.lookup(ids))
+        # The same weights elsewhere are the same teacher.
+        assert found.header["teacher"]["weights"] == whole.header["teacher"]["weights"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+def test_a_quantised_teacher_is_another_teacher(dtype, bpe, teacher, tmp_path):
+    rows = random_rows(4, 8, len(bpe))
+    smaller = torch.ao.quantization.quantize_dynamic(
+        copy.deepcopy(teacher), {torch.nn.Linear}, dtype=dtype
+    )
+    found = written(tmp_path / "small", smaller, rows, bpe, scheme="full")
+    ids = torch.tensor(rows["input_ids"])
+    with torch.no_grad():  # in one batch, for its largest number sets the scale
+        expected = smaller(input_ids=ids).logits.log_softmax(-1)
+    assert (found.lookup(ids) - expected)[:, :-1].abs().max() < 2e-2
+    with pytest.raises(CacheError, match="holds a cache with teacher="):
+        written(tmp_path / "small", teacher, rows, bpe, scheme="full")
+
+
+def test_a_teacher_whose_last_rows_were_trained_is_another_teacher(
+    bpe, teacher, tmp_path
+):
+    rows = random_rows(4, 8, len(bpe))
+    written(tmp_path / "cache", teacher, rows, bpe)
+    after = copy.deepcopy(teacher)
+    after.model.embed_tokens.weight[-1] += 0.1
+    with pytest.raises(CacheError, match="holds a cache with teacher="):
+        written(tmp_path / "cache", after, rows, bpe)

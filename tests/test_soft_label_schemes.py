@@ -88,3 +88,30 @@ def test_tail_bucket_holds_what_the_top_leaves():
 
 def test_size_of_the_default_at_the_real_vocabulary():
     assert scheme_for("hybrid", 49_152).bytes_per_position <= 100
+
+
+@pytest.mark.parametrize("possible", [1, 3, 70])
+@pytest.mark.parametrize("vocabulary", [65, 100, 191, 50_257])
+@pytest.mark.parametrize("name", ["top_k", "tail_bucket", "sampled", "hybrid"])
+def test_no_id_is_stored_that_does_not_exist(name, vocabulary, possible):
+    """Where a teacher rules out all but a few tokens, and V is no multiple of 64."""
+    torch.manual_seed(0)
+    possible = min(possible, vocabulary)
+    logits = torch.full((5, vocabulary), -torch.inf)
+    logits[:, -possible:] = torch.randn(5, possible)
+    right = torch.softmax(logits, -1)
+    scheme = scheme_for(name, vocabulary, top_k=32, samples=24)
+    columns = encode(logits.clone(), scheme, torch.rand(5, dtype=torch.float64))
+    found = decode(columns, scheme, 1.0)
+    assert found.ids.max() < vocabulary
+    if scheme.top_k:
+        top = found.ids[:, : scheme.top_k]
+        assert all(len(set(row.tolist())) == scheme.top_k for row in top)
+    # What carries weight is what the teacher may say, and all of that where it fits.
+    carried = right.gather(-1, found.ids)[
+        found.weights > 1e-3
+    ]  # beside what fp16 rounds
+    assert carried.min() > 0
+    if possible <= 3 and scheme.top_k:
+        stored = torch.zeros_like(right).scatter_add_(-1, found.ids, found.weights)
+        torch.testing.assert_close(stored, right, atol=1e-3, rtol=0)
