@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -338,12 +339,17 @@ def mask_prompts(
 
     Args:
         prompts: What the model is given; labelled ``-100``.
-        answers: What it learns to write; the end-of-text token is appended and
-            learned too, or the student would never stop.
+        answers: What it learns to write, in the tokens of :func:`encode_answers`; the
+            end-of-text token is appended and learned too, or the student would never
+            stop. Of an empty answer it is all that is learned.
         tokenizer: Of the student.
 
     Returns:
         A ``datasets.Dataset`` with ``input_ids`` and ``labels`` (unshifted).
+
+    Raises:
+        ValueError: If there is no answer for a prompt, or no end-of-text token; and
+            see :func:`encode_answers`.
     """
     if len(prompts) != len(answers):
         raise ValueError(
@@ -351,11 +357,15 @@ def mask_prompts(
         )
     if not prompts:
         raise DataError("there are no prompts to learn from")
-    prompt_ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token: the student could not learn to "
+            "stop; set tokenizer.eos_token"
+        )
     rows = []
-    for prompt, answer in zip(prompt_ids, answer_ids, strict=True):
-        learned = [*answer, tokenizer.eos_token_id]
+    for prompt, answer in encode_answers(prompts, answers, tokenizer):
+        learned = [*answer, end]
         rows.append(
             {
                 "input_ids": prompt + learned,
@@ -363,6 +373,137 @@ def mask_prompts(
             }
         )
     return _dataset(rows)
+
+
+# Texts behind which an answer is encoded to learn its tokens in mid-text. Which of them
+# a tokenizer keeps apart from an answer depends on its merges and its vocabulary.
+_ANCHORS = ("\n", ".", ":", "=", "a", "0")
+
+
+def encode_answers(
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[tuple[list[int], list[int]]]:
+    """The token ids of each prompt, and of the answer as it goes on from there.
+
+    A prompt's ids are those that a model is given at inference, without an answer,
+    even where a tokenizer would merge the two across the border: nothing that is
+    learned may stand in tokens that the model never begins from. What looks like a
+    special token in an answer is text.
+
+    Where the whole text's ids begin with the prompt's, the answer's are the rest of
+    them. Where a merge crosses the border, the answer is encoded by itself. Some
+    tokenizers put a space before whatever they encode (SentencePiece's ``▁``,
+    ``add_prefix_space``) or tell the beginning of a word from its middle (WordPiece);
+    if the two sequences then do not read as the whole text does, the answer is encoded
+    behind a short text in whose place it reads the same.
+
+    Args:
+        prompts: What a model is given; lone surrogates (half an emoji) become U+FFFD.
+        answers: One for each, treated alike.
+        tokenizer: Of the model.
+
+    Raises:
+        ValueError: For a prompt without a token, for what is no string, and for an
+            answer that the tokenizer cannot begin where the prompt ends; the message
+            names the row.
+    """
+    for name, texts in (("prompts", prompts), ("answers", answers)):
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{name}[{number}] is {text!r}, no string; leave the row out"
+                )
+    prompts = [whole_characters(text) for text in prompts]
+    answers = [whole_characters(text) for text in answers]
+    if not prompts:
+        return []  # a tokenizer refuses an empty list
+    given = _encode(prompts, tokenizer)
+    apart = _encode(answers, tokenizer, split_special_tokens=True)
+    together = _encode(
+        [p + a for p, a in zip(prompts, answers, strict=True)], tokenizer
+    )
+    found = []
+    for number, ids in enumerate(given):
+        if not ids:
+            raise DataError(
+                f"row {number}: the prompt {prompts[number]!r} is empty, in tokens; a "
+                "model cannot go on from nothing. Begin it with some text, or leave "
+                "the row out"
+            )
+        learned: list[int] | None = apart[number]
+        if learned and ids + learned != together[number]:
+            learned = _continued(
+                prompts[number], ids, answers[number], learned, tokenizer
+            )
+        if learned is None:
+            raise DataError(
+                f"row {number}: this tokenizer cannot write the answer "
+                f"{answers[number][:40]!r} where the prompt ends "
+                f"({prompts[number][-40:]!r}) without a space between, or one less; "
+                "end the prompt, or begin the answer, with a space or a line feed"
+            )
+        found.append((ids, learned))
+    return found
+
+
+def _continued(
+    prompt: str,
+    given: list[int],
+    answer: str,
+    apart: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[int] | None:
+    """An answer's ids behind a prompt's, so that both read as the whole text does."""
+    # How an answer begins shows before the first text that looks like a special token,
+    # which would be one in the whole text.
+    added = tokenizer.added_tokens_decoder.values()
+    marks = [str(t.content) for t in added if t.special and t.content in answer]
+    head = answer
+    if marks:
+        head = answer[: min(answer.index(mark) for mark in marks)].rstrip() or "a"
+    whole = _encode([prompt + head], tokenizer)[0]
+    if head == answer and whole[: len(given)] == given:
+        return whole[len(given) :]
+    text = _read(whole, tokenizer)
+
+    def behind(anchor: str, part: str) -> list[int] | None:
+        stem, both = _encode(
+            [anchor, anchor + part], tokenizer, split_special_tokens=True
+        )
+        return both[len(stem) :] if both[: len(stem)] == stem else None
+
+    def reads(ids: list[int] | None) -> bool:
+        return ids is not None and _read(given + ids, tokenizer) == text
+
+    if reads(_encode([head], tokenizer, split_special_tokens=True)[0]):
+        return apart
+    for anchor in (prompt, prompt[-1:], *_ANCHORS):
+        if reads(behind(anchor, head)) and (ids := behind(anchor, answer)) is not None:
+            return ids
+    return None
+
+
+def _read(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    # A tokenizer may compose what a border separates.
+    return unicodedata.normalize("NFC", str(tokenizer.decode(ids)))
+
+
+def _encode(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, **options: bool
+) -> list[list[int]]:
+    encoded = tokenizer(texts, add_special_tokens=False, **options)
+    found: list[list[int]] = encoded["input_ids"]
+    return found
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which no file can hold.
+
+    Half an emoji comes from ``json.loads`` of text that was cut off.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pack_examples(rows: Dataset, length: int) -> Dataset:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tqdm import tqdm
 
-from distill_helpers.data import DataError
+from distill_helpers.data import DataError, encode_answers, whole_characters
 from distill_helpers.generation import closing_tokens, write_batch
 from distill_helpers.losses import IGNORE_INDEX
 from distill_helpers.models import public_name, weights_hash
@@ -49,8 +49,17 @@ _LOGGER = logging.getLogger(__name__)
 # Of a request whose failures may have been paid for; others are the teacher's affair.
 _TRIES = 6
 
-Message: TypeAlias = dict[str, str]
+Message: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
+
+# Who may speak last in a prompt: an answer to them is what is asked for.
+_ASKING = ("user", "tool", "function")
+_STAND_IN = "An-answer-that-nobody-gives"
+# Variables of chat templates that switch the thoughts of reasoning models off.
+_NO_THOUGHTS: tuple[dict[str, Any], ...] = (
+    {"enable_thinking": False},
+    {"thinking": False},
+)
 
 
 class LabelError(RuntimeError):
@@ -63,7 +72,8 @@ class Request:
 
     Attributes:
         key: Hash of everything below and of the teacher's identity.
-        messages: The conversation so far; the last turn is the user's.
+        messages: The conversation so far, with all that its messages hold; the last
+            turn is the user's, or a tool's result.
         sample: Number of the answer among those to one prompt.
         max_new_tokens: Where an answer is cut off.
         temperature: 0 is greedy.
@@ -88,12 +98,15 @@ class Answer:
             was cut off.
         prompt_tokens: As the teacher counts.
         completion_tokens: As the teacher counts.
+        reasoning: What a server tells of the thoughts before the answer, apart from
+            it; ``""`` if nothing.
     """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -274,21 +287,110 @@ def prompt_text(
     tokenizer: PreTrainedTokenizerBase,
     template_options: Mapping[str, Any] | None = None,
 ) -> str:
-    """A prompt as the model reads it, up to where the answer begins."""
+    """A prompt as the model reads it, up to where the answer begins.
+
+    Raises:
+        ValueError: If the tokenizer's chat template cannot write the conversation, or
+            leaves out or garbles what is in it: tool calls, contents in parts.
+    """
+    asked = _cleaned(messages)
+    options = template_options or {}
     if tokenizer.chat_template:
-        text: Any = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=True,
-            **(template_options or {}),
+        text = _rendered(asked, tokenizer, options, add_generation_prompt=True)
+        _check_nothing_is_lost(asked, text, tokenizer, options)
+        return text
+    if len(asked) > 1:
+        raise ValueError(
+            f"the tokenizer has no chat template, and a prompt has {len(asked)} "
+            "messages; use a chat model, or prompts that are strings"
         )
-        return str(text)
-    if len(messages) == 1:
-        return messages[0]["content"]
-    raise ValueError(
-        f"the tokenizer has no chat template, and a prompt has {len(messages)} "
-        "messages; use a chat model, or prompts that are strings"
-    )
+    content = asked[0].get("content")
+    if not isinstance(content, str):
+        raise ValueError(
+            f"the tokenizer has no chat template, and a prompt's content is no string: "
+            f"{content!r:.80}; use a chat model, or prompts that are strings"
+        )
+    return content
+
+
+def _rendered(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+    **more: Any,
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text: Any = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, **more, **options
+        )
+    except (TemplateError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"the chat template cannot write a conversation of the turns "
+            f"{[message['role'] for message in messages]} ({error}); it may not know "
+            "tool calls or contents in parts: change the messages, the template or "
+            "template_options"
+        ) from None
+    return whole_characters(str(text))
+
+
+def _check_nothing_is_lost(
+    messages: tuple[Message, ...],
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse what a template drops in silence, or writes as Python writes it."""
+    for place, message in enumerate(messages):
+        content = message.get("content", "")
+        others: list[tuple[str, Any]] = [
+            (name, _changed(message[name], key))
+            for name in ("tool_calls", "function_call")
+            for key in ("name", "arguments")
+            if name in message
+        ]
+        if message["role"] in ("tool", "function") and isinstance(content, str):
+            others.append(("content", f"{content} 1"))
+        for name, other in others:
+            turns = list(messages)
+            turns[place] = message | {name: other}
+            if turns[place] != message and text == _rendered(
+                turns, tokenizer, options, add_generation_prompt=True
+            ):
+                raise ValueError(
+                    f"the chat template leaves {name} of the {message['role']}'s turn "
+                    f"out of a prompt, at least in part ({message[name]!r:.80}), so "
+                    "the model would not see it; use a model whose template knows "
+                    "tools, or prompts without tool_calls and their results"
+                )
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+                raise ValueError(
+                    f"a message's content has the part {part!r:.80}, which is no text; "
+                    "a model of text cannot read it, so leave it out"
+                )
+            raw = str(part) in text or json.dumps(part, ensure_ascii=False) in text
+            if raw or part["text"].strip() not in text:
+                raise ValueError(
+                    "the chat template does not know a content that is a list of "
+                    "parts; join the parts' texts to one string"
+                )
+
+
+def _changed(calls: Any, key: str) -> Any:
+    """Tool calls with another value wherever one has the key."""
+    if isinstance(calls, list):
+        return [_changed(call, key) for call in calls]
+    if not isinstance(calls, dict):
+        return calls
+    other = {"name": "another", "arguments": {"another": 1}}[key]
+    return {
+        name: (json.dumps(other) if key != "name" and isinstance(value, str) else other)
+        if name == key
+        else _changed(value, key)
+        for name, value in calls.items()
+    }
 
 
 # --- writing ------------------------------------------------------------------------
@@ -314,7 +416,10 @@ def write_labels(
     Args:
         teacher: Whom to ask.
         prompts: Strings (a user's turn each), or conversations as lists of
-            ``{"role": …, "content": …}``.
+            ``{"role": …, "content": …}`` that end with the user's turn or a tool's
+            result. Whatever else a message holds (``tool_calls``, ``name``, …) is
+            asked too; but fields of ``None``, which ``datasets`` adds, count as
+            missing, and half an emoji becomes U+FFFD.
         path: A ``.jsonl`` file. It may hold answers to other prompts too, which are
             left alone. What was asked for stands beside it in ``….asked``.
         samples: Answers per prompt; more than one needs a ``temperature``.
@@ -333,7 +438,8 @@ def write_labels(
     Returns:
         The stored answers to these prompts, in their order, one row for prompts that
         are the same: ``key``, ``messages``,
-        ``sample``, ``answer``, ``finish_reason``, ``prompt_tokens``,
+        ``sample``, ``answer``, ``reasoning`` (thoughts that a server tells apart from
+        the answer; ``""`` if none), ``finish_reason``, ``prompt_tokens``,
         ``completion_tokens``, ``teacher``, ``temperature``, ``max_new_tokens``,
         ``seed``, ``licence``. Fewer than asked for if the budget ended or requests
         failed; the log says so, and another call asks for the rest.
@@ -463,8 +569,8 @@ def _requests(
         )
     identity = teacher.identity()
     found = {}
-    for prompt in prompts:
-        messages = _messages(prompt)
+    for number, prompt in enumerate(prompts):
+        messages = _messages(prompt, number)
         for sample in range(samples):
             facts = {
                 "teacher": identity,
@@ -488,17 +594,70 @@ def _requests(
     return found
 
 
-def _messages(prompt: Prompt) -> tuple[Message, ...]:
+def _messages(prompt: Prompt, number: int) -> tuple[Message, ...]:
+    """What is asked, key for key; ``number`` is the prompt's, for what is refused."""
     if isinstance(prompt, str):
-        return ({"role": "user", "content": prompt},)
-    messages = tuple(
-        {"role": message["role"], "content": message["content"]} for message in prompt
-    )
-    if not messages or messages[-1]["role"] != "user":
+        return ({"role": "user", "content": whole_characters(prompt)},)
+    try:
+        messages = _cleaned(prompt)
+    except ValueError as error:
+        raise ValueError(f"prompts[{number}]: {error}") from None
+    last = messages[-1]["role"] if messages else "nobody"
+    if last not in _ASKING:
         raise ValueError(
-            f"a prompt has the messages {messages!r}; the last one must be the user's"
+            f"prompts[{number}] has the messages {messages!r:.300}, and {last} speaks "
+            "last; the last one must be the user's, or a tool's result. An answer that "
+            "goes on from words of the assistant's (a prefill) cannot be asked for: "
+            "leave its turn out"
         )
     return messages
+
+
+def _cleaned(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Messages as they are asked: of JSON's kinds, without ``None``, whole characters.
+
+    ``datasets`` gives every message all fields of all messages, ``None`` where there
+    was none; what was asked then must be the same conversation still.
+    """
+    found = tuple(_json(message) for message in messages)
+    for message in found:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(
+                f"the message {message!r:.80} must be a dictionary whose role is a "
+                "string"
+            )
+        content = message.get("content", "")
+        speaks = "content" in message or message["role"] == "assistant"
+        if not speaks or len(message) == 1:
+            raise ValueError(
+                f"the message {message!r:.80} has no content; leave it out, or write "
+                '"" for a result that is empty'
+            )
+        if not isinstance(content, str | list):
+            raise ValueError(
+                f"the {message['role']}'s message has the content {content!r:.80}; it "
+                "must be a string, or a list of parts"
+            )
+    return found
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole_characters(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {
+            whole_characters(str(key)): _json(one)
+            for key, one in value.items()
+            if one is not None
+        }
+    if isinstance(value, list | tuple):
+        return [_json(one) for one in value]
+    raise ValueError(
+        f"a message holds {value!r:.80} of type {type(value).__name__}, which JSON has "
+        "no words for; write it as text"
+    )
 
 
 def _check_budget(
@@ -606,8 +765,8 @@ def _until_second_interrupt() -> Iterator[threading.Event]:
 def _row(teacher: Teacher, request: Request, answer: Answer) -> dict[str, Any]:
     facts = asdict(request) | asdict(answer)
     # A cut-off answer may end in half a character, which no file can hold.
-    text = facts.pop("text").encode("utf-16", "surrogatepass")
-    facts["answer"] = text.decode("utf-16", "replace")
+    facts["answer"] = whole_characters(facts.pop("text"))
+    facts["reasoning"] = whole_characters(facts["reasoning"])
     facts["messages"] = list(facts["messages"])
     return facts | {"teacher": teacher.name, "licence": teacher.licence}
 
@@ -627,9 +786,25 @@ def _report(
 
 
 def _as_dataset(rows: list[dict[str, Any]]) -> Dataset:
-    from datasets import Dataset  # heavy: not at import
+    """A dataset whose messages are read as they were asked."""
+    from datasets import Dataset, Features  # heavy: not at import
 
-    return Dataset.from_list(rows)
+    plain = {"role": str, "content": str}
+    if all(
+        {k: type(v) for k, v in m.items()} == plain for r in rows for m in r["messages"]
+    ):
+        return Dataset.from_list(rows)
+    try:
+        from datasets import Json, List
+    except ImportError:
+        raise ValueError(
+            "messages with tool calls or contents in parts need a newer datasets "
+            "package; run: pip install -U datasets"
+        ) from None
+    # Else every message would get the fields of all, and contents one type.
+    others = [{k: v for k, v in row.items() if k != "messages"} for row in rows]
+    known = Dataset.from_list(others).features | {"messages": List(Json())}
+    return Dataset.from_list(rows, features=Features({k: known[k] for k in rows[0]}))
 
 
 # --- learning -----------------------------------------------------------------------
@@ -640,19 +815,31 @@ def own_labels(prompts: Sequence[Prompt], answers: Sequence[str]) -> Dataset:
 
     Args:
         prompts: As in :func:`write_labels`.
-        answers: One for each.
+        answers: One for each; half an emoji in it becomes U+FFFD.
     """
-    from datasets import Dataset
-
+    if isinstance(prompts, str) or isinstance(answers, str):
+        raise ValueError("prompts and answers are lists, one answer per prompt")
     if len(prompts) != len(answers):
         raise ValueError(
             f"{len(prompts)} prompts and {len(answers)} answers: one answer per prompt"
         )
-    rows = [
-        {"messages": list(_messages(prompt)), "answer": answer}
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    return Dataset.from_list(rows)
+    for number, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            raise ValueError(
+                f"answers[{number}] is {answer!r:.80}, no string; leave it out, with "
+                "its prompt"
+            )
+    return _as_dataset(
+        [
+            {
+                "messages": list(_messages(prompt, number)),
+                "answer": whole_characters(answer),
+            }
+            for number, (prompt, answer) in enumerate(
+                zip(prompts, answers, strict=True)
+            )
+        ]
+    )
 
 
 def learn_answers(
@@ -668,12 +855,29 @@ def learn_answers(
     answer and the token that ends the turn are learned, or the student would never
     stop. What a template puts behind that token is left out.
 
+    So that a student learns what it will write, the prompt's ids are those of
+    :func:`prompt_ids`, and the answer goes on from them as
+    :func:`~distill_helpers.data.encode_answers` says, whatever the tokenizer puts
+    before a text. Where the answer begins in a chat template, and what ends it, is
+    found out row by row: the conversation is written with and without the answer, and
+    the one must begin with the other and go on, but for white space, with the answer as
+    given or without the white space around it. A template that does otherwise is
+    refused, with what it did; but thoughts up to ``</think>`` in an answer, which
+    templates of reasoning models rewrite or take out, are learned as given if the
+    prompt or the answer opens them. Thoughts in the column ``reasoning`` are not
+    learned; write them into the answers for that.
+
+    Of an answer that is empty, or white space that the template trims, the end alone
+    is learned, and the log says how often: the student learns to say nothing there.
+    :func:`~distill_helpers.label_filters.empty` leaves such rows out.
+
     Args:
         labels: With ``messages`` and ``answer``, such as :func:`write_labels` returns.
         tokenizer: Of the student.
         max_length: Rows with more tokens are left out, and the log says how many: a
             cut-off answer would teach to stop anywhere. ``None`` keeps all.
-        template_options: Further variables of the chat template.
+        template_options: Further variables of the chat template, such as
+            ``{"enable_thinking": False}``; to be the same at inference.
 
     Returns:
         ``input_ids`` and ``labels`` (unshifted), for
@@ -681,18 +885,37 @@ def learn_answers(
 
     Raises:
         DataError: If nothing is left.
+        ValueError: If a row cannot be written, with its number and the reason.
     """
     from datasets import Dataset
 
-    rows = []
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token: the student could not learn to "
+            "stop; set tokenizer.eos_token"
+        )
+    turns = []
     for number, row in enumerate(labels):
-        prompt = prompt_ids(row["messages"], tokenizer, template_options)
         try:
-            learned = _answer_ids(
-                row["messages"], row["answer"], tokenizer, template_options
+            turns.append(
+                _turn(row["messages"], row["answer"], tokenizer, template_options or {})
             )
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
+    empty = sum(not turn.answer for turn in turns)
+    if empty:
+        _LOGGER.warning(
+            "%d of %d answers are empty, and the student learns to end at once there; "
+            "label_filters.empty leaves them out",
+            empty,
+            len(turns),
+        )
+    parts = encode_answers(
+        [turn.prompt for turn in turns], [turn.answer for turn in turns], tokenizer
+    )
+    rows = []
+    for (prompt, answer), turn in zip(parts, turns, strict=True):
+        learned = answer + turn.closing
         if max_length is None or len(prompt) + len(learned) <= max_length:
             rows.append(
                 {
@@ -717,41 +940,161 @@ def learn_answers(
     return Dataset.from_list(rows)
 
 
-def _answer_ids(
+@dataclass(frozen=True)
+class _Turn:
+    """An answer where a model will write it.
+
+    Attributes:
+        prompt: Text up to where the model begins.
+        answer: Text that it writes, with what the template puts around it.
+        closing: Ids that end its turn.
+    """
+
+    prompt: str
+    answer: str
+    closing: list[int]
+
+
+def _turn(
     messages: Sequence[Message],
+    answer: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> _Turn:
+    if not isinstance(answer, str):
+        raise ValueError(
+            f"the answer {answer!r:.80} is no string; leave the row out, with a filter "
+            "of your own or label_filters.empty"
+        )
+    answer = whole_characters(answer)
+    asked = _cleaned(messages)
+    prompt = prompt_text(asked, tokenizer, options)
+    if not tokenizer.chat_template:
+        return _Turn(prompt, answer, [tokenizer.eos_token_id])
+    found = _behind(asked, prompt, answer, tokenizer, options)
+    if found is None and "</think>" in answer:
+        found = _with_thoughts(asked, prompt, answer, tokenizer, options)
+    if found is None:
+        raise ValueError(_otherwise(asked, prompt, answer, tokenizer, options))
+    text, after = found
+    between, closing = _parted(after, tokenizer)
+    if not text:  # the end alone
+        return _Turn(prompt, "", closing[-1:])
+    return _Turn(prompt, text + between, closing)
+
+
+def _behind(
+    messages: tuple[Message, ...],
+    prompt: str,
     answer: str,
     tokenizer: PreTrainedTokenizerBase,
-    template_options: Mapping[str, Any] | None,
-) -> list[int]:
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ValueError(
-            "the tokenizer has no end-of-text token: the student could not learn to "
-            "stop; set tokenizer.eos_token"
-        )
-    before, closing_ids = "", [end]
-    if tokenizer.chat_template:
-        turn = {"role": "assistant", "content": answer}
-        options = template_options or {}
-        whole = str(
-            tokenizer.apply_chat_template([*messages, turn], tokenize=False, **options)
-        )
-        prompt = prompt_text(messages, tokenizer, options)
-        rest = whole.removeprefix(prompt)
-        answer = answer if answer in rest else answer.strip()  # as many templates do
-        before, found, after = rest.partition(answer)
-        if not whole.startswith(prompt) or answer != found or before.strip():
-            raise ValueError(
-                "the chat template writes a prompt or an answer differently once both "
-                "are there, so where the answer begins cannot be told; use a template "
-                "that only appends (template_options may help)"
+    options: Mapping[str, Any],
+) -> tuple[str, str] | None:
+    """What a template writes behind a prompt: the answer's text, and what follows.
+
+    ``None`` if that is another prompt or another answer.
+    """
+    # An empty text is everywhere, so another one shows the place.
+    told = answer if answer.strip() else "."
+    whole = _with_answer(messages, told, tokenizer, options)
+    if not whole.startswith(prompt):
+        return None
+    rest = whole.removeprefix(prompt)
+    told = told if told in rest else told.strip()  # as many templates do
+    before, found, after = rest.partition(told)
+    if not found or before.strip():
+        return None
+    return (before + told if answer.strip() else ""), after
+
+
+def _with_answer(
+    messages: tuple[Message, ...],
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> str:
+    turn = {"role": "assistant", "content": answer}
+    return _rendered([*messages, turn], tokenizer, options)
+
+
+def _with_thoughts(
+    messages: tuple[Message, ...],
+    prompt: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> tuple[str, str] | None:
+    """The same for thoughts and an answer, of which the template shows the answer."""
+    opened = prompt.rstrip().endswith("<think>")
+    if opened == answer.lstrip().startswith("<think>"):
+        return None  # opened twice, or by nobody
+    thoughts, mark, said = answer.rpartition("</think>")
+    if not said.strip():
+        return None
+    # In another answer's place the end is told from what the answer says.
+    other = thoughts + mark + said.replace(said.strip(), _STAND_IN)
+    before, found, after = _with_answer(messages, other, tokenizer, options).rpartition(
+        _STAND_IN
+    )
+    whole = _with_answer(messages, answer, tokenizer, options)
+    shared = prompt.rstrip().removesuffix("<think>")
+    if not found or not before.startswith(shared):
+        return None
+    return (answer, after) if whole == before + said.strip() + after else None
+
+
+def _parted(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """What follows an answer: text that belongs to its turn, and the ids that end it.
+
+    The text, such as a space, continues the answer and is encoded with it.
+    """
+    closing = closing_tokens(after, tokenizer) or [tokenizer.eos_token_id]
+    between, end, _ = after.partition(str(tokenizer.decode(closing[-1:])))
+    return (between, closing[-1:]) if end and len(closing) > 1 else ("", closing)
+
+
+def _otherwise(
+    messages: tuple[Message, ...],
+    prompt: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> str:
+    """Why a row is refused: what the template did, and what would help."""
+    whole = _with_answer(messages, answer, tokenizer, options)
+    same = len(prompt)
+    while not whole.startswith(prompt[:same]):
+        same -= 1
+    did = f"goes on with {_quoted(whole[same:])}, and not with the answer as given"
+    if same < len(prompt):
+        did = f"writes {_quoted(whole[same:])} in the place of {_quoted(prompt[same:])}"
+    helps = "use a template that only appends (template_options may help)"
+    for off in _NO_THOUGHTS:
+        without = {**options, **off}
+        try:
+            shut = prompt_text(messages, tokenizer, without)
+            found = _behind(messages, shut, answer, tokenizer, without)
+        except ValueError:
+            continue
+        if found is not None:
+            helps = (
+                f"pass template_options={off!r}, here and at inference, for answers "
+                "without thoughts"
             )
-        closing_ids = closing_tokens(after, tokenizer) or [end]
-    # A teacher's text is data: what looks like a special token in it is none.
-    learned: list[int] = tokenizer(
-        before + answer, add_special_tokens=False, split_special_tokens=True
-    )["input_ids"]
-    return learned + closing_ids
+            break
+    if "<think>" in prompt[-20:] + whole[same:]:
+        opened = prompt.rstrip().endswith("<think>")
+        thoughts = "…</think>" if opened else "<think>…</think>"
+        helps += f"; or keep the thoughts, in answers that are {thoughts!r} + answer"
+    return (
+        "the chat template writes a prompt or an answer differently once both are "
+        f"there, so where the answer begins cannot be told: behind "
+        f"{_quoted(prompt[:same][-40:])} it {did}; {helps}"
+    )
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:80] + "…")
 
 
 # --- the file and the budget --------------------------------------------------------
@@ -863,6 +1206,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], Doubts]:
                     "or delete that line, nothing else in the file is lost"
                 )
             row = json.loads(line)
+            row.setdefault("reasoning", "")  # files of old have none
             answers[row["key"]] = row
     doubts: Doubts = defaultdict(list)
     if _journal(path).is_file():
