@@ -424,6 +424,11 @@ def encode_answers(
     together = _encode(
         [p + a for p, a in zip(prompts, answers, strict=True)], tokenizer
     )
+    added = tokenizer.added_tokens_decoder.items()
+    special = {token: mark.content for token, mark in added if mark.special}
+    names = map(str, tokenizer.all_special_tokens)
+    special |= dict(zip(tokenizer.all_special_ids, names, strict=True))
+    special.pop(tokenizer.unk_token_id, None)  # which stands for any text
     found = []
     for number, ids in enumerate(given):
         if not ids:
@@ -435,7 +440,12 @@ def encode_answers(
         learned: list[int] | None = apart[number]
         if learned and ids + learned != together[number]:
             learned = _continued(
-                prompts[number], ids, answers[number], learned, tokenizer
+                prompts[number],
+                ids,
+                answers[number],
+                learned,
+                tokenizer,
+                [mark for mark in special.values() if mark in answers[number]],
             )
         if learned is None:
             raise DataError(
@@ -444,6 +454,13 @@ def encode_answers(
                 f"({prompts[number][-40:]!r}) without a space between, or one less; "
                 "end the prompt, or begin the answer, with a space or a line feed"
             )
+        for token in special.keys() & set(learned):
+            if special[token] in answers[number]:
+                raise DataError(
+                    f"row {number}: the answer {answers[number][:80]!r} holds "
+                    f"{special[token]!r}, which this tokenizer cannot read as text; "
+                    "leave the row out, or write it otherwise"
+                )
         found.append((ids, learned))
     return found
 
@@ -454,18 +471,18 @@ def _continued(
     answer: str,
     apart: list[int],
     tokenizer: PreTrainedTokenizerBase,
+    marks: list[str],
 ) -> list[int] | None:
     """An answer's ids behind a prompt's, so that both read as the whole text does."""
-    # How an answer begins shows before the first text that looks like a special token,
-    # which would be one in the whole text.
-    added = tokenizer.added_tokens_decoder.values()
-    marks = [str(t.content) for t in added if t.special and t.content in answer]
+    # How an answer begins shows before its first mark, a text that looks like a special
+    # token and would be one in the whole text.
     head = answer
     if marks:
         head = answer[: min(answer.index(mark) for mark in marks)].rstrip() or "a"
     whole = _encode([prompt + head], tokenizer)[0]
-    if head == answer and whole[: len(given)] == given:
-        return whole[len(given) :]
+    rest = whole[len(given) :]
+    if head == answer and rest and whole[: len(given)] == given:
+        return rest
     text = _read(whole, tokenizer)
 
     def behind(anchor: str, part: str) -> list[int] | None:
