@@ -14,8 +14,11 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,6 +37,18 @@ _NO_CONNECTION = ("ConnectError", "ConnectTimeout")
 # failed.
 _GATEWAY_GAVE_UP = (408, 504, 520, 522, 524)
 _LONGEST_PAUSE = 60.0
+# Fields of a message in which servers tell the thoughts before an answer.
+_REASONING = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "thinking_blocks",
+    "reasoning_details",
+)
+# Kinds of parts, by the beginning of their type's name. Notes are not part of a text.
+_TEXT_PARTS = ("text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")
+_NOTE_PARTS = ("reference", "citation")
 
 
 class ApiTeacher:
@@ -44,6 +59,14 @@ class ApiTeacher:
     One that may have been paid for (a time-out, here or at a gateway on the way, a
     connection cut mid-answer, an answer that is none) goes back to ``write_labels``,
     whose budget counts every try. A wrong key or model name ends the run at once.
+
+    An answer's text may come as a string or as a list of parts. Thoughts that a server
+    tells apart, in parts or in a field such as ``reasoning_content``, are stored as
+    ``reasoning``. What is no whole answer is told by its ``finish_reason``: besides
+    those of the server, ``"tool_calls"`` if it calls a tool, ``"refusal"`` if it only
+    holds a refusal, ``"no_content"`` if it holds nothing at all, and ``"unreadable"``
+    if there are parts beside the text that are not known here. An answer of such parts
+    alone is none.
 
     Args:
         model: Its name on the server.
@@ -132,7 +155,14 @@ class ApiTeacher:
 
     def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """At the most: hardly a tokenizer makes more tokens than there are bytes."""
-        size = sum(len(m["content"].encode()) + len(m["role"]) + 8 for m in messages)
+        size = 0
+        for message in messages:
+            rest = dict(message)
+            if isinstance(message.get("content"), str):
+                size += len(rest.pop("content").encode())
+            size += len(rest.pop("role")) + 8
+            # Tool calls and parts of a content: escaped, as the longest that it gets.
+            size += len(json.dumps(rest)) if rest else 0
         # What a template adds, and tools or a response format in the options.
         return size + 256 + len(json.dumps(self.options, default=str).encode())
 
@@ -246,12 +276,22 @@ class ApiTeacher:
         if not choices:
             return Failure("the server's answer held no choice", paid=True)
         message, usage = choices[0].message, getattr(completion, "usage", None)
+        content = _read_content(message.content)
+        refusal = getattr(message, "refusal", None)
+        if isinstance(refusal, str) and not content.text:
+            content = replace(content, refusal=refusal)
+        calls = getattr(message, "tool_calls", None)
+        calls = calls or getattr(message, "function_call", None)
         reason = str(choices[0].finish_reason)
-        text = message.content
-        if not isinstance(text, str):
-            # Filtered, or cut off while still thinking: an answer, if an empty one.
-            refusal = getattr(message, "refusal", None)
-            text = refusal if isinstance(refusal, str) else ""
+        if content.unknown and not (content.text or calls) and reason in ENDED:
+            return Failure(
+                "the server's answer is no text, but parts of a kind unknown here: "
+                f"{', '.join(content.unknown)[:100]!r}",
+                paid=True,
+            )
+        told = [_strings(getattr(message, name, None)) for name in _REASONING]
+        thoughts = content.thoughts or next(filter(None, told), "")
+        text = content.text or content.refusal
 
         def counted(name: str, most: int) -> int:
             found = getattr(usage, name, None)
@@ -259,12 +299,85 @@ class ApiTeacher:
 
         return Answer(
             text=text,
-            finish_reason="stop" if reason in ENDED else reason,
+            finish_reason=_ending(reason, content, bool(calls), bool(thoughts)),
             prompt_tokens=counted(
                 "prompt_tokens", self.prompt_tokens(request.messages)
             ),
             completion_tokens=counted("completion_tokens", request.max_new_tokens),
+            reasoning=thoughts,
         )
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a message's content holds.
+
+    Attributes:
+        text: The answer.
+        thoughts: Those among its parts.
+        refusal: In words, and in the place of an answer.
+        unknown: Types of other parts.
+        is_string: Whether all of it is one string.
+    """
+
+    text: str = ""
+    thoughts: str = ""
+    refusal: str = ""
+    unknown: tuple[str, ...] = ()
+    is_string: bool = False
+
+
+def _read_content(content: Any) -> _Content:
+    """A content of any shape; what a server sends is untrusted."""
+    if isinstance(content, str):
+        return _Content(content, is_string=True)
+    found: dict[str, list[str]] = {"text": [], "thoughts": [], "refusal": []}
+    unknown = []
+    for part in content if isinstance(content, list) else [content]:
+        if part is None:
+            continue
+        fields = part if isinstance(part, Mapping) else {"type": type(part).__name__}
+        kind = str(fields.get("type") or "text")
+        if isinstance(part, str):
+            found["text"].append(part)
+        elif kind in _TEXT_PARTS and isinstance(fields.get("text"), str | Mapping):
+            found["text"].append(_strings(fields["text"]))
+        elif kind.startswith(_THOUGHT_PARTS):
+            found["thoughts"].append(_strings(part))
+        elif kind == "refusal":
+            found["refusal"].append(_strings(fields.get("refusal")))
+        elif not kind.startswith(_NOTE_PARTS):
+            unknown.append(kind)
+    text, thoughts, refusal = map("".join, found.values())
+    return _Content(text, thoughts, refusal, tuple(unknown))
+
+
+def _strings(value: Any) -> str:
+    """All text of thoughts or of a text, however a server packs it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_strings, value))
+    if isinstance(value, Mapping):
+        names = ("thinking", "reasoning", "summary", "text", "value", "content")
+        return "".join(_strings(value[name]) for name in names if name in value)
+    return ""
+
+
+def _ending(reason: str, content: _Content, calls: bool, thought: bool) -> str:
+    """Why an answer ends there: ``"stop"`` only for one that is whole."""
+    if reason not in ENDED:
+        return reason
+    if calls:
+        return "tool_calls"
+    if content.unknown:
+        return "unreadable"
+    if content.text.strip():
+        return "stop"
+    if content.refusal:
+        return "refusal"
+    # A string without a word may be all that a model wanted to say.
+    return "stop" if content.is_string and not thought else "no_content"
 
 
 def _backoff(attempt: int) -> float:
@@ -280,7 +393,21 @@ def _wanted_pause(headers: Any) -> float:
             continue
         if seconds > 0:
             return min(seconds, _LONGEST_PAUSE)
-    return 0.0
+    later = _date(headers.get("retry-after"))
+    if later is None:
+        return 0.0
+    # By the server's own clock, which may not be ours.
+    now = _date(headers.get("date")) or datetime.now(UTC)
+    return min(max(0.0, (later - now).total_seconds()), _LONGEST_PAUSE)
+
+
+def _date(text: str | None) -> datetime | None:
+    """A date of HTTP's; ``None`` for what is none."""
+    try:
+        found = parsedate_to_datetime(text or "")
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _usable_key(key: str) -> str:

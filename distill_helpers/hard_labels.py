@@ -54,6 +54,8 @@ Prompt: TypeAlias = str | Sequence[Message]
 
 # Who may speak last in a prompt: an answer to them is what is asked for.
 _ASKING = ("user", "tool", "function")
+# Types of parts of a content, by their beginning.
+_MEDIA = ("image", "audio", "video", "file")
 _STAND_IN = "An-answer-that-nobody-gives"
 # Variables of chat templates that switch the thoughts of reasoning models off.
 _NO_THOUGHTS: tuple[dict[str, Any], ...] = (
@@ -633,6 +635,14 @@ def _cleaned(messages: Sequence[Message]) -> tuple[Message, ...]:
                 f"the message {message!r:.80} has no content; leave it out, or write "
                 '"" for a result that is empty'
             )
+        for part in content if isinstance(content, list) else ():
+            kind = str(part.get("type", "")) if isinstance(part, dict) else ""
+            if kind.removeprefix("input_").startswith(_MEDIA):
+                raise ValueError(
+                    f"a message's content has a part of type {kind!r}, which no "
+                    "student of text can read, and whose tokens no budget can bound; "
+                    "leave it out"
+                )
         if not isinstance(content, str | list):
             raise ValueError(
                 f"the {message['role']}'s message has the content {content!r:.80}; it "

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "sk-test-0123456789"
@@ -37,6 +38,13 @@ def completion(text, finish_reason="stop", prompt_tokens=7):
     }
 
 
+def saying(finish_reason="stop", **message):
+    """A completion whose message has these fields."""
+    reply = completion("", finish_reason)
+    reply["choices"][0]["message"] = {"role": "assistant", **message}
+    return reply
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -50,6 +58,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(404, {"error": {"message": "no such model"}})
         with self.server.lock:
             fault = self.server.next_fault()
+        if isinstance(fault, dict):
+            return self.reply(200, saying(**fault))
+        if isinstance(fault, tuple):
+            return self.busy_until(*fault)
         if isinstance(fault, int):
             self.bill()
             return self.reply(fault, {"error": {"message": "gave up waiting"}})
@@ -62,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.pause:
             time.sleep(self.server.pause)
         with self.server.lock:
-            self.server.answered[prompt] += 1
+            self.server.answered[str(prompt)] += 1
             self.server.billed += 7 + 2
         self.reply(200, completion(f"echo {prompt}", finish_reason))
 
@@ -81,6 +93,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def busy(self, _):
         self.reply(429, {"error": {"message": "slow down"}}, Retry_After="1")
+
+    def busy_until(self, seconds, clock, zone="GMT"):
+        """A date as ``Retry-After``, by a clock that is ``clock`` seconds ahead.
+
+        Without a clock (``None``) the server tells no time.
+        """
+        self.clock = clock
+        later = formatdate(time.time() + seconds + (clock or 0), usegmt=True)
+        error = {"error": {"message": "slow down"}}
+        self.reply(429, error, Retry_After=later.replace("GMT", zone))
+
+    clock = 0
+
+    def date_time_string(self, timestamp=None):
+        if self.clock is None:
+            return "some day"
+        return super().date_time_string((timestamp or time.time()) + self.clock)
 
     def busy_briefly(self, _):
         self.reply(429, {"error": {"message": "slow"}}, retry_after_ms="5")
@@ -172,7 +201,8 @@ def serving(faults=(), *, failing=0.0, kinds=(), pause=0.0, seed=0):
 
     ``faults`` are given to the first requests in turn; after that a share ``failing``
     of requests gets one of ``kinds``. A fault that is a number is the status of a
-    gateway that gave up on a model which was at work, and is billed.
+    gateway that gave up on a model which was at work, and is billed; a dictionary is
+    an answer's message (see ``saying``), and a pair what ``busy_until`` wants.
     """
     server = _Server(("127.0.0.1", 0), _Handler)
     server.seen, server.answered, server.billed = [], Counter(), 0

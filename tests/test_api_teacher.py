@@ -7,14 +7,21 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from api_server import KEY, MODEL, serving
 from labelling import CONCURRENCY, PROMPTS, ask
 
-from distill_helpers.api_teacher import ApiTeacher, find_api_key
-from distill_helpers.hard_labels import LabelError, plan_labels, write_labels
+from distill_helpers.api_teacher import ApiTeacher, _wanted_pause, find_api_key
+from distill_helpers.hard_labels import (
+    LabelError,
+    plan_labels,
+    read_labels,
+    write_labels,
+)
+from distill_helpers.label_filters import truncated
 
 TESTS = Path(__file__).parent
 
@@ -24,13 +31,12 @@ def teacher(server, **options):
 
 
 def write(server, prompts, path, *, concurrency=2, **options):
-    return write_labels(
-        teacher(server, **options),
-        prompts,
-        path,
-        concurrency=concurrency,
-        progress=False,
-    )
+    made = teacher(server, **options)
+    # Or its connections are left to the garbage collector, which may complain.
+    with closing(made._client):
+        return write_labels(
+            made, prompts, path, concurrency=concurrency, progress=False
+        )
 
 
 def test_answers_carry_their_provenance(tmp_path):
@@ -364,3 +370,213 @@ def test_the_token_limit_can_have_another_name(tmp_path):
         )
     assert server.seen[0]["max_completion_tokens"] == 256
     assert "max_tokens" not in server.seen[0]
+
+
+# --- answers in other shapes --------------------------------------------------------
+
+TEXT = {"type": "text", "text": "It is 4."}
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "2 and 2"}]}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "reasoning"),
+    [
+        ({"content": [TEXT]}, ""),
+        ({"content": [{**TEXT, "text": "It "}, {**TEXT, "text": "is 4."}]}, ""),
+        ({"content": ["It is ", "4."]}, ""),
+        ({"content": TEXT}, ""),
+        ({"content": [{"text": "It is 4."}, None]}, ""),
+        ({"content": [{"type": "output_text", "text": "It is 4."}]}, ""),
+        ({"content": [{"type": "text", "text": {"value": "It is 4."}}]}, ""),
+        ({"content": [TEXT, {"type": "reference", "reference_ids": [1]}]}, ""),
+        ({"content": [THOUGHT, TEXT]}, "2 and 2"),
+        ({"content": [{"type": "reasoning", "text": "2 and 2"}, TEXT]}, "2 and 2"),
+        ({"content": "It is 4.", "reasoning_content": "2 and 2"}, "2 and 2"),
+        ({"content": "It is 4.", "reasoning": "2 and 2"}, "2 and 2"),
+        ({"content": "It is 4.", "reasoning": {"content": "2 and 2"}}, "2 and 2"),
+        ({"content": "It is 4.", "thinking_blocks": [THOUGHT]}, "2 and 2"),
+        (
+            {
+                "content": "It is 4.",
+                "reasoning": None,
+                "reasoning_details": [{"type": "reasoning.text", "text": "2 and 2"}],
+            },
+            "2 and 2",
+        ),
+        ({"content": "It is 4.", "reasoning_content": ["2", 7, " and 2"]}, "2 and 2"),
+        ({"content": "It is 4.", "refusal": None, "tool_calls": []}, ""),
+    ],
+)
+def test_an_answer_arrives_in_whatever_shape(message, reasoning, tmp_path):
+    with serving([message]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+        again = write(server, ["one"], tmp_path / "l.jsonl")
+    assert rows["answer"] == again["answer"] == ["It is 4."]
+    assert rows["reasoning"] == again["reasoning"] == [reasoning]
+    assert rows["finish_reason"] == ["stop"]
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "answer", "reason"),
+    [
+        ({"content": None, "finish_reason": "length"}, "", "length"),
+        ({"content": [THOUGHT], "finish_reason": "length"}, "", "length"),
+        ({"content": None, "finish_reason": "content_filter"}, "", "content_filter"),
+        ({"content": None, "tool_calls": [CALL]}, "", "tool_calls"),
+        ({"content": "Let me see.", "tool_calls": [CALL]}, "Let me see.", "tool_calls"),
+        ({"content": None, "function_call": CALL["function"]}, "", "tool_calls"),
+        (
+            {"content": [{"type": "tool_use"}], "finish_reason": "tool_calls"},
+            "",
+            "tool_calls",
+        ),
+        ({"content": None, "refusal": "I will not."}, "I will not.", "refusal"),
+        (
+            {"content": [{"type": "refusal", "refusal": "I will not."}]},
+            "I will not.",
+            "refusal",
+        ),
+        ({"content": None}, "", "no_content"),
+        ({"content": []}, "", "no_content"),
+        ({"content": [THOUGHT]}, "", "no_content"),
+        ({"content": "", "reasoning_content": "2 and 2"}, "", "no_content"),
+        ({"content": [TEXT, {"type": "formula"}]}, "It is 4.", "unreadable"),
+        ({"content": [TEXT, 7]}, "It is 4.", "unreadable"),
+        ({"content": [TEXT, {"type": ["odd"], "text": 1}]}, "It is 4.", "unreadable"),
+    ],
+)
+def test_what_is_no_whole_answer_is_told(message, answer, reason, tmp_path):
+    with serving([message]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert (rows["answer"], rows["finish_reason"]) == ([answer], [reason])
+    assert truncated(rows) == [True]
+    assert len(server.seen) == 1
+
+
+def test_an_empty_string_is_an_answer_that_ended(tmp_path):
+    with serving([{"content": ""}]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert (rows["answer"], rows["finish_reason"]) == ([""], ["stop"])
+
+
+@pytest.mark.parametrize(
+    "content", [[{"type": "formula", "latex": "4"}], 7, {"a": 1}, [[["deep"]]], True]
+)
+def test_an_answer_that_cannot_be_read_is_none(content, tmp_path, caplog):
+    """It is paid, so it counts; and a server that always does so is left soon."""
+    prompts = [f"prompt {number}" for number in range(50)]
+    with serving([{"content": content}] * 99) as server:
+        with pytest.raises(LabelError, match=r"is no text, but parts of a kind"):
+            write(server, prompts, tmp_path / "l.jsonl")
+        plan = plan_labels(teacher(server), prompts, tmp_path / "l.jsonl")
+    assert len(server.seen) < 20
+    assert plan.stored == 0
+    assert plan.tokens_spent > 0
+
+
+def test_half_an_emoji_in_thoughts_can_be_stored(tmp_path):
+    with serving([{"content": "x", "reasoning": "cut \ud83d"}]) as server:
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert rows["reasoning"] == ["cut \ufffd"]
+
+
+def test_files_without_thoughts_are_gone_on_with(tmp_path):
+    """As they were before the column was: nothing is asked twice."""
+    path = tmp_path / "l.jsonl"
+    with serving() as server:
+        write(server, ["one", "two"], path)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert rows[0].pop("reasoning") == ""
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert write(server, ["one", "two"], path)["reasoning"] == ["", ""]
+        assert read_labels(path)["answer"] == ["echo one", "echo two"]
+    assert len(server.seen) == 2
+
+
+# --- waiting ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "least"),
+    [
+        ((3, 0), 2),
+        ((3, -86400), 2),  # the server's clock is a day behind
+        ((3, 7200, "+0000"), 2),
+        ((3, None), 1.9),  # and one that tells no time
+        ((-600, 0), 0),
+    ],
+)
+def test_a_date_is_waited_for(fault, least, tmp_path):
+    with serving([fault]) as server:
+        began = time.monotonic()
+        rows = write(server, ["one"], tmp_path / "l.jsonl")
+    assert rows["answer"] == ["echo one"]
+    # Less than the longest pause, which a clock taken for ours would mean.
+    assert least <= time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}, 60),
+        (
+            {
+                "retry-after": "Wed, 21 Oct 2015 07:28:20 GMT",
+                "date": "Wed, 21 Oct 2015 07:28:00 GMT",
+            },
+            20,
+        ),
+        (
+            {  # no zone at all, and an old way of writing
+                "retry-after": "Wed Oct 21 07:28:20 2015",
+                "date": "Wednesday, 21-Oct-15 07:28:00 GMT",
+            },
+            20,
+        ),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:20 GMT"}, 0),
+        ({"retry-after": "Wed, 99 Oct 2015 07:28:20 GMT"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "9" * 400}, 60),
+        ({"retry-after": ""}, 0),
+        ({"retry-after": "3"}, 3),
+        ({"retry-after-ms": "500", "retry-after": "3"}, 0.5),
+        ({}, 0),
+    ],
+)
+def test_what_a_server_asks_for(headers, seconds):
+    assert _wanted_pause(headers) == seconds
+
+
+# --- conversations with tools -------------------------------------------------------
+
+TALK = [
+    {"role": "user", "content": "Shall I take a coat?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "rain " * 50},
+]
+
+
+def test_a_conversation_is_sent_as_it_was_given(tmp_path):
+    parts = [{"role": "system", "content": "be brief"}, user([TEXT, TEXT])]
+    with serving() as server:
+        rows = write(server, [TALK, parts], tmp_path / "l.jsonl", concurrency=1)
+        again = write(server, rows["messages"], tmp_path / "l.jsonl")
+    given = [TALK[0], {"role": "assistant", "tool_calls": [CALL]}, TALK[2]]
+    assert server.seen[0]["messages"] == rows[0]["messages"] == given
+    assert server.seen[1]["messages"] == rows[1]["messages"] == parts
+    # And what came back is the same request.
+    assert len(server.seen) == 2
+    assert again["key"] == rows["key"]
+    assert again["messages"] == [given, parts]
+
+
+def test_tokens_of_calls_and_parts_are_counted():
+    made = ApiTeacher(MODEL, "http://127.0.0.1:1/v1")
+    plain = made.prompt_tokens([user("é")])
+    assert plain == 2 + 4 + 8 + 256 + 2
+    call = {"role": "assistant", "tool_calls": [{"arguments": "x" * 500}]}
+    assert made.prompt_tokens([user("é"), call]) > plain + 500
+    parts = [{"type": "text", "text": "高" * 500}]
+    assert made.prompt_tokens([user(parts)]) > 1500
