@@ -9,9 +9,12 @@ Taught in notebook 04.
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -31,6 +34,25 @@ _REFUSAL = re.compile(
 ENDED = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence"})
 # A refusal says so at once; a later "I am sorry" may be part of a story.
 _REFUSAL_WITHIN = 120
+# Scripts that are written without spaces, by the first words of their letters' names,
+# and about how many letters make a word.
+_UNSPACED = {
+    "CJK": 2,
+    "HIRAGANA": 2,
+    "KATAKANA": 2,
+    "KATAKANA-HIRAGANA": 2,
+    "IDEOGRAPHIC": 2,
+    "BOPOMOFO": 2,
+    "YI": 2,
+    "THAI": 3,
+    "LAO": 3,
+    "KHMER": 3,
+    "MYANMAR": 3,
+    "JAVANESE": 3,
+    "BALINESE": 3,
+    "TAI": 3,
+    "NEW": 3,  # New Tai Lue
+}
 
 
 @dataclass(frozen=True)
@@ -89,14 +111,17 @@ def truncated(labels: Dataset) -> list[bool]:
 
 
 def empty(labels: Dataset) -> list[bool]:
-    """Answers without a letter or a digit."""
-    return [not re.search(r"\w", answer) for answer in labels["answer"]]
+    """Answers without a letter or a digit of any script.
+
+    One of signs alone, such as an arrow or an emoji, counts as empty, and so does none.
+    """
+    return [not re.search(r"\w", answer or "") for answer in labels["answer"]]
 
 
 def refused(labels: Dataset) -> list[bool]:
-    """Answers that begin by declining, in English."""
+    """Answers that begin by declining, in English; other languages pass."""
     return [
-        bool(_REFUSAL.search(answer[:_REFUSAL_WITHIN].replace("’", "'")))
+        bool(_REFUSAL.search((answer or "")[:_REFUSAL_WITHIN].replace("’", "'")))
         for answer in labels["answer"]
     ]
 
@@ -109,8 +134,11 @@ def duplicate(labels: Dataset) -> list[bool]:
     seen: set[tuple[str, ...]] = set()
     found = []
     for row in labels:
-        parts = [*(message["content"] for message in row["messages"]), row["answer"]]
-        same = tuple(" ".join(part.lower().split()) for part in parts)
+        parts = [*map(_said, row["messages"]), row["answer"] or ""]
+        same = tuple(
+            " ".join(unicodedata.normalize("NFC", part).lower().split())
+            for part in parts
+        )
         found.append(same in seen)
         seen.add(same)
     return found
@@ -119,8 +147,9 @@ def duplicate(labels: Dataset) -> list[bool]:
 def near_duplicate(threshold: float = 0.8, *, words: int = 3) -> Filter:
     """Prompts and answers that share most of their runs of words; the first stays.
 
-    Words are what is written between spaces and signs, so languages without spaces
-    need another filter. The system's message does not count.
+    Words are what is written between spaces and signs; in scripts without spaces, each
+    letter with its marks counts as one. Case, and ways to write the same letters, make
+    no difference. The system's message does not count.
 
     Args:
         threshold: Jaccard similarity of the sets of runs, about.
@@ -145,9 +174,10 @@ def near_duplicate(threshold: float = 0.8, *, words: int = 3) -> Filter:
         found = []
         for number, row in enumerate(labels):
             sketch = MinHash(num_perm=128)
-            sketch.update_batch(
-                [" ".join(run).encode() for run in _runs(_words(_text(row)), words)]
-            )
+            text = _text(row)
+            # Signs alone are a text, too.
+            runs = _runs(_words(text), words) or [(text,)]
+            sketch.update_batch([" ".join(run).encode() for run in runs])
             found.append(bool(index.query(sketch)))
             if not found[-1]:
                 index.insert(number, sketch)
@@ -159,6 +189,13 @@ def near_duplicate(threshold: float = 0.8, *, words: int = 3) -> Filter:
 def contaminated(evaluation: Iterable[str], *, words: int = 8) -> Filter:
     """Prompts or answers that hold a run of words from the evaluation's texts.
 
+    A prompt that is one of the texts is always found, however short it is. Case and
+    ways to write the same letters (composed or not, full width or half) make no
+    difference. Words are what is written between spaces and signs. In scripts without
+    spaces, words are counted by their letters, each with its marks: two are about a
+    word in Chinese and Japanese, three in Thai, Lao, Khmer, Burmese and their like.
+    Translations and paraphrases are not found.
+
     Args:
         evaluation: Its questions and answers.
         words: Length of a run. A shorter text counts if all of it is there, unless
@@ -166,17 +203,31 @@ def contaminated(evaluation: Iterable[str], *, words: int = 8) -> Filter:
     """
     if words < 1:
         raise ValueError(f"words={words} must be at least 1")
-    held_out = [_words(text) for text in evaluation]
-    runs = {run for text in held_out for run in _runs(text, words)}
-    runs = {run for run in runs if 2 * len(run) >= words}
-    lengths = {len(run) for run in runs}
+    if isinstance(evaluation, str):
+        raise ValueError("evaluation is one string; pass a list of texts")
+    texts = list(evaluation)
+    wholes = {_bare(text) for text in texts} - {""}
+    held_out = [_words(text) for text in texts]
+    runs = {run for text in held_out for run in _long_runs(text, words)}
+    short = {tuple(t) for t in held_out if 3 * words <= _weight(t) < 6 * words}
+    sizes = {len(text) for text in short}
 
     def find(labels: Dataset) -> list[bool]:
         found = []
         for row in labels:
             text = _words(_text(row))
             found.append(
-                any(run in runs for size in lengths for run in _runs(text, size))
+                any(
+                    message["role"] != "assistant"
+                    and _bare(_content(message)) in wholes
+                    for message in row["messages"]
+                )
+                or any(run in runs for run in _long_runs(text, words))
+                or any(
+                    len(run) == size and run in short
+                    for size in sizes
+                    for run in _runs(text, size)
+                )
             )
         return found
 
@@ -193,12 +244,84 @@ def wrong(is_right: Callable[[Row], bool]) -> Filter:
 
 
 def _text(row: Row) -> str:
-    parts = [m["content"] for m in row["messages"] if m["role"] != "system"]
-    return "\n".join([*parts, row["answer"]])
+    parts = [_said(m) for m in row["messages"] if m["role"] != "system"]
+    return "\n".join([*parts, row["answer"] or ""])
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """A message's content, and the tools that it calls."""
+    calls = [message.get(name) for name in ("tool_calls", "function_call")]
+    written = [json.dumps(c, sort_keys=True, ensure_ascii=False) for c in calls if c]
+    return "\n".join([_content(message), *written])
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """A message's text, be it a string, a list of parts or none."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    texts = [p if isinstance(p, str) else (p or {}).get("text") for p in content]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _folded(text: str) -> str:
+    """The text in one way of writing: composed, of plain width, without case."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return unicodedata.normalize("NFKC", folded)
+
+
+def _bare(text: str) -> str:
+    """The text without spaces; its signs may tell "2 + 2" from "2 - 2"."""
+    return "".join(_folded(text).split())
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    """Words, and single letters of scripts without spaces, with their marks."""
+    text = _folded(text)
+    if text.isascii():
+        return re.findall(r"\w+", text)
+    text = "".join(character for character in text if _kind(character) != "-")
+    kinds = "".join(map(_kind, text))
+    return [text[m.start() : m.end()] for m in re.finditer("um*|w[wm]*", kinds)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _kind(character: str) -> str:
+    """``w``ord, ``m``ark, ``u``nspaced letter, ``-`` for nothing, or a space."""
+    category = unicodedata.category(character)
+    if category == "Cf":  # joiners, and the breaks that Khmer and Thai are given
+        return "-"
+    if category[0] == "M":
+        return "m"
+    if not character.isalnum() and character != "_":
+        return " "
+    return "u" if _letters_a_word(character) > 1 else "w"
+
+
+@lru_cache(maxsize=1 << 16)
+def _letters_a_word(character: str) -> int:
+    script = unicodedata.name(character, "").partition(" ")[0]
+    return _UNSPACED.get(script, 1)
+
+
+def _weight(words: Iterable[str]) -> int:
+    """Sixths of words, about, as a reader of the script would count them."""
+    return sum(6 // _letters_a_word(word[0]) for word in words)
+
+
+def _long_runs(words: list[str], size: int) -> list[tuple[str, ...]]:
+    """From each place the shortest run that is ``size`` words long, by its weight."""
+    weights = [_weight([word]) for word in words]
+    runs, end, total = [], 0, 0
+    for start, weight in enumerate(weights):
+        while total < 6 * size and end < len(words):
+            total += weights[end]
+            end += 1
+        if total < 6 * size:
+            break
+        runs.append(tuple(words[start:end]))
+        total -= weight
+    return runs
 
 
 def _runs(words: list[str], size: int) -> list[tuple[str, ...]]:

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from datasets import Dataset
 
@@ -139,3 +141,166 @@ def test_rows_with_a_column_of_ones_own(answers):
     ]
     assert found.dropped["dropped_by"][:] == ["empty"] * answers.count("")
     assert "dropped_by" not in found.kept.column_names
+
+
+# --- other scripts ------------------------------------------------------------------
+
+# A question in each script, and another one about the same kind of thing.
+QUESTIONS = {
+    "English": (
+        "What is the boiling point of water at sea level in Celsius?",
+        "What is the melting point of iron at sea level in Kelvin, roughly?",
+    ),
+    "Chinese": (
+        "请问中国的首都位于哪个省份的中间并且人口大约有多少万人？",
+        "请问法国的首都位于哪个地区的北边而且一共有几座大桥？",
+    ),
+    "Japanese": (
+        "日本で一番高い山の名前と標高を教えてください。",
+        "日本で一番長い川の名前と流域を教えてください。",
+    ),
+    "Katakana": (
+        "コンピュータノメモリハナンノタメニツカワレマスカ？",
+        "コンピュータノガメンハドウヤッテウツリマスカ？",
+    ),
+    "Korean": (
+        "대한민국에서 가장 높은 산의 이름과 높이는 얼마나 됩니까?",
+        "대한민국에서 가장 긴 강의 이름과 길이는 얼마나 됩니까?",
+    ),
+    "Thai": (
+        "เมืองหลวงของประเทศญี่ปุ่นคืออะไรและมีประชากรกี่คน",
+        "เมืองหลวงของประเทศลาวตั้งอยู่ริมแม่น้ำสายใด",
+    ),
+    "Lao": ("ນະຄອນຫຼວງຂອງປະເທດລາວແມ່ນຫຍັງ", "ແມ່ນ້ຳທີ່ຍາວທີ່ສຸດໃນປະເທດລາວຊື່ຫຍັງ"),
+    "Khmer": (
+        "តើរាជធានីនៃប្រទេសកម្ពុជាមានឈ្មោះអ្វី",
+        "តើទន្លេណាវែងជាងគេនៅក្នុងពិភពលោក",
+    ),
+    "Burmese": (
+        "မြန်မာနိုင်ငံ၏မြို့တော်သည်အဘယ်နည်း",
+        "ကမ္ဘာပေါ်တွင်အရှည်ဆုံးမြစ်ကဘာလဲ",
+    ),
+    "Tibetan": (
+        "བོད་ཀྱི་རྒྱལ་ས་གང་ཡིན་ནམ་དེ་ག་པར་ཡོད་རེད།",
+        "རྒྱ་གར་གྱི་ཆུ་བོ་ཆེ་ཤོས་གང་རེད་དམ།",
+    ),
+    "Hindi": (
+        "भारत की राजधानी का नाम क्या है और वह किस नदी के किनारे है?",
+        "नेपाल की सबसे ऊँची चोटी कौन सी है और उसकी ऊँचाई कितनी है?",
+    ),
+    "Arabic": (
+        "مَا هِيَ عَاصِمَةُ مِصْرَ وَكَمْ عَدَدُ سُكَّانِهَا الْيَوْمَ تَقْرِيبًا؟",
+        "مَا هُوَ أَطْوَلُ نَهْرٍ فِي الْعَالَمِ وَأَيْنَ يَصُبُّ؟",
+    ),
+}
+
+
+def flagged(evaluation, prompt, answer="ok"):
+    return contaminated(evaluation)(labels(answer, prompts=[prompt])) == [True]
+
+
+@pytest.mark.parametrize("script", QUESTIONS)
+def test_a_copy_is_found_in_every_script_and_another_question_is_not(script):
+    question, other = QUESTIONS[script]
+    assert flagged([question], question)
+    assert flagged([question], f"Ok. {question} Ok.")
+    assert flagged([question], "?", answer=f"He asked: {question}")
+    assert not flagged([question], other)
+    assert not flagged([other], question)
+
+
+@pytest.mark.parametrize("script", ["Chinese", "Japanese", "Thai", "Lao", "Tibetan"])
+def test_half_of_a_long_text_is_a_run(script):
+    long = " ".join(QUESTIONS[script] * 2)
+    assert flagged([long], long[: len(long) // 2])
+
+
+@pytest.mark.parametrize(
+    "short", ["2 + 2 = ?", "Who?", "谁？", "日本の首都は？", "ใคร", "🐦?", "∑", "왜?"]
+)
+def test_a_short_text_is_found_as_a_prompt_and_nowhere_else(short):
+    assert flagged([short], short)
+    assert flagged([short], f"  {short}\n")
+    assert not flagged([short], f"A longer text that holds {short} somewhere in it.")
+    assert not flagged([short], "Another one", answer=short)
+    assert not flagged(["abs(-5)?"], "abs(5)?")
+
+
+@pytest.mark.parametrize(
+    ("question", "written"),
+    [
+        ("What is the CAPITAL of France, please tell me now?", None),
+        ("Ｗｈａｔ　ｉｓ　２　＋　２？", "What is 2 + 2?"),
+        ("ｺﾝﾋﾟｭｰﾀﾉﾒﾓﾘﾊﾅﾝﾉﾀﾒﾆ", "コンピュータノメモリハナンノタメニ"),
+        ("Où se trouve la fenêtre dorée du château d'été?", None),
+        ("한국에서 가장 높은 산의 이름은 무엇입니까?", None),
+        ("Wie heißt die größte Straße der Schweiz heute?", None),
+        ("តើរាជធានីនៃប្រទេសកម្ពុជាមានឈ្មោះអ្វី", "តើ\u200bរាជធានី\u200bនៃប្រទេសកម្ពុជាមានឈ្មោះអ្វី"),
+    ],
+)
+def test_ways_to_write_the_same_make_no_difference(question, written):
+    for form in ("NFC", "NFD"):
+        for text in (written or question.upper(), question):
+            text = unicodedata.normalize(form, text)
+            assert flagged([question], f"Ok. {text} Ok.") or len(text) < 20
+            assert flagged([question], text)
+
+
+def test_one_word_of_a_script_without_spaces_is_everywhere():
+    assert not flagged(
+        ["ประเทศไทย", "中国", "日本人"], "ประเทศไทยอยู่ที่ไหน 中国 日本人です"
+    )
+
+
+def test_an_evaluation_that_is_one_string_is_refused():
+    with pytest.raises(ValueError, match="evaluation is one string"):
+        contaminated("What?")
+
+
+def test_near_duplicates_are_found_without_spaces():
+    chinese, thai = QUESTIONS["Chinese"], QUESTIONS["Thai"]
+    prompts = [chinese[0], chinese[0] + "好", thai[0], thai[0], *chinese[1:], thai[1]]
+    rows = labels(*["x"] * len(prompts), prompts=prompts)
+    assert near_duplicate()(rows) == [False, True, False, True, False, False]
+    signs = labels("→", "←", "→", prompts=["?", "?", "?"])
+    assert near_duplicate()(signs) == [False, False, True]
+
+
+def test_duplicates_may_be_composed_otherwise_but_powers_are_none():
+    rows = labels("a", "a", "a", "a", prompts=["é", "e\u0301", "x²", "x2"])
+    assert duplicate(rows) == [False, True, False, False]
+
+
+def test_filters_read_conversations_with_tools_and_parts():
+    question = "the quick brown fox jumps over the lazy dog today"
+
+    def talk(city, text, answer):
+        call = {"function": {"name": "f", "arguments": f'{{"in": "{city}"}}'}}
+        parts = [{"type": "text", "text": text}]
+        return [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": parts[:0]},
+        ], answer
+
+    talks = [
+        talk("Cork", "Shall I?", "Yes."),
+        talk("Rome", "Shall I?", "Yes."),
+        talk("Cork", "Shall I?", "Yes."),
+        talk("Cork", question, None),
+        talk(question, "Shall we?", "I'm sorry"),
+    ]
+    rows = [
+        {"messages": list(messages), "answer": answer, "finish_reason": "stop"}
+        for messages, answer in talks
+    ]
+    for name, find, expected in (
+        ("duplicate", duplicate, [False, False, True, False, False]),
+        ("contaminated", contaminated([question]), [False] * 3 + [True] * 2),
+        ("empty", empty, [False] * 3 + [True, False]),
+        ("refused", refused, [False] * 4 + [True]),
+    ):
+        made = filter_labels(Dataset.from_list(rows), {name: find})
+        assert made.counts == {name: sum(expected)}, name
+        assert find(Dataset.from_list(rows)) == expected, name
+    assert near_duplicate()(Dataset.from_list(rows))[2:] == [True, False, False]
