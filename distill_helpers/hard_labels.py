@@ -1050,7 +1050,9 @@ def _with_thoughts(
     shared = prompt.rstrip().removesuffix("<think>")
     if not found or not before.startswith(shared):
         return None
-    return (answer, after) if whole == before + said.strip() + after else None
+    if whole != before + said.strip() + after:
+        return None
+    return answer.rstrip(), after  # which begins with the space that is kept
 
 
 def _parted(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:

@@ -566,3 +566,285 @@ def test_stored_lines_are_plain_json(local, tmp_path):
     row = json.loads((tmp_path / "l.jsonl").read_text())
     assert row["messages"] == [{"role": "user", "content": "Emma"}]
     assert row["teacher"] == local.name
+
+
+# --- empty answers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n\n", "\u2003"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        CHATML.replace(" | trim", ""),
+        CHATML.replace("{{ m['content'] | trim }}", " {{ m['content'] }} "),
+        # Nothing at all is written of an empty turn.
+        CHATML.replace(
+            "<|{{ m['role'] }}", "{% if m['content'] %}<|{{ m['role'] }}"
+        ).replace("<end>\n", "<end>\n{% endif %}"),
+    ],
+)
+def test_of_an_empty_answer_the_end_is_learned_and_counted(template, empty, caplog):
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = template
+    rows = learn_answers(labels(("a", "rich"), ("b", empty)), tokenizer)
+    learned = [token for token in rows[1]["labels"] if token != -100]
+    assert learned == [tokenizer.eos_token_id]
+    given = prompt_ids([{"role": "user", "content": "b"}], tokenizer)
+    assert rows[1]["input_ids"] == [*given, tokenizer.eos_token_id]
+    assert "1 of 2 answers are empty" in caplog.text
+    assert "label_filters.empty" in caplog.text
+
+
+def test_an_answer_that_is_none_is_named(bpe):
+    from datasets import Dataset
+
+    turns = [{"role": "user", "content": "a"}]
+    rows = Dataset.from_list(
+        [{"messages": turns, "answer": answer} for answer in ("x", None)]
+    )
+    with pytest.raises(ValueError, match="row 1: the answer None is no string"):
+        learn_answers(rows, bpe)
+    with pytest.raises(ValueError, match=r"answers\[1\] is None"):
+        own_labels(["a", "b"], ["x", None])
+
+
+# --- half an emoji ------------------------------------------------------------------
+
+
+def test_half_an_emoji_is_replaced_wherever_it_stands(path, bpe):
+    half, whole = "cut \ud83d", "cut \ufffd"
+    rows = own_labels(
+        [half, [{"role": "user", "content": half, "x": [half]}]], [half] * 2
+    )
+    assert rows["answer"] == [whole, whole]
+    assert rows[0]["messages"] == [{"role": "user", "content": whole}]
+    assert rows[1]["messages"] == [{"role": "user", "content": whole, "x": [whole]}]
+    parrot = Parrot()
+    assert write(parrot, [half], path)["answer"] == [f"re {whole}"]
+    write(parrot, [whole], path)
+    assert parrot.asked == [whole]
+    row = learn_answers(rows.select([0]), bpe)[0]
+    assert bpe.decode(row["input_ids"]) == f"{whole}{whole}<end>"
+
+
+# --- conversations with tools -------------------------------------------------------
+
+CALLS = (
+    "{% for m in messages %}{{ m.role + ': ' + (m.content or '') }}"
+    "{% for c in m.tool_calls or [] %}"
+    "{{ '[' + c.function.name + ' ' + c.function.arguments | tojson + ']' }}"
+    "{% endfor %}{{ '<end>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def talk(city, *, more=(), **assistant):
+    function = {"name": "weather", "arguments": {"in": city}}
+    call = {"id": "1", "type": "function", "function": function}
+    return [
+        {"role": "user", "content": "A coat?"},
+        {"role": "assistant", "tool_calls": [call], **assistant},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("nothing", [{}, {"content": None}, {"content": ""}])
+@pytest.mark.parametrize("more", [[], [{"role": "user", "content": "So?"}]])
+def test_what_is_asked_and_learned_holds_the_calls(nothing, more):
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = CALLS
+    given = talk("Cork", more=more, **nothing)
+    rows = own_labels([given, "Emma"], ["Yes.", "No."])
+    row = learn_answers(rows, tokenizer)[0]
+    asked = 'user: A coat?<end>\nassistant: [weather {"in": "Cork"}]<end>\n'
+    asked += "tool: rain<end>\n" + "user: So?<end>\n" * len(more) + "assistant: "
+    assert tokenizer.decode(row["input_ids"]) == asked + "Yes.<end>"
+    learned = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(learned) == "Yes.<end>"
+
+
+def test_conversations_that_differ_in_a_call_are_two(path):
+    parrot = Parrot()
+    talks = [talk("Cork"), talk("Rome"), talk("Cork", content=None), talk("Cork")]
+    rows = write(parrot, talks, path)
+    assert len(parrot.asked) == 2
+    assert rows["messages"] == talks[:2]
+    # As datasets gives them back: every message with the fields of all.
+    from datasets import Dataset
+
+    filled = Dataset.from_list([{"messages": talk("Cork")}])["messages"]
+    assert filled[0][0]["tool_calls"] is None
+    assert write(parrot, filled, path)["key"] == rows["key"][:1]
+    assert write(parrot, rows["messages"], path)["key"] == rows["key"]
+    assert len(parrot.asked) == 2
+    assert read_labels(path)["messages"] == talks[:2]
+
+
+def test_keys_of_plain_conversations_are_what_they_were(path):
+    """Files of earlier versions are gone on with."""
+    turns = [{"role": "system", "content": "é"}, {"role": "user", "content": "b"}]
+    rows = write(Parrot(), ["a", turns], path)
+    assert rows["key"] == KEYS
+    assert rows.features["messages"].feature.keys() == {"role", "content"}
+
+
+KEYS = ["b932e560292b3608fe57fe00dbdcfcd0", "dde4d8d92a73a8151c588d4831851f0b"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            r"prompts\[1\] .*assistant speaks last.*the user's, or a tool's.*prefill",
+        ),
+        ([], r"prompts\[1\] .*nobody speaks last"),
+        ([{"role": "user", "content": None}], r"prompts\[1\]: .*has no content"),
+        ([{"role": "user"}], r"prompts\[1\]: .*has no content"),
+        ([{"content": "a"}], r"prompts\[1\]: .*role is a string"),
+        (["a"], r"prompts\[1\]: the message 'a' must be a dictionary"),
+        ([{"role": "user", "content": 7}], r"prompts\[1\]: .*content 7"),
+        ([{"role": "user", "content": "a", "at": {1}}], r"prompts\[1\]: .*type set"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            r"prompts\[1\]: .*'image_url'.*leave it out",
+        ),
+    ],
+)
+def test_a_conversation_that_cannot_be_asked_is_named(path, prompt, words):
+    with pytest.raises(ValueError, match=words):
+        write(Parrot(), ["a", prompt], path)
+    with pytest.raises(ValueError, match=words):
+        own_labels(["a", prompt], ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (CHATML.replace("m['content']", "(m.content or '')"), "leaves tool_calls of"),
+        (CALLS.replace("c.function.arguments | tojson", "'?'"), "leaves tool_calls of"),
+        (CALLS.replace("c.function.name", "'?'"), "leaves tool_calls of"),
+        (
+            CALLS.replace(
+                "(m.content or '')", "(m.content if m.role == 'user' else '')"
+            ),
+            "leaves content of the tool's turn",
+        ),
+        (
+            CALLS.replace("(m.content or '')", "m.content"),
+            "cannot write a conversation",
+        ),
+        ("{{ raise_exception('no tools') }}", r"cannot write .*no tools"),
+    ],
+)
+def test_a_template_that_leaves_out_what_was_called_is_refused(path, template, words):
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = template
+    teacher = LocalTeacher(tiny(tokenizer), tokenizer)
+    with pytest.raises(ValueError, match=words):
+        write(teacher, [talk("Cork")], path)
+    with pytest.raises(ValueError, match=words):
+        learn_answers(own_labels([talk("Cork")], ["Yes."]), tokenizer)
+
+
+PARTS = CHATML.replace(
+    "{{ m['content'] | trim }}",
+    "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}",
+)
+
+
+def test_contents_in_parts_need_a_template_that_knows_them(bpe):
+    parts = [{"type": "text", "text": "It "}, {"type": "text", "text": "is"}]
+    rows = own_labels([[{"role": "user", "content": parts}]], ["rich"])
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = PARTS
+    row = learn_answers(rows, tokenizer)[0]
+    text = "<|user|>\nIt is<end>\n<|assistant|>\nrich<end>"
+    assert tokenizer.decode(row["input_ids"]) == text
+    for template in (CHATML, CHATML.replace("| trim", "| tojson"), CHATML[:-1]):
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match=r"row 0: .*list of parts|cannot write"):
+            learn_answers(rows, tokenizer)
+    with pytest.raises(ValueError, match="content is no string"):
+        learn_answers(rows, bpe)
+
+
+# --- thoughts -----------------------------------------------------------------------
+
+SPLIT = (
+    "{% set c = m.content %}{% set r = '' %}{% if '</think>' in c %}"
+    "{% set r = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+)
+
+
+def thinking(written, opened):
+    return (
+        "{% for m in messages %}" + SPLIT + "{{ '<|' + m.role + '|>\n' }}"
+        "{% if m.role == 'user' %}{{ c }}{% else %}" + written + "{% endif %}"
+        "{{ '<turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}" + opened + "{% endif %}"
+    )
+
+
+WRITTEN = "{{ '<think>\n' + r + '\n</think>\n\n' + c }}"
+OFF = (
+    "{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+FAMILIES = {
+    "hybrid": thinking(WRITTEN, OFF),
+    "opened": thinking(WRITTEN, "{{ '<think>\n' }}"),
+    "dropped": thinking("{{ c }}", "{{ '<think>\n' }}"),
+}
+
+
+def reasoner(family):
+    tokenizer = byte_level_bpe()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = FAMILIES[family]
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "options"),
+    [
+        ("hybrid", "It is 4.", {"enable_thinking": False}),
+        ("hybrid", "<think>\nadd\n</think>\n\nIt is 4.", {}),
+        ("hybrid", "<think>add</think>It is 4.\n", {}),
+        ("hybrid", "<think>add</think>e", {}),  # an "e" is in the end, too
+        ("opened", "add\n</think>\n\nIt is 4.", {}),
+        ("opened", "add</think>It is 4.", {}),
+        ("dropped", "add\n</think>\n\nIt is 4.", {}),
+        ("dropped", "</think>\n\nIt is 4.", {}),
+    ],
+)
+def test_thoughts_are_learned_as_given(family, answer, options):
+    tokenizer = reasoner(family)
+    row = learn_answers(labels(("2?", answer)), tokenizer, template_options=options)[0]
+    given = prompt_ids([{"role": "user", "content": "2?"}], tokenizer, options)
+    assert row["input_ids"][: len(given)] == given
+    assert tokenizer.decode(row["input_ids"][len(given) :]) == answer + "<turn>"
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "words"),
+    [
+        (
+            "hybrid",
+            "It is 4.",
+            r"'<think>\\n.*pass template_options={'enable_thinking': "
+            r"False}.*here and at inference.*'<think>…</think>' \+ answer",
+        ),
+        ("hybrid", "add</think>It is 4.", r"'<think>…</think>' \+ answer"),
+        ("opened", "It is 4.", r"'…</think>' \+ answer"),
+        ("opened", "<think>add</think>It is 4.", r"'…</think>' \+ answer"),
+        ("dropped", "It is 4.", r"in the place of '<think>\\n'.*'…</think>' \+ answer"),
+    ],
+)
+def test_a_template_of_thoughts_is_refused_with_what_helps(family, answer, words):
+    with pytest.raises(ValueError, match=f"row 0: the chat template .*{words}"):
+        learn_answers(labels(("2?", answer)), reasoner(family))
