@@ -22,6 +22,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from distill_helpers.limits import (
+    check_ids,
+    check_length,
+    input_rows,
+    reading_device,
+    tabled_positions,
+)
+from distill_helpers.models import vocabulary_size
+
 
 @dataclass(frozen=True)
 class Written:
@@ -62,6 +71,10 @@ def write_batch(
             whatever else is in the batch, up to rounding.
         more_ends: Tokens that end a text, beside those of :func:`end_tokens`.
         min_new_tokens: Before so many, none of these is written; for timing.
+
+    Raises:
+        ValueError: If the model has no embedding for a prompt's ids, no position for
+            the longest text, or no token that ends one.
     """
     ends = tuple(dict.fromkeys((*end_tokens(model, tokenizer), *more_ends)))
     if not ends:
@@ -69,20 +82,23 @@ def write_batch(
             "neither the tokenizer nor the model knows a token that ends a text; set "
             "tokenizer.eos_token"
         )
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = ends[0]
     length = max(len(prompt) for prompt in prompts)
+    check_ids("model", model, max(max(prompt) for prompt in prompts), "a prompt")
+    if tabled_positions(model) is not None:
+        # The last token is written, and not read any more.
+        check_length("model", model, length + max_new_tokens - 1)
+    pad = _pad(model, tokenizer, ends)
     ids = torch.full((len(prompts), length), pad)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, length - len(prompt) :] = torch.tensor(prompt)
         mask[row, length - len(prompt) :] = 1
-    processors = LogitsProcessorList([_Known(len(tokenizer))])
+    processors = LogitsProcessorList([_Known(vocabulary_size(tokenizer))])
+    device = reading_device(model)
     if temperature:
         if seeds is None or len(seeds) != len(prompts):
             raise ValueError("drawing needs seeds, one per prompt")
-        processors.append(_Drawing(temperature, seeds, model.device))
+        processors.append(_Drawing(temperature, seeds, device))
     generator: Any = model
     with (
         eval_mode(model),
@@ -91,8 +107,8 @@ def write_batch(
         torch.inference_mode(),
     ):
         output = generator.generate(
-            ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            ids.to(device),
+            attention_mask=mask.to(device),
             logits_processor=processors,
             generation_config=GenerationConfig(
                 max_new_tokens=max_new_tokens,
@@ -103,6 +119,18 @@ def write_batch(
             ),
         )
     return [_until_end(row, ends) for row in output[:, length:].tolist()]
+
+
+def _pad(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> int:
+    """What fills a batch: nobody looks at it, but the model must have it."""
+    rows = input_rows(model)
+    pads = [tokenizer.pad_token_id, *ends]
+    found = [pad for pad in pads if pad is not None and (rows is None or pad < rows)]
+    if not found:
+        check_ids("model", model, min(ends), "the token that ends a text")
+    return found[0]
 
 
 def end_tokens(
@@ -158,14 +186,21 @@ def closing_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _plain_settings(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's own settings, which may cut tokens off or punish repeats.
 
-    ``generate`` fills whatever is not given from them.
+    ``generate`` fills whatever is not given from them. Afterwards every module has
+    its own again: a wrapper (PEFT) hands its settings on to the model inside.
     """
-    own = model.generation_config
+    name = "generation_config"
+    own = {
+        module: vars(module)[name] for module in model.modules() if name in vars(module)
+    }
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        for module in model.modules():
+            vars(module).pop(name, None)
+        for module, settings in own.items():
+            vars(module)[name] = settings
 
 
 @contextmanager
@@ -188,15 +223,18 @@ def _whole_head_input(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(*models: nn.Module | None) -> Iterator[None]:
-    """Dropout off, and afterwards every model as it was."""
-    was_training = [(model, model.training) for model in models if model is not None]
+    """Dropout off, and afterwards every module as it was."""
+    given = [model for model in models if model is not None]
+    was_training = [
+        (module, module.training) for model in given for module in model.modules()
+    ]
     try:
-        for model, _ in was_training:
+        for model in given:
             model.eval()
         yield
     finally:
-        for model, training in was_training:
-            model.train(training)
+        for module, training in was_training:
+            module.training = training
 
 
 def _until_end(ids: list[int], ends: tuple[int, ...]) -> Written:
