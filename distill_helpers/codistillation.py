@@ -27,12 +27,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from distill_helpers.evaluation import evaluate
 from distill_helpers.heads import HeadReader
-from distill_helpers.models import checkpoint_activations, weights_hash
+from distill_helpers.limits import output_width
+from distill_helpers.models import (
+    checkpoint_activations,
+    vocabulary_size,
+    weights_hash,
+)
 from distill_helpers.trainers import (
     DistillationTrainer,
     Reading,
+    check_student,
     hard_label_parts,
-    refuse_router_loss,
+    refuse_shared,
     soft_label_parts,
 )
 
@@ -117,7 +123,7 @@ class Partners(nn.Module):
         for name in stale:
             self.stale[name] = copy.deepcopy(models[name]).requires_grad_(False).eval()
         # Saved and resumed with the weights, since the weight of the mix depends on it.
-        nothing = [math.log(model.config.vocab_size) for model in models.values()]
+        nothing = [math.log(output_width(model) or 1) for model in models.values()]
         self.register_buffer("running_nll", torch.tensor(nothing))
         self._readers = {
             name: HeadReader("student", fused=fused)
@@ -200,6 +206,7 @@ class CoDistillationTrainer(DistillationTrainer):
     ``NAME_alpha``.
 
     Raises:
+        TypeError: For models that do not predict the next token.
         ValueError: For models that cannot teach each other.
 
     Taught in notebook 06.
@@ -220,8 +227,8 @@ class CoDistillationTrainer(DistillationTrainer):
         fused: bool = True,
         **options: Any,
     ) -> None:
-        _check_models(models, teacher, len(tokenizer))
-        refuse_router_loss(*models.values())
+        vocabulary = vocabulary_size(tokenizer)
+        _check_models(models, teacher, vocabulary)
         if exchange_every < 0:
             raise ValueError(f"exchange_every={exchange_every} must not be negative")
         self.schedule = schedule or MixSchedule()
@@ -235,12 +242,14 @@ class CoDistillationTrainer(DistillationTrainer):
             "beta": beta,
             "scale_by_t2": scale_by_t2,
         }
-        self.vocabulary = len(tokenizer)
+        self.vocabulary = vocabulary
         self._step_nll: torch.Tensor | float = 0.0
         teaching = {other for others in self.partners_of.values() for other in others}
         stale = [name for name in models if exchange_every and name in teaching]
         partners: Any = Partners(models, stale=stale, fused=fused)
-        super().__init__(partners, self._learn, tokenizer=tokenizer, **options)
+        super().__init__(
+            partners, self._learn, tokenizer=tokenizer, readers=models, **options
+        )
         self._refuse_spread_weights("models cannot be clipped and saved one by one")
         if self.args.remove_unused_columns:
             raise ValueError(
@@ -348,12 +357,32 @@ class CoDistillationTrainer(DistillationTrainer):
         sources = [(folder / name, one) for name, one in _items(partners.models)]
         sources += [(folder / _STALE / name, o) for name, o in _items(partners.stale)]
         for source, one in sources:
-            saved = type(one).from_pretrained(source, dtype=one.dtype)
-            one.load_state_dict(saved.state_dict())
+            if not source.is_dir():
+                raise ValueError(
+                    f"{folder} has no {source.relative_to(folder)}: it was written by "
+                    "a run with other models, or another exchange_every; resume with "
+                    "the same ones, or train into another output folder"
+                )
+            _load(one, source)
         running = json.loads((folder / _RUNNING).read_text(encoding="utf-8"))
         partners.running_nll.copy_(
             torch.tensor([running[name] for name in partners.models])
         )
+
+
+def _load(model: Any, folder: Path) -> None:
+    """Load what ``save_pretrained`` wrote; of a model with adapters, only these."""
+    adapters = getattr(model, "peft_config", None)
+    if not adapters:
+        saved = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+        return
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    for name in adapters:
+        own = folder if name == "default" else folder / name
+        weights = load_peft_weights(str(own), device="cpu")
+        set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def _items(models: nn.ModuleDict) -> list[tuple[str, PreTrainedModel]]:
@@ -449,11 +478,12 @@ def _check_models(
         )
     seen: dict[str, str] = {}
     for name, model in models.items():
-        if model.config.vocab_size < vocabulary:
+        check_student(f"model {name!r}", model)
+        width = output_width(model)
+        if width is None or width < vocabulary:
             raise ValueError(
-                f"{name} has {model.config.vocab_size} outputs and the tokenizer "
-                f"{vocabulary} tokens; models that learn from each other need one "
-                "vocabulary"
+                f"{name} has {width} outputs, and the tokenizer's ids need "
+                f"{vocabulary}; models that learn from each other need one vocabulary"
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
@@ -461,6 +491,11 @@ def _check_models(
                 f"{name}.requires_grad_(True), or take SoftLabelTrainer for a teacher "
                 "that stays as it is"
             )
+        for other, partner in models.items():
+            if other != name:
+                refuse_shared(
+                    name, model, other, partner, f"pass copy.deepcopy({other})"
+                )
         twin = seen.setdefault(weights_hash(model), name)
         if twin != name:
             raise ValueError(
@@ -508,7 +543,7 @@ class Ensemble(nn.Module):
         from transformers.modeling_outputs import CausalLMOutput
 
         models = [model for _, model in _items(self.models)]
-        width = min(len(model.get_output_embeddings().weight) for model in models)
+        width = min(output_width(model) or 0 for model in models)
         log_p = [
             model(**inputs).logits[..., :width].float().log_softmax(-1)
             for model in models

@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_helpers.data import collator_for
 from distill_helpers.generation import Written, eval_mode, model_ends, write_batch
+from distill_helpers.limits import Readers, reading_device
 from distill_helpers.losses import IGNORE_INDEX, token_divergence
-from distill_helpers.models import RememberingTeacher
+from distill_helpers.models import RememberingTeacher, vocabulary_size
 from distill_helpers.trainers import SoftLabelTrainer
 
 # Repetition is counted in runs of so many tokens.
@@ -142,19 +143,23 @@ class OnPolicyTrainer(SoftLabelTrainer):
         dealt = number * self.accelerator.num_processes + self.accelerator.process_index
         first = dealt * self.args.per_device_train_batch_size
         step = f"{self.args.seed}/{self.state.global_step}"
-        answered = (batch["labels"] != IGNORE_INDEX).any(1).tolist()
-        draws = [
-            random.Random(f"{step}/{first + place}") for place in range(len(answered))
+        rows = list(_unpadded(batch))
+        draws = [random.Random(f"{step}/{first + place}") for place in range(len(rows))]
+        # A row without a token, from an empty text, has no prompt to be answered.
+        own = [
+            draw.random() < self.on_policy_share and bool(row["input_ids"])
+            for draw, row in zip(draws, rows, strict=True)
         ]
-        own = [draw.random() < self.on_policy_share for draw in draws]
-        if not all(mine or kept for mine, kept in zip(own, answered, strict=True)):
+        if any(
+            not mine and set(row["labels"]) == {IGNORE_INDEX}
+            for mine, row in zip(own, rows, strict=True)
+        ):
             raise ValueError(
                 "a row has no answer to keep; rows of prompts alone need "
                 "on_policy_share=1"
             )
         if not any(own):
             return batch
-        rows = list(_unpadded(batch))
         places = [place for place, mine in enumerate(own) if mine]
         prompts = [prompt_of(rows[place]) for place in places]
         written = self._write(prompts, [draws[p].getrandbits(62) for p in places])
@@ -165,6 +170,9 @@ class OnPolicyTrainer(SoftLabelTrainer):
     def _write(self, prompts: list[list[int]], seeds: list[int]) -> list[Written]:
         student: Any = self.model
         tokenizer: Any = self.processing_class
+        # All of a text is read afterwards, and as long as this it may become.
+        longest = max(len(prompt) for prompt in prompts)
+        self._readers.check_length(longest + self.max_new_tokens)
         began = time.perf_counter()
         with self.accelerator.autocast():
             written = write_batch(
@@ -243,7 +251,10 @@ def join_row(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int
 
 def _unpadded(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, list[int]]]:
     names = ("input_ids", "labels")
-    for row, mask in enumerate(batch["attention_mask"].bool()):
+    masks = batch.get("attention_mask")
+    if masks is None:  # of a collator that does not pad
+        masks = torch.ones_like(batch["input_ids"])
+    for row, mask in enumerate(masks.bool()):
         yield {name: batch[name][row][mask].tolist() for name in names}
 
 
@@ -317,6 +328,10 @@ def measure_exposure(
     if not prompts:
         raise ValueError("prompts is empty; pass at least one list of token ids")
     ends = (*model_ends(student), *model_ends(teacher))
+    readers = Readers({"student": student, "teacher": teacher})
+    readers.check_length(max(len(prompt) for prompt in prompts) + max_new_tokens)
+    readers.check_pad(collator_for(tokenizer).pad_token_id)
+    vocabulary = vocabulary_size(tokenizer)
 
     def write(writer: PreTrainedModel) -> list[list[int]]:
         texts: list[list[int]] = []
@@ -341,7 +356,7 @@ def measure_exposure(
         pairs = list(zip(prompts, texts, strict=True))
         for start in range(0, len(pairs), _SCORED):
             judged = pairs[start : start + _SCORED]
-            places, found = _judge(student, teacher, tokenizer, judged)
+            places, found = _judge(student, teacher, tokenizer, judged, vocabulary)
             sums.index_add_(1, places, found)
         return sums
 
@@ -369,6 +384,7 @@ def _judge(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[Sequence[int], list[int]]],
+    vocabulary: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Every written token of some prompts and texts.
 
@@ -384,11 +400,10 @@ def _judge(
     positions = [first + place for first, place in zip(before, places, strict=True)]
 
     def logits_of(model: PreTrainedModel) -> torch.Tensor:
-        ids, mask = (
-            batch[name].to(model.device) for name in ("input_ids", "attention_mask")
-        )
+        device = reading_device(model)
+        ids, mask = (batch[name].to(device) for name in ("input_ids", "attention_mask"))
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits[rows, positions, : len(tokenizer)].float().cpu()
+        return logits[rows, positions, :vocabulary].float().cpu()
 
     with eval_mode(student, teacher), torch.inference_mode():
         theirs = logits_of(teacher)

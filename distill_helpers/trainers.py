@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -33,7 +34,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import (
+    OPTIMIZER_NAME,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+)
 from transformers.trainer_utils import TrainOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
@@ -46,13 +51,24 @@ from distill_helpers.fused_losses import (
 )
 from distill_helpers.generation import eval_mode
 from distill_helpers.heads import Head, HeadReader, check_head
+from distill_helpers.limits import (
+    Readers,
+    is_dispatched,
+    output_width,
+    text_config,
+    unwrapped,
+)
 from distill_helpers.losses import (
     SoftLabelLoss,
     check_options,
     hard_label_loss,
     soft_label_loss,
 )
-from distill_helpers.models import shared_vocabulary
+from distill_helpers.models import (
+    RememberingTeacher,
+    shared_vocabulary,
+    vocabulary_size,
+)
 from distill_helpers.profiles import Profile
 
 if TYPE_CHECKING:
@@ -254,7 +270,8 @@ class DistillationTrainer(Trainer):
     Beyond the base class: the loss is right under accumulation and in several
     processes; a checkpoint counts only when it is complete, and
     ``train(resume_from_checkpoint=True)`` goes on from the last complete one, or
-    starts anew if there is none; the objective's parts are logged.
+    starts anew if there is none; the objective's parts are logged; ids and rows that
+    a model cannot read are found before it is called.
 
     Args:
         model: The student.
@@ -262,11 +279,13 @@ class DistillationTrainer(Trainer):
         args: From :func:`training_arguments`, or your own.
         train_dataset: Rows with ``input_ids`` and, if not all is learned, ``labels``.
         tokenizer: Of the student.
+        readers: Name to model, of all that read the batches; the student alone, if
+            nothing is said.
         options: Further keywords of ``Trainer``.
 
     Raises:
         ValueError: For options of ``Trainer`` that would have no effect, since the
-            objective is the whole loss.
+            objective is the whole loss; and for a pad token that a model does not have.
     """
 
     objective: Objective
@@ -279,6 +298,7 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         train_dataset: Dataset,
         tokenizer: PreTrainedTokenizerBase,
+        readers: Mapping[str, nn.Module] | None = None,
         **options: Any,
     ) -> None:
         if not args.average_tokens_across_devices:
@@ -291,11 +311,16 @@ class DistillationTrainer(Trainer):
             # DataParallel splits num_items in ways a loss cannot follow; several
             # GPUs are used through `accelerate launch`.
             args._n_gpu = 1
-        options.setdefault("data_collator", collator_for(tokenizer))
+        self._readers = Readers(readers or {"student": model})
+        collate = options.pop("data_collator", None)
+        if collate is None:
+            collate = collator_for(tokenizer)
+            self._readers.check_pad(collate.pad_token_id)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
+            data_collator=_CheckedCollator(collate, self._readers),
             processing_class=tokenizer,
             **options,
         )
@@ -376,9 +401,14 @@ class DistillationTrainer(Trainer):
             )
         self._forget_run()
         if resume_from_checkpoint:
-            finished = self._finished(Path(resume_from_checkpoint))
+            checkpoint = Path(resume_from_checkpoint)
+            _refuse_without(checkpoint, TRAINER_STATE_NAME)
+            finished = self._finished(checkpoint)
             if finished is not None:
                 return finished
+            # Those keep an optimizer's state in files of their own.
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                _refuse_without(checkpoint, OPTIMIZER_NAME, SCHEDULER_NAME)
         elif self.is_world_process_zero():
             _warn_of_an_earlier_run(Path(str(self.args.output_dir)))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -450,6 +480,19 @@ class DistillationTrainer(Trainer):
             )
 
 
+@dataclass(frozen=True)
+class _CheckedCollator:
+    """Makes a batch, and looks whether every model can read it."""
+
+    collate: Callable[[list[Any]], Any]
+    readers: Readers
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = self.collate(rows)
+        self.readers.check_batch(batch)
+        return batch
+
+
 def _refuse_without_effect(args: TrainingArguments, options: Mapping[str, Any]) -> None:
     names = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
     unused = [name for name in names if options.get(name) is not None]
@@ -463,15 +506,60 @@ def _refuse_without_effect(args: TrainingArguments, options: Mapping[str, Any]) 
         )
 
 
-def refuse_router_loss(*models: PreTrainedModel) -> None:
-    """Raise ``ValueError`` for experts whose balance would silently be forgotten."""
-    for model in models:
-        if getattr(model.config.get_text_config(), "output_router_logits", False):
+def check_student(who: str, model: nn.Module) -> None:
+    """Refuse a model that could not be trained, or not as one thinks.
+
+    Args:
+        who: ``"student"``, or a name, for the message.
+        model: To be trained.
+
+    Raises:
+        TypeError: For a model that does not predict the next token.
+        ValueError: For experts whose balance would silently be forgotten; for weights
+            that accelerate keeps elsewhere.
+    """
+    check_head(who, unwrapped(model))
+    if getattr(text_config(model), "output_router_logits", False):
+        raise ValueError(
+            "config.output_router_logits=True would have no effect: the loss that "
+            "balances the experts is not part of this objective; set it to False, "
+            "or give DistillationTrainer an Objective that adds it"
+        )
+    if is_dispatched(model):
+        raise ValueError(
+            f"the {who} is dispatched over several devices or to disk (device_map), "
+            "where its weights cannot be trained; load it without device_map, or train "
+            "an adapter on a quantised base that fits one device"
+        )
+
+
+def refuse_shared(
+    who: str, model: nn.Module, whose: str, other: nn.Module, remedy: str
+) -> None:
+    """Raise ``ValueError`` where another model has a weight that this one learns.
+
+    By identity, and by the memory that it lies in. What is frozen may be shared.
+
+    Args:
+        who: Name of ``model``, for the message, and so is ``whose``.
+        model: To be trained.
+        whose: Name of ``other``.
+        other: That would change, or be frozen, with it.
+        remedy: What to do about it.
+    """
+    theirs = {_memory(tensor) for tensor in (*other.parameters(), *other.buffers())}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and _memory(parameter) in theirs:
             raise ValueError(
-                "config.output_router_logits=True would have no effect: the loss that "
-                "balances the experts is not part of this objective; set it to False, "
-                "or give DistillationTrainer an Objective that adds it"
+                f"the {who} and the {whose} share {name}, which the {who} is to learn: "
+                f"one could not change without the other; {remedy}"
             )
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Where a tensor's numbers lie; of one that has none in memory, its identity."""
+    place = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+    return place or id(tensor)
 
 
 class HardLabelTrainer(DistillationTrainer):
@@ -490,7 +578,7 @@ class HardLabelTrainer(DistillationTrainer):
     def __init__(
         self, model: PreTrainedModel, *, fused: bool = True, **options: Any
     ) -> None:
-        refuse_router_loss(model)
+        check_student("student", model)
         super().__init__(model, HardLabels(fused=fused), **options)
 
 
@@ -499,10 +587,10 @@ class SoftLabelTrainer(DistillationTrainer):
 
     Args:
         model: The student.
-        teacher: Frozen here, put into eval mode, moved to the student's device, and
-            never saved. Or a ``SoftLabelCache``: then the rows must be those that it
-            was written for, ``temperature`` the one it was written at, and the
-            divergence forward KL.
+        teacher: Frozen here, put into eval mode, moved to the student's device unless
+            accelerate has dispatched it, and never saved. Or a ``SoftLabelCache``:
+            then the rows must be those that it was written for, ``temperature`` the
+            one it was written at, and the divergence forward KL.
         teacher_tokenizer: If given, compared with ``tokenizer`` by content. Without
             it only the sizes of the two heads can be compared.
         temperature: Of both softmaxes in the soft term.
@@ -516,7 +604,9 @@ class SoftLabelTrainer(DistillationTrainer):
         options: ``args``, ``train_dataset`` and further keywords of ``Trainer``.
 
     Raises:
-        ValueError: If the vocabularies do not fit.
+        TypeError: For models that do not predict the next token.
+        ValueError: If the vocabularies do not fit, or the teacher has weights that the
+            student is to learn.
     """
 
     def __init__(
@@ -534,23 +624,28 @@ class SoftLabelTrainer(DistillationTrainer):
         fused: bool = True,
         **options: Any,
     ) -> None:
-        if teacher is model:
+        if isinstance(teacher, nn.Module) and _reader(teacher) is model:
             raise ValueError(
                 "teacher and model are one object, and a teacher is frozen; pass "
                 "copy.deepcopy(model) as the teacher"
             )
         # Here already, not when the first step is done.
         check_options(temperature, alpha, divergence, beta)
-        refuse_router_loss(model)
-        vocabulary = len(tokenizer)
+        check_student("student", model)
+        vocabulary = vocabulary_size(tokenizer)
+        readers: dict[str, nn.Module] = {"student": model}
         if isinstance(teacher, StoredLabels):
             _check_store(teacher, model, temperature, divergence)
         else:
-            teacher.requires_grad_(False).eval()
+            reader = _reader(teacher)
+            check_head("teacher", unwrapped(reader))
+            _refuse_shared_teacher(model, reader)
+            teacher = _apart(teacher, model).requires_grad_(False).eval()
+            readers["teacher"] = reader
             if teacher_tokenizer is not None:
                 vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
             else:
-                _check_head_sizes(teacher, model)
+                _check_head_sizes(reader, model)
         objective = SoftLabels(
             teacher,
             vocabulary,
@@ -561,9 +656,52 @@ class SoftLabelTrainer(DistillationTrainer):
             beta=beta,
             scale_by_t2=scale_by_t2,
         )
-        super().__init__(model, objective, tokenizer=tokenizer, **options)
+        super().__init__(
+            model, objective, tokenizer=tokenizer, readers=readers, **options
+        )
         if isinstance(teacher, nn.Module):
-            teacher.to(self.args.device)
+            if is_dispatched(teacher):
+                # Its hidden states and its head may be on devices of their own; its
+                # logits come back to where the ids were.
+                objective._teacher.fused = False
+            else:
+                _move(teacher, self.args.device)
+
+
+def _reader(teacher: nn.Module) -> nn.Module:
+    """The model that reads, for one that remembers is a wrapper."""
+    return teacher.teacher if isinstance(teacher, RememberingTeacher) else teacher
+
+
+def _refuse_shared_teacher(student: nn.Module, teacher: nn.Module) -> None:
+    remedy = "pass copy.deepcopy(teacher) as the teacher"
+    if any(module is teacher for module in student.modules()):  # never itself
+        remedy = (
+            "the teacher is the base inside the student, and that carries the "
+            "student's adapters; pass a copy taken before they were added, or the "
+            "base loaded a second time"
+        )
+    refuse_shared("student", student, "teacher", teacher, remedy)
+
+
+def _apart(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    """The teacher; where it shares frozen modules, with modules of its own.
+
+    The weights stay shared. A module is in eval mode or not: shared, it would be in
+    training mode for both, and the teacher's dropout on.
+    """
+    students = set(student.modules())
+    if students.isdisjoint(teacher.modules()):
+        return teacher
+    weights = (*teacher.parameters(), *teacher.buffers())
+    return copy.deepcopy(teacher, {id(tensor): tensor for tensor in weights})
+
+
+def _move(teacher: nn.Module, device: torch.device) -> None:
+    # Quantised models refuse to be moved, even to where they are.
+    weights = (*teacher.parameters(), *teacher.buffers())
+    if any(tensor.device != device for tensor in weights):
+        teacher.to(device)
 
 
 def _check_store(
@@ -579,9 +717,8 @@ def _check_store(
             f"divergence={divergence!r} needs the teacher's whole distribution; with "
             "a cache only 'forward_kl' can be had"
         )
-    check_head("student", student)
-    width = student.get_output_embeddings().weight.shape[0]
-    if width < store.vocabulary:
+    width = output_width(student)
+    if width is not None and width < store.vocabulary:
         raise ValueError(
             f"the student's head has {width} outputs and the cache holds soft labels "
             f"over {store.vocabulary}; build the student on the teacher's vocabulary"
@@ -589,13 +726,13 @@ def _check_store(
 
 
 def _check_head_sizes(teacher: nn.Module, student: PreTrainedModel) -> None:
-    config = getattr(teacher, "config", None)
-    theirs = getattr(config, "vocab_size", student.config.vocab_size)
-    if theirs != student.config.vocab_size:
+    theirs, ours = output_width(teacher), output_width(student)
+    if theirs is not None and ours is not None and theirs != ours:
         raise ValueError(
-            f"the teacher's head has {theirs} outputs and the student's "
-            f"{student.config.vocab_size}; pass teacher_tokenizer= so that the "
-            "vocabularies can be compared and padded heads cut to the shared tokens"
+            f"the teacher's head has {theirs} outputs and the student's {ours}; pass "
+            "teacher_tokenizer= so that the vocabularies can be compared and both "
+            "heads cut to the tokens that they share: heads may be padded, and a "
+            "teacher may have a few more tokens behind the student's"
         )
 
 
@@ -720,6 +857,17 @@ def end_processes() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(0)
+
+
+def _refuse_without(checkpoint: Path, *names: str) -> None:
+    missing = [name for name in names if not (checkpoint / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{checkpoint} has no {' and no '.join(missing)}, as save_only_model=True "
+            "leaves it: nobody could go on from there, only begin a new schedule with "
+            "its weights. Train with save_only_model=False to resume; or load the "
+            "weights with from_pretrained and train into another output folder"
+        )
 
 
 def is_complete(checkpoint: Path) -> bool:
