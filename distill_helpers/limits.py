@@ -23,7 +23,7 @@ def unwrapped(model: nn.Module) -> Any:
     """A model without what several processes, a compiler or PEFT wrap around it."""
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     base = getattr(inner, "get_base_model", None)
-    return inner if base is None else base()
+    return inner if base is None else unwrapped(base())
 
 
 def text_config(model: nn.Module) -> Any:

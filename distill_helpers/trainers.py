@@ -557,9 +557,10 @@ def refuse_shared(
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """Where a tensor's numbers lie; of one that has none in memory, its identity."""
-    place = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
-    return place or id(tensor)
+    """Where a tensor's numbers lie; its identity, if they are in no memory or many."""
+    if tensor.is_meta or type(tensor) not in (torch.Tensor, nn.Parameter):
+        return id(tensor)
+    return tensor.untyped_storage().data_ptr() or id(tensor)
 
 
 class HardLabelTrainer(DistillationTrainer):

@@ -3,11 +3,13 @@
 import json
 import math
 
+import peft
 import pytest
 import torch
+from small_architectures import composite, lora, random_model
 from tiny_models import byte_level_bpe, ragged_rows, tiny
 from training_runs import SGD, BreakOff, bf16_profile, trainer, weights
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, TrainingArguments
 
 from distill_helpers import codistillation, losses, profiles
 from distill_helpers.codistillation import MixSchedule, churn, compare
@@ -339,6 +341,132 @@ def test_a_checkpoint_holds_models_that_load_by_themselves(tmp_path):
             assert (folder / name / "tokenizer.json").is_file()
     running = json.loads((tmp_path / "final" / "running_nll.json").read_text())
     assert set(running) == {"teacher", "student"}
+
+
+def native(model, *, seed):
+    """With adapters as transformers adds them, without PEFT's wrapper."""
+    torch.manual_seed(seed)
+    settings = {"target_modules": ["q_proj"], "init_lora_weights": False}
+    model.add_adapter(peft.LoraConfig(r=2, **settings))
+    return model
+
+
+def two_adapters(model, *, seed):
+    both = lora(model, seed=seed)
+    more = {"target_modules": ["v_proj"], "init_lora_weights": False}
+    both.add_adapter("more", peft.LoraConfig(r=3, task_type="CAUSAL_LM", **more))
+    both.base_model.set_adapter(["default", "more"])
+    return both
+
+
+ADAPTED = {
+    "lora": lora,
+    "with its head": lambda m, seed: lora(m, seed=seed, modules_to_save=["lm_head"]),
+    "two": two_adapters,
+    "without a wrapper": native,
+    "none": lambda model, seed: model,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "exchange_every"),
+    [
+        ("lora", "lora", 0),
+        ("lora", "none", 3),
+        ("with its head", "lora", 0),
+        ("two", "none", 3),
+        ("without a wrapper", "lora", 3),
+    ],
+)
+def test_models_with_adapters_go_on_where_they_were(
+    tmp_path, name, other, exchange_every
+):
+    tokenizer = byte_level_bpe()
+
+    def run(folder, *, resume=False, **options):
+        models = {
+            "one": ADAPTED[name](random_model("Llama", len(tokenizer), seed=1), seed=1),
+            "other": ADAPTED[other](
+                random_model("OPT", len(tokenizer), seed=2), seed=2
+            ),
+        }
+        made = codistillation.CoDistillationTrainer(
+            models,
+            tokenizer=tokenizer,
+            train_dataset=ragged_rows(8, len(tokenizer)),
+            exchange_every=exchange_every,
+            args=training_arguments(
+                profiles.get_profile("smoke"),
+                steps=4,
+                batch_size=4,
+                save_steps=2,
+                learning_rate=1e-2,
+                output_dir=folder,
+                disable_tqdm=True,
+            ),
+            **options,
+        )
+        start = weights(made.partners.models)
+        made.train(resume_from_checkpoint=resume)
+        return start, weights(made.partners.models)
+
+    start, whole = run(tmp_path / "whole")
+    assert (whole - start).abs().max() > 1e-3
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", callbacks=[BreakOff(3)])
+    assert torch.equal(run(tmp_path / "part", resume=True)[1], whole)
+
+
+def test_models_that_the_run_did_not_have(tmp_path):
+    trained(tmp_path, kind="together", steps=2, save_steps=1)
+    again = trainer(tmp_path, kind="together", steps=4, objective={"exchange_every": 1})
+    with pytest.raises(ValueError, match=r"has no stale.teacher.*exchange_every"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_saved_model_keeps_its_generation_settings(tmp_path):
+    made = trainer(tmp_path, kind="together", steps=2)
+    for model in made.partners.models.values():
+        model.generation_config.eos_token_id = [0, 7]
+        model.generation_config.repetition_penalty = 1.5
+    made.train()
+    made.save_model(tmp_path / "final")
+    for folder in (tmp_path / "final", tmp_path / "checkpoint-2"):
+        for name in ("teacher", "student"):
+            found = GenerationConfig.from_pretrained(folder / name)
+            assert (found.eos_token_id, found.repetition_penalty) == ([0, 7], 1.5)
+
+
+@pytest.mark.parametrize("kind", ["Gemma3", "Mistral3", "Llava"])
+def test_models_that_read_pictures_too(tmp_path, kind):
+    tokenizer = byte_level_bpe()
+    models = {"a": composite(kind, 300, seed=1), "b": composite(kind, 300, seed=2)}
+    rows = ragged_rows(4, len(tokenizer))
+    batch = collator_for(tokenizer)(list(rows))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        one, other = (model(**inputs).logits for model in models.values())
+    found = losses.soft_label_loss(one, other, batch["labels"], alpha=0.5)
+    made = codistillation.CoDistillationTrainer(
+        models,
+        tokenizer=tokenizer,
+        train_dataset=rows,
+        exchange_every=1,
+        args=training_arguments(
+            profiles.get_profile("smoke"),
+            steps=1,
+            batch_size=4,
+            learning_rate=1e-3,
+            output_dir=tmp_path,
+            disable_tqdm=True,
+        ),
+    )
+    assert made.partners.running_nll.tolist() == pytest.approx([math.log(300)] * 2)
+    made.train()
+    log = made.state.log_history[0]
+    assert log["a_soft"] == pytest.approx(float(found.soft), rel=1e-4)
+    assert log["a_hard"] == pytest.approx(float(found.hard), rel=1e-4)
+    made.train(resume_from_checkpoint=True)
 
 
 # --- what cannot be -----------------------------------------------------------------

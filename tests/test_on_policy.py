@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from datasets import Dataset
+from small_architectures import lora, random_model, tokenizer_with_gaps
 from tiny_models import byte_level_bpe, tiny
 from training_runs import SGD, BreakOff, bf16_profile
 
@@ -533,3 +534,50 @@ def test_padding_of_a_batch_does_not_count(bpe, asked):
     )
     assert one.counts == many.counts
     assert one.excess == pytest.approx(many.excess, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "OPT"])
+def test_an_end_behind_a_gap_is_judged(kind):
+    """By hand: KL and entropy at the one token of each text, its end."""
+    tokenizer = tokenizer_with_gaps()
+    student, teacher = (random_model(kind, 48, seed=seed) for seed in (1, 2))
+    for model in (student, teacher):
+        model.generation_config.eos_token_id = list(range(42))  # all texts are short
+    prompts = [[1, 2, 3], [4, 5]]
+    found = measure_exposure(student, teacher, tokenizer, prompts, max_new_tokens=1)
+    kl, entropy = [], []
+    for prompt in prompts:
+        with torch.no_grad():
+            log_p, log_q = (
+                model(torch.tensor([prompt]))
+                .logits[0, -1, :42]
+                .double()
+                .log_softmax(-1)
+                for model in (teacher, student)
+            )
+        kl.append(float((log_p.exp() * (log_p - log_q)).sum()))
+        entropy.append(float(-(log_p.exp() * log_p).sum()))
+    assert found.student_prefix == pytest.approx([sum(kl) / 2], rel=1e-4)
+    assert found.student_entropy == pytest.approx(sum(entropy) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_exposure_needs_positions_for_prompt_and_text(bpe, who):
+    models = {"student": tiny(bpe, seed=1), "teacher": tiny(bpe, seed=0)}
+    models[who] = random_model("GPT2", len(bpe), positions=12)
+    measure_exposure(*models.values(), bpe, [[5] * 8], max_new_tokens=4)
+    with pytest.raises(
+        ValueError, match=f"13 tokens, and the {who} has no more than 12"
+    ):
+        measure_exposure(*models.values(), bpe, [[5] * 8], max_new_tokens=5)
+
+
+def test_a_student_with_adapters_keeps_its_settings(bpe, rows):
+    base = random_model("Llama", len(bpe), seed=1)
+    base.generation_config.eos_token_id = [0, 7, 9]
+    base.generation_config.repetition_penalty = 1.5
+    own = base.generation_config
+    trainer = made(bpe, rows, student=lora(base))
+    trainer.train()
+    assert base.generation_config is own
+    assert (own.eos_token_id, own.repetition_penalty) == ([0, 7, 9], 1.5)
