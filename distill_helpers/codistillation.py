@@ -24,6 +24,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from distill_helpers.evaluation import evaluate
 from distill_helpers.heads import HeadReader
@@ -38,7 +39,9 @@ from distill_helpers.trainers import (
     Reading,
     check_student,
     hard_label_parts,
+    load_adapters,
     refuse_shared,
+    refuse_unsaved,
     soft_label_parts,
 )
 
@@ -251,6 +254,9 @@ class CoDistillationTrainer(DistillationTrainer):
             partners, self._learn, tokenizer=tokenizer, readers=models, **options
         )
         self._refuse_spread_weights("models cannot be clipped and saved one by one")
+        if self.args.save_strategy != SaveStrategy.NO:
+            for name, model in models.items():
+                refuse_unsaved(name, model)
         if self.args.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns=True would remove all columns, since several "
@@ -372,17 +378,11 @@ class CoDistillationTrainer(DistillationTrainer):
 
 def _load(model: Any, folder: Path) -> None:
     """Load what ``save_pretrained`` wrote; of a model with adapters, only these."""
-    adapters = getattr(model, "peft_config", None)
-    if not adapters:
-        saved = type(model).from_pretrained(folder, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
+    if getattr(model, "peft_config", None):
+        load_adapters(model, folder)
         return
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    for name in adapters:
-        own = folder if name == "default" else folder / name
-        weights = load_peft_weights(str(own), device="cpu")
-        set_peft_model_state_dict(model, weights, adapter_name=name)
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
 
 
 def _items(models: nn.ModuleDict) -> list[tuple[str, PreTrainedModel]]:
@@ -482,8 +482,9 @@ def _check_models(
         width = output_width(model)
         if width is None or width < vocabulary:
             raise ValueError(
-                f"{name} has {width} outputs, and the tokenizer's ids need "
-                f"{vocabulary}; models that learn from each other need one vocabulary"
+                f"{name} has {width} outputs and the tokenizer ids up to "
+                f"{vocabulary - 1}; models that learn from each other need one "
+                "vocabulary"
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(

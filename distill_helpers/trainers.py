@@ -39,7 +39,7 @@ from transformers.trainer import (
     SCHEDULER_NAME,
     TRAINER_STATE_NAME,
 )
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from distill_helpers.data import collator_for, refuse_padding
@@ -311,6 +311,8 @@ class DistillationTrainer(Trainer):
             # DataParallel splits num_items in ways a loss cannot follow; several
             # GPUs are used through `accelerate launch`.
             args._n_gpu = 1
+        if args.save_strategy != SaveStrategy.NO:
+            refuse_unsaved("student", model)
         self._readers = Readers(readers or {"student": model})
         collate = options.pop("data_collator", None)
         if collate is None:
@@ -436,6 +438,17 @@ class DistillationTrainer(Trainer):
         mean = sum(losses) / len(losses) if losses else math.nan
         return TrainOutput(state.global_step, mean, {})
 
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        student: Any = self.model
+        if isinstance(student, PreTrainedModel) and hasattr(student, "peft_config"):
+            # Adapters without PEFT's wrapper, in whose checkpoints Trainer looks for
+            # the whole model.
+            load_adapters(student, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Trainer writes in place and deletes old checkpoints at once. Here the marker
         # comes last, and nothing is deleted before it stands.
@@ -554,6 +567,49 @@ def refuse_shared(
                 f"the {who} and the {whose} share {name}, which the {who} is to learn: "
                 f"one could not change without the other; {remedy}"
             )
+
+
+def refuse_unsaved(who: str, model: nn.Module) -> None:
+    """Raise ``ValueError`` for weights that a checkpoint of adapters leaves out.
+
+    PEFT saves adapters and what ``modules_to_save`` names. A resumed run would have
+    everything else as it was in the beginning.
+
+    Args:
+        who: ``"student"``, or a name, for the message.
+        model: To be trained and saved.
+    """
+    adapters = getattr(model, "peft_config", None) or {}
+    # Of learned prompts, PEFT saves what it makes of them, and can go on from that.
+    if not adapters or any(one.is_prompt_learning for one in adapters.values()):
+        return
+    from peft import get_peft_model_state_dict
+
+    saved = {
+        _memory(tensor)
+        for name in adapters
+        for tensor in get_peft_model_state_dict(
+            model, adapter_name=name, save_embedding_layers=False
+        ).values()
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and _memory(parameter) not in saved:
+            raise ValueError(
+                f"the {who} learns {name}, which is not part of its adapters and is "
+                "not saved with them, so that no run could go on from a checkpoint; "
+                "name its module in modules_to_save, freeze it, or save nothing "
+                "(output_dir=None, or save_strategy='no')"
+            )
+
+
+def load_adapters(model: Any, folder: Path) -> None:
+    """Load the adapters that ``save_pretrained`` wrote into those that a model has."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    for name in model.peft_config:
+        own = folder if name == "default" else folder / name
+        weights = load_peft_weights(str(own), device="cpu")
+        set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def _memory(tensor: torch.Tensor) -> int:

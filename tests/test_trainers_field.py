@@ -1,7 +1,9 @@
 """The trainers with models, rows and checkpoints as people bring them."""
 
 import copy
+from functools import partial
 
+import peft
 import pytest
 import torch
 import training_runs
@@ -432,6 +434,40 @@ def test_a_finished_run_s_weights_are_enough(tmp_path):
     again = training_runs.trainer(tmp_path, **options)
     again.train(resume_from_checkpoint=True)
     assert torch.equal(weights(again.model), weights(done.model))
+
+
+def native(model):
+    settings = {"target_modules": ["q_proj"], "init_lora_weights": False}
+    torch.manual_seed(0)
+    model.add_adapter(peft.LoraConfig(r=2, **settings))
+    return model
+
+
+@pytest.mark.parametrize("adapt", [lora, native, partial(lora, use_dora=True)])
+def test_a_student_with_adapters_goes_on_where_it_was(bpe, tmp_path, adapt):
+    def run(folder, *, resume=False, callbacks=()):
+        student = adapt(random_model("Llama", len(bpe)))
+        args = arguments(output_dir=folder, steps=4, save_steps=2, learning_rate=1e-2)
+        rows = random_rows(8, 6, 300)
+        made = make("soft", student, bpe, rows, args=args, callbacks=list(callbacks))
+        made.train(resume_from_checkpoint=resume)
+        return weights(student)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", callbacks=[training_runs.BreakOff(3)])
+    assert torch.equal(run(tmp_path / "part", resume=True), whole)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "together"])
+def test_what_learns_beside_its_adapters_would_not_be_saved(bpe, tmp_path, kind):
+    student = lora(random_model("Llama", len(bpe)), modules_to_save=["lm_head"])
+    rows, saving = random_rows(4, 6, 300), arguments(output_dir=tmp_path)
+    make(kind, student, bpe, rows, args=saving)
+    student.get_base_model().model.norm.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"student learns .*norm\.weight.* not saved"):
+        make(kind, student, bpe, rows, args=saving)
+    make(kind, student, bpe, rows)
 
 
 # --- ids with gaps, streams ---------------------------------------------------------
