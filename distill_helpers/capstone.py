@@ -33,7 +33,8 @@ from transformers import TrainerCallback
 
 from distill_helpers.data import data_path
 from distill_helpers.generation import eval_mode, write_batch
-from distill_helpers.models import Loaded, input_device, parameter_count
+from distill_helpers.limits import reading_device
+from distill_helpers.models import Loaded, parameter_count
 from distill_helpers.studies import MIME, Interval, t_interval
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def footprint(model: Any, *, dtype: torch.dtype | None = None) -> Footprint:
 
 def _numbers_kept(model: Any, tokens: int) -> int:
     """How many numbers a model keeps after so many tokens."""
-    ids = torch.zeros((1, tokens), dtype=torch.long, device=input_device(model))
+    ids = torch.zeros((1, tokens), dtype=torch.long, device=reading_device(model))
     with eval_mode(model), torch.inference_mode():
         output = model(input_ids=ids, use_cache=True)
     # As attention calls it, Mamba, and RWKV.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -30,6 +31,7 @@ from distill_helpers.data import (
 )
 from distill_helpers.gloss_task import glosses_of
 from distill_helpers.hard_labels import learn_answers
+from distill_helpers.heads import isolates_examples
 from distill_helpers.models import (
     Loaded,
     ModelError,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from distill_helpers.trainers import DistillationTrainer
 
 _RUN = "training_run.json"
+_LOGGER = logging.getLogger(__name__)
 # Where no learning rate is given. What a pretrained student knows does not survive
 # steps that suit a small fresh one.
 _FRESH_RATE, _PRETRAINED_RATE = 8e-3, 2e-4
@@ -331,11 +334,26 @@ def load_rows(options: TextOptions, tokenizer: PreTrainedTokenizerBase) -> Datas
     return _some(pack(texts, tokenizer, options.length), options, options.text)
 
 
-def load_answers(options: TrainOptions, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Packed rows of the answers that the options name, with masked prompts."""
+def load_answers(
+    options: TrainOptions, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+) -> Dataset:
+    """Rows of the answers that the options name, with masked prompts.
+
+    Several to a row where the student can tell them apart, else one.
+    """
     labels = read_questions(options.answers)
     rows = learn_answers(labels, tokenizer, max_length=options.length)
-    return _some(pack_examples(rows, options.length), options, options.answers)
+    batch = torch.tensor([rows[0]["input_ids"]] * options.batch_size)
+    if isolates_examples(student, batch):
+        rows = pack_examples(rows, options.length)
+    else:
+        _LOGGER.warning(
+            "%s: answers go one to a row, which takes more padding, for a %s would let "
+            "those that share a row read one another",
+            options.answers,
+            type(student).__name__,
+        )
+    return _some(rows, options, options.answers)
 
 
 def _some(rows: Dataset, options: TextOptions, source: str) -> Dataset:
@@ -418,7 +436,10 @@ def build_trainer(
         tokenizer = copy.deepcopy(tokenizer)  # the teacher keeps its template
         tokenizer.chat_template = None
     check_length(options, student, *([teacher.model] if teacher else []))
-    rows = (load_answers if options.answers else load_rows)(options, tokenizer)
+    if options.answers:
+        rows = load_answers(options, tokenizer, student)
+    else:
+        rows = load_rows(options, tokenizer)
     rate = options.learning_rate
     if not rate:
         is_fresh = options.student.startswith("fresh:")

@@ -24,12 +24,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
 
 from distill_helpers.generation import eval_mode
-from distill_helpers.limits import input_rows
+from distill_helpers.limits import input_rows, reading_device, unwrapped
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -216,35 +215,23 @@ class _Look:
 
     @classmethod
     def of(cls, model: nn.Module, causal: Any) -> _Look:
-        base = without_adapters(causal)
-        reason = why_not_plain(base)
-        head = None if reason else _head_of(base)
-        linear = getattr(base, "get_output_embeddings", lambda: None)()
-        return cls(model, causal, _trunk(base), linear, head, reason)
+        reason = why_not_plain(causal)
+        head = None if reason else _head_of(causal)
+        return cls(model, causal, _trunk(causal), _linear(causal), head, reason)
 
     def still_holds(self, model: nn.Module) -> bool:
         """Whether the model is the same, and nobody has given it another head."""
         if model is not self.model:
             return False
-        base = without_adapters(self.causal)
-        linear = getattr(base, "get_output_embeddings", lambda: None)()
+        linear = _linear(self.causal)
         if linear is not self.linear:
             return False
         return self.head is None or self.head.weight is getattr(linear, "weight", None)
 
 
-def unwrapped(model: nn.Module) -> Any:
-    """A model without what compiling and several processes have put around it."""
-    return extract_model_from_parallel(model, keep_torch_compile=False)
-
-
-def without_adapters(model: nn.Module) -> Any:
-    """The ``transformers`` model inside a PEFT model, whose layers hold the adapters.
-
-    Any other model is returned as it is.
-    """
-    inside = getattr(model, "get_base_model", None)
-    return model if inside is None else inside()
+def _linear(model: nn.Module) -> Any:
+    """The module of a model's output head; ``None`` if it has none, or does not say."""
+    return getattr(model, "get_output_embeddings", lambda: None)()
 
 
 def _kind_of_call(
@@ -253,7 +240,7 @@ def _kind_of_call(
     """What may decide which way a call takes through a model."""
     ids = inputs["input_ids"]
     device = ids.device.type
-    modules = (model, look.causal, without_adapters(look.causal), look.linear)
+    modules = (model, look.causal, look.linear)
     hooks = [
         id(hook)
         for module in modules
@@ -369,8 +356,7 @@ def check_head(who: str, model: nn.Module) -> None:
             ``AutoModel`` loads it), or a model that sees the tokens that it is to
             predict.
     """
-    model = unwrapped(model)
-    base = without_adapters(model)
+    base = unwrapped(model)
     if not isinstance(base, PreTrainedModel):
         return
     name = type(base).__name__
@@ -385,7 +371,7 @@ def check_head(who: str, model: nn.Module) -> None:
             f"the {who}, a {name}, has no output head and gives no logits over a "
             "vocabulary; load it with AutoModelForCausalLM"
         )
-    if not _spread_weights(base) and not _is_causal(model, base):
+    if not _spread_weights(base) and not _is_causal(base):
         raise TypeError(
             f"the {who}, a {name}, is no causal language model: what it says of a "
             "token changes with the tokens behind it, so it would be trained on what "
@@ -393,31 +379,31 @@ def check_head(who: str, model: nn.Module) -> None:
         )
 
 
-def _is_causal(model: nn.Module, base: PreTrainedModel) -> bool:
+def _is_causal(model: PreTrainedModel) -> bool:
     """Whether the outputs of a text's first half keep still when the second changes."""
-    ids = _made_up(base, torch.arange(3 * _PROBED))
+    ids = _made_up(model, torch.arange(3 * _PROBED))
     rows = torch.stack([torch.cat([ids[0], ids[1]]), torch.cat([ids[0], ids[2]])])
-    one, two = _outputs(model, base, {"input_ids": rows})[:, :_PROBED]
+    one, two = _outputs(model, {"input_ids": rows})[:, :_PROBED]
     return _same(one, two)
 
 
 def _outputs(
-    model: nn.Module, base: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """Hidden states where a head only multiplies them, which is most of the work."""
     with eval_mode(model), torch.no_grad():
-        if not why_not_plain(base):
+        if not why_not_plain(model):
             nothing = torch.empty(
                 0, dtype=torch.long, device=inputs["input_ids"].device
             )
-            _, hidden = _call_hooked(model, _trunk(base), inputs, nothing)
+            _, hidden = _call_hooked(model, _trunk(model), inputs, nothing)
             if hidden is not None:
                 return hidden
         logits: torch.Tensor = _call(model, inputs).logits
         return logits
 
 
-def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
+def isolates_examples(model: PreTrainedModel, ids: torch.Tensor) -> bool:
     """Whether examples that share a row are told apart by their ``position_ids``.
 
     The model itself is asked, with three short rows: an example behind one text,
@@ -427,7 +413,7 @@ def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
     carried on (Mamba, linear attention), they do.
 
     Args:
-        model: A causal model, without its wrappers.
+        model: A causal model, without wrappers (:func:`~limits.unwrapped`).
         ids: A batch ``[rows, length]``, from which the tokens are taken. With one
             row, the model is asked row by row, for some kinds of attention tell
             examples apart only there.
@@ -435,8 +421,7 @@ def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
     Returns:
         ``False`` also for a model that takes no ``position_ids``.
     """
-    base = without_adapters(model)
-    example, one, other = _made_up(base, ids.flatten().unique())
+    example, one, other = _made_up(model, ids.flatten().unique())
     rows = torch.stack(
         [torch.cat(pair) for pair in ((one, example), (other, example), (example, one))]
     )
@@ -446,7 +431,7 @@ def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
     for part in parts:
         given = {"input_ids": part, "position_ids": positions[: len(part)]}
         try:
-            found.append(_outputs(model, base, given))
+            found.append(_outputs(model, given))
         except TypeError as error:
             if "position_ids" not in str(error):
                 raise
@@ -456,12 +441,10 @@ def isolates_examples(model: nn.Module, ids: torch.Tensor) -> bool:
     return all(_same(x[_PROBED:], alone) for x in (behind_one, behind_other))
 
 
-def _made_up(base: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+def _made_up(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Three texts ``[3, 4]`` of known tokens, no two of them alike where possible."""
-    # Of a model that is dispatched, accelerate takes the inputs where they belong.
-    devices = (one.device for one in base.parameters() if not one.is_meta)
-    tokens = tokens.to(next(devices, torch.device("cpu")))
-    rows = input_rows(base)
+    tokens = tokens.to(reading_device(model))
+    rows = input_rows(model)
     if rows is not None:
         tokens = tokens[tokens < rows]
     places = torch.arange(3 * _PROBED, device=tokens.device) % len(tokens)
@@ -508,7 +491,7 @@ def plain_head(model: nn.Module) -> Head | None:
 
     ``None`` for what :func:`why_not_plain` names.
     """
-    base = without_adapters(model)
+    base = unwrapped(model)
     return None if why_not_plain(base) else _head_of(base)
 
 

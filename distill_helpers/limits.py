@@ -246,4 +246,6 @@ def reading_device(model: nn.Module) -> torch.device:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
-    return next(model.parameters()).device
+    # Weights on disk are on the "meta" device, where nothing can be computed.
+    places = (one.device for one in model.parameters() if not one.is_meta)
+    return next(places, torch.device("cpu"))

@@ -899,18 +899,6 @@ def _hash_value(digest: Any, value: Any) -> None:
         digest.update(plain.view(torch.uint8).numpy())
 
 
-def input_device(model: nn.Module) -> torch.device:
-    """Where a model wants its input: of one that is dispatched, where it begins.
-
-    Weights on disk are on the ``meta`` device, where nothing can be computed;
-    accelerate brings them to where the input is, or the input to them.
-    """
-    for parameter in model.parameters():
-        if not parameter.is_meta:
-            return parameter.device
-    return torch.device("cpu")
-
-
 def parameter_count(model: nn.Module) -> int:
     """Parameters, a tied matrix counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -31,8 +31,8 @@ from distill_helpers.data import collator_for, refuse_padding
 from distill_helpers.fused_losses import SparseTargets
 from distill_helpers.generation import eval_mode
 from distill_helpers.heads import Head, HeadReader
+from distill_helpers.limits import reading_device
 from distill_helpers.models import (
-    input_device,
     public_name,
     shared_vocabulary_hash,
     vocabulary_size,
@@ -428,7 +428,7 @@ class _Writer:
     def _batch(
         self, ids: list[list[int]], keys: NDArray[np.uint64]
     ) -> dict[str, NDArray[Any]]:
-        device = input_device(self.teacher)
+        device = reading_device(self.teacher)
         batch = {
             name: value.to(device)
             for name, value in self.collate([{"input_ids": row} for row in ids]).items()

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
+from tiny_models import byte_level_bpe
 
 from distill_helpers.cli import main
 from distill_helpers.configs import TrainOptions, build_trainer, write_config
@@ -345,3 +347,36 @@ def test_plan_says_what_fits(tmp_path, capsys):
     assert "length=1" in capsys.readouterr().err
     assert main(["plan", *tiny, *common, "--device", "TPU"]) == 1
     assert "device='TPU'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Bloom"])
+def test_answers_share_rows_only_where_a_student_tells_them_apart(
+    tmp_path, caplog, kind
+):
+    """BLOOM would let them see each other, and learns from one to a row."""
+    tokenizer = byte_level_bpe()
+    settings = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer), num_attention_heads=2, **settings
+    )
+    torch.manual_seed(0)
+    student = transformers.AutoModelForCausalLM.from_config(config)
+    for part in (student, tokenizer):
+        part.save_pretrained(tmp_path / "student")
+    questions = tmp_path / "learn.jsonl"
+    write_questions(questions, ["one?", "two?", "three?"] * 2, ["yes"] * 6)
+    options = TrainOptions(
+        student=str(tmp_path / "student"),
+        answers=str(questions),
+        length=40,
+        batch_size=2,
+        steps=1,
+        profile="smoke",
+        output=str(tmp_path / "out"),
+    )
+    trainer = build_trainer("hard", options)
+    packed = kind == "Llama"
+    assert ("position_ids" in trainer.train_dataset.column_names) == packed
+    assert (len(trainer.train_dataset) < 6) == packed
+    assert ("one to a row" in caplog.text) != packed
+    assert trainer.train().training_loss > 0

@@ -37,6 +37,7 @@ from transformers import (
 
 from distill_helpers import models, profiles, three_sums
 from distill_helpers.evaluation import generate
+from distill_helpers.limits import reading_device
 from distill_helpers.models import ModelError
 from distill_helpers.planning import config_of
 
@@ -744,7 +745,7 @@ def test_dispatched_weights_are_read_where_they_are(bpe, tmp_path):
     assert models.weights_hash(spread) == known
     assert models.weights_hash(spread) == known  # and stay there
     assert any(parameter.is_meta for parameter in spread.parameters())
-    assert models.input_device(spread) == torch.device("cpu")
+    assert reading_device(spread) == torch.device("cpu")
     with pytest.raises(ValueError, match=r"no numbers for .*meta device; load the"):
         models.weights_hash(tiny(bpe).to("meta"))
 
