@@ -10,7 +10,9 @@ Used from notebook 00 on; packing and masking are taught in notebook 02.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+# Columns of other tools that say which tokens count, with 1: of apply_chat_template,
+# TRL, llm-foundry and NeMo, and verl.
+_COUNTING_MASKS = (
+    "assistant_masks",
+    "assistant_mask",
+    "completion_mask",
+    "loss_mask",
+    "response_mask",
+)
+# Columns of other tools that say where in a row another example begins.
+_BORDERS = (
+    "seq_lengths",
+    "cu_seqlens",
+    "cu_seq_lens_q",
+    "seq_idx",
+    "segment_ids",
+    "sequence_ids",
+)
+# What goes with the tokens, one by one, beside the masks.
+_TOKEN_COLUMNS = ("input_ids", "labels", "position_ids", "token_type_ids")
 TEST_NOVEL = "persuasion"
 TRAINING_NOVELS = (
     "emma",
@@ -36,6 +58,11 @@ TRAINING_NOVELS = (
 # Every twentieth passage of the five novels is kept back for validation.
 _VALIDATION_EVERY = 20
 _PASSAGE_CHARACTERS = 4000
+# Tokens of either kind, ASCII or not, that a tokenizer is tried with.
+_TRIALS = 48
+# Nobody wraps prose at fewer characters, and most verse is shorter.
+_LEAST_WIDTH = 36
+_ITEM = re.compile(r"\s*([-*+•|>#]|\d+[.)]\s|```|//)")
 
 
 class DataError(ValueError):
@@ -161,6 +188,83 @@ def _passages(text: str) -> Iterable[str]:
         yield "\n".join(passage)
 
 
+def _passages_of_file(text: str) -> list[str]:
+    """As :func:`_passages`, where line breaks are a matter of layout; else with them.
+
+    Prose that was wrapped at a column has its breaks undone, all but those of blocks
+    that are lists, tables, verse or code. A file that is no such prose keeps every
+    line, blank ones included: its passages, joined by blank lines, are the file.
+    """
+    blocks = [block.split("\n") for block in text.split("\n\n")]
+    lengths = sorted(len(line) for block in blocks for line in block[:-1])
+    # Of nearly the longest line: a few stand out of any file.
+    width = lengths[int(0.95 * (len(lengths) - 1))] if lengths else 0
+    breaks = [one for block in blocks for one in _breaks(block, width)]
+    filled, capital = _shares(breaks)
+    if breaks and (filled < 0.8 or capital > 0.6):
+        return _gathered(text.split("\n\n"), "\n\n")
+    paragraphs = [
+        "\n".join(block).strip("\n")
+        if _keeps_its_lines(block, width)
+        else " ".join(" ".join(block).split())
+        for block in blocks
+    ]
+    return _gathered([one for one in paragraphs if one.strip()], "\n")
+
+
+def _gathered(blocks: Iterable[str], between: str) -> list[str]:
+    """Blocks in passages of about 4,000 characters, without those that are blank."""
+    passages = []
+    passage: list[str] = []
+    size = 0
+    for block in blocks:
+        passage.append(block)
+        size += len(block)
+        if size >= _PASSAGE_CHARACTERS:
+            passages.append(passage)
+            passage, size = [], 0
+    texts = [between.join(one).strip("\n") for one in [*passages, passage]]
+    return [text for text in texts if text.strip()]
+
+
+def _breaks(lines: Sequence[str], width: int) -> list[tuple[bool, bool]]:
+    """Of each line break: whether layout explains it, and if a capital follows.
+
+    Layout breaks a line where the next word would not have fitted, and in the middle
+    of a sentence. Lines without a space (Chinese, one word each) do not tell.
+    """
+    begins_sentence = not lines[0].lstrip()[:1].islower()
+    found = []
+    for line, following in itertools.pairwise(lines):
+        words = following.split()
+        if not line.strip() or not words:
+            continue
+        first = next((one for one in following if one.isalpha()), "")
+        fitted = len(line.rstrip()) + 1 + len(words[0]) <= width - 2
+        filled = width >= _LEAST_WIDTH and " " in line.strip() and not fitted
+        continues = begins_sentence and words[0][0].islower()
+        found.append((filled or continues, first.isupper()))
+    return found
+
+
+def _shares(breaks: Sequence[tuple[bool, bool]]) -> tuple[float, float]:
+    count = max(1, len(breaks))
+    return sum(a for a, _ in breaks) / count, sum(b for _, b in breaks) / count
+
+
+def _keeps_its_lines(lines: Sequence[str], width: int) -> bool:
+    """Whether a block amid wrapped prose is a list, a table, verse or code."""
+    indents = {len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()}
+    first = len(lines[0]) - len(lines[0].lstrip())
+    if len(indents) > 1 or any(indent > first for indent in indents):
+        return True
+    if any(_ITEM.match(line) for line in lines[1:]):
+        return True
+    breaks = _breaks(lines, width)
+    filled, capital = _shares(breaks)
+    return (len(breaks) >= 3 and filled < 0.5) or (len(breaks) >= 4 and capital == 1)
+
+
 def glosses() -> Dataset:
     """11,254 noun glosses of WordNet 3.0 with the columns word, supersense, gloss."""
     lines = data_path("wordnet_glosses.jsonl").read_text(encoding="utf-8").splitlines()
@@ -171,8 +275,12 @@ def load_corpus(path: str | Path) -> Dataset:
     """Read a learner's own text.
 
     Args:
-        path: A ``.txt`` file (paragraphs are gathered into passages) or a
-            ``.jsonl`` file with one object per line and its text under ``"text"``.
+        path: A ``.txt`` file or a ``.jsonl`` file with one object per line and its
+            text under ``"text"``. The blocks of a ``.txt`` file, which blank lines
+            part, are gathered into passages of about 4,000 characters. Where it is
+            prose that was wrapped at a column, the line breaks in its paragraphs are
+            undone; code, verse, lists and all other text keep their lines. Half a
+            character, such as an emoji that was cut in two, is read as ``U+FFFD``.
 
     Returns:
         A ``datasets.Dataset`` with the column ``text``.
@@ -186,7 +294,7 @@ def load_corpus(path: str | Path) -> Dataset:
         raise DataError(f"{path} does not exist; check the path and the folder")
     content = read_utf8(path)
     if path.suffix == ".txt":
-        texts = list(_passages(content))
+        texts = _passages_of_file(content)
     elif path.suffix == ".jsonl":
         texts = _jsonl_texts(path, content)
     else:
@@ -204,6 +312,15 @@ def read_utf8(path: Path) -> str:
         raise DataError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from error
+
+
+def whole_characters(text: str) -> str:
+    """A text with ``U+FFFD`` for every half of a surrogate pair.
+
+    JSON can hold half an emoji, and tools that cut texts at a length write it. No
+    file, no tokenizer and no table can.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _jsonl_texts(path: Path, content: str) -> list[str]:
@@ -225,7 +342,7 @@ def _jsonl_texts(path: Path, content: str) -> list[str]:
                 'per line, such as {"text": "…"}'
             )
         if row["text"].strip():
-            texts.append(row["text"])
+            texts.append(whole_characters(row["text"]))
     return texts
 
 
@@ -238,7 +355,8 @@ def pack(
     rows; the last, incomplete row is dropped.
 
     Args:
-        corpus: A dataset with a ``text`` column, or a sequence of strings.
+        corpus: A dataset with a ``text`` column, or a sequence of strings. Half a
+            character in them is read as ``U+FFFD``.
         tokenizer: Of the models that will read the rows.
         length: Tokens per row, at least 2.
 
@@ -252,9 +370,7 @@ def pack(
         raise ValueError(f"length={length} must be at least 2: one token predicts one")
     if isinstance(corpus, str):
         raise ValueError("corpus is one string; pass a list of texts, or a dataset")
-    column: Any = corpus
-    texts = list(column["text"] if hasattr(corpus, "column_names") else column)
-    ids = _joined(texts, tokenizer)
+    ids = _joined(_texts(corpus), tokenizer)
     rows = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
     if not rows:
         raise DataError(
@@ -264,13 +380,28 @@ def pack(
     return _dataset([{"input_ids": row} for row in rows])
 
 
+def _texts(corpus: Dataset | Sequence[str]) -> list[str]:
+    if not hasattr(corpus, "column_names"):
+        return list(corpus)
+    dataset: Any = corpus
+    if dataset.column_names is None:  # a stream
+        return [row["text"] for row in dataset]
+    if "text" not in dataset.column_names:
+        raise DataError(
+            f"corpus has the columns {dataset.column_names}, and no text among them; "
+            'rename the one that holds it: corpus.rename_column("…", "text")'
+        )
+    return list(dataset["text"])
+
+
 def _joined(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of all texts in a row, with the end-of-text token behind each."""
     if not texts:
         return []  # a tokenizer refuses an empty list
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     try:
-        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        whole = [whole_characters(text) for text in texts]
+        found = tokenizer(whole, add_special_tokens=False)["input_ids"]
     except Exception as error:  # of tokenizers, which has no class of its own
         raise DataError(
             f"the tokenizer cannot read this text ({error}); was it made for another "

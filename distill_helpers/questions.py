@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import DataError, read_utf8
+from distill_helpers.data import DataError, read_utf8, whole_characters
 from distill_helpers.gloss_labels import pool_labels
 from distill_helpers.gloss_task import MAX_ANSWER_TOKENS, Gloss, read_answer, splits
 from distill_helpers.hard_labels import Teacher, own_labels, write_labels
@@ -33,7 +33,8 @@ def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
     Args:
         path: A ``.jsonl`` file, an object a line: ``prompt`` and ``answer``, both
             texts. Files of :func:`~distill_helpers.hard_labels.write_labels` hold
-            ``messages`` for ``prompt``, and can be read as well.
+            ``messages`` for ``prompt``, and can be read as well. Half a character,
+            such as an emoji that was cut in two, is read as ``U+FFFD``.
         answered: Whether every line needs an answer that is not empty.
 
     Returns:
@@ -57,6 +58,8 @@ def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
             continue
         try:
             row = json.loads(line)
+            # Only when it is read does an escape turn out to be half a character.
+            row = json.loads(whole_characters(json.dumps(row, ensure_ascii=False)))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is no JSON: {error}") from None
         prompt = row.get("prompt", row.get("messages")) if _is_object(row) else None
@@ -83,7 +86,7 @@ def write_questions(
 
     Args:
         path: A ``.jsonl`` file; its folder is made.
-        prompts: Texts.
+        prompts: Texts. Half a character is written as ``U+FFFD``.
         answers: One for each; ``None`` leaves them out.
 
     Taught in notebook 10.
@@ -99,7 +102,7 @@ def write_questions(
             row["answer"] = answer
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [whole_characters(json.dumps(row, ensure_ascii=False)) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
 

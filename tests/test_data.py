@@ -3,10 +3,12 @@
 import hashlib
 import json
 import shutil
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from tiny_models import TEXTS, bpe_json, byte_level_bpe
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from distill_helpers import data, three_sums
 from distill_helpers.data import Collator, DataError, pack_examples
 
+FEATURES = Features({"input_ids": List(Value("int64"))})
 DATA = data.data_root()
 MANIFEST = json.loads((DATA / "MANIFEST.json").read_text(encoding="utf-8"))["files"]
 
@@ -185,6 +188,23 @@ def test_hard_line_breaks_are_undone(splits):
     assert max(map(len, passage.split("\n"))) > 200  # a line is a paragraph now
 
 
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", "4d48a74d615b80b2ee5e4ebb0f7303b1d2b54ded380810531965dff38fa1ef44"),
+        (
+            "validation",
+            "139fa0aec60feb14137c35ad9167f320f38e137cff0ded7ff763916251a5dc73",
+        ),
+        ("test", "aec7d255bde3e81a2484e7aba6f949bd6b083e8027106da49084b1bf86e87803"),
+    ],
+)
+def test_the_passages_that_all_results_rest_on(splits, split, expected):
+    rows = splits[split]
+    content = json.dumps([rows["text"][:], rows["novel"][:]]).encode()
+    assert hashlib.sha256(content).hexdigest() == expected
+
+
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="split='dev' must be 'train'"):
         data.austen("dev")
@@ -217,6 +237,101 @@ def test_load_corpus_txt_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_bytes(b"\xef\xbb\xbfHello")
     assert data.load_corpus(str(path))["text"][:] == ["Hello"]
+
+
+PROSE = (
+    "Emma Woodhouse, handsome, clever, and rich, with a comfortable home and happy "
+    "disposition, seemed to unite some of the best blessings of existence; and had "
+    "lived nearly twenty-one years in the world with very little to distress or vex "
+    "her. She was the youngest of the two daughters of a most affectionate father."
+)
+GERMAN = (
+    "Der Vater hatte das Haus am Fluss gebaut, als die Kinder noch klein waren. Im "
+    "Sommer standen die Fenster offen, und der Wind trug das Rauschen der Blätter "
+    "bis in die Küche, wo die Mutter am Abend das Brot für den nächsten Tag buk."
+)
+KEPT = {
+    "code": "def f(x):\n    if x:\n        return 1\n\n\n    return 2",
+    "flat code": "import os\nimport sys\nx = 1\ny = os.getcwd() + sys.argv[x]\nf(y)",
+    "shell": "set -e\ncd /tmp\nmake all\nmake install PREFIX=/usr/local",
+    "quatrain": (
+        "Tyger Tyger, burning bright,\nIn the forests of the night;\nWhat immortal "
+        "hand or eye,\nCould frame thy fearful symmetry?"
+    ),
+    "long lines": (
+        "Once upon a midnight dreary, while I pondered, weak and weary,\nOver many a "
+        "quaint and curious volume of forgotten lore—\nWhile I nodded, nearly "
+        "napping, suddenly there came a tapping,\nAs of some one gently rapping, "
+        "rapping at my chamber door.\n“’Tis some visitor,” I muttered, “tapping at my "
+        "chamber door—\nOnly this and nothing more.”"
+    ),
+    "list": "apples\nbread\nmilk\ntwo pounds of butter",
+    "table": "name,age,city\nAnn,31,Oslo\nBob,7,Rome",
+    "Chinese": "床前明月光\n疑是地上霜\n举头望明月\n低头思故乡",
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_text_that_is_no_wrapped_prose_keeps_its_lines(tmp_path, kind):
+    path = tmp_path / "mine.txt"
+    path.write_text(KEPT[kind] + "\n", encoding="utf-8")
+    assert data.load_corpus(path)["text"][:] == [KEPT[kind]]
+
+
+def test_long_code_is_cut_at_blank_lines_and_loses_none(tmp_path):
+    source = Path(data.__file__).read_text(encoding="utf-8")
+    path = tmp_path / "mine.txt"
+    path.write_text(source, encoding="utf-8")
+    passages = data.load_corpus(path)["text"][:]
+    assert len(passages) > 3
+    lines = [line for line in source.split("\n") if line]
+    assert [line for text in passages for line in text.split("\n") if line] == lines
+
+
+@pytest.mark.parametrize("width", [40, 60, 72, 100])
+@pytest.mark.parametrize("prose", [PROSE, GERMAN])
+def test_prose_that_was_wrapped_is_joined(tmp_path, width, prose):
+    path = tmp_path / "mine.txt"
+    wrapped = textwrap.fill(prose, width)
+    assert wrapped.count("\n") > 1
+    path.write_text(f"{wrapped}\n\n{wrapped}\n", encoding="utf-8")
+    assert data.load_corpus(path)["text"][:] == [f"{prose}\n{prose}"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "* first\n* second",
+        "1. first\n2. second\n3. third",
+        "for x in y:\n    print(x)",
+        "  My first displays the wealth\n    and pomp of kings",
+        "|a|b|\n|-|-|\n|1|2|",
+    ],
+)
+def test_lists_and_code_amid_prose_keep_their_lines(tmp_path, block):
+    path = tmp_path / "mine.txt"
+    wrapped = "\n\n".join([textwrap.fill(PROSE, 72)] * 4)
+    path.write_text(f"{wrapped}\n\n{block}\n\n{wrapped}", encoding="utf-8")
+    lines = "\n".join([*[PROSE] * 4, block, *[PROSE] * 4])
+    assert data.load_corpus(path)["text"][:] == [lines]
+
+
+def test_the_novels_are_read_as_prose(splits):
+    found = data.load_corpus(DATA / "austen" / "persuasion.txt")
+    assert "\n".join(found["text"]) == "\n".join(splits["test"]["text"])
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "\udc26\ud83d"])
+def test_half_a_character_is_read_as_the_replacement_character(tmp_path, bpe, half):
+    path = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"text": text}) for text in ("fine 🐦", f"cut off {half}")]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    mended = "cut off " + "\ufffd" * len(half)
+    assert data.load_corpus(path)["text"][:] == ["fine 🐦", mended]
+    assert (
+        data.pack([f"cut off {half}"] * 3, bpe, 4)["input_ids"][:]
+        == data.pack([mended] * 3, bpe, 4)["input_ids"][:]
+    )
 
 
 def test_load_corpus_jsonl(tmp_path):
@@ -303,6 +418,20 @@ def test_pack_takes_a_dataset(bpe):
         data.pack(corpus, bpe, 32)["input_ids"][:]
         == (data.pack(corpus["text"][:], bpe, 32)["input_ids"][:])
     )
+
+
+def test_pack_takes_a_stream(bpe):
+    corpus = Dataset.from_dict({"text": list(TEXTS)})
+    for some in (
+        corpus.to_iterable_dataset(),
+        IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS)),
+    ):
+        assert (
+            data.pack(some, bpe, 8)["input_ids"]
+            == data.pack(TEXTS, bpe, 8)["input_ids"]
+        )
+    with pytest.raises(DataError, match=r"corpus has the columns \['body'\]"):
+        data.pack(corpus.rename_column("text", "body"), bpe, 8)
 
 
 def test_pack_takes_a_corpus_of_exactly_one_row(bpe):

@@ -19,6 +19,24 @@ def test_questions_survive_their_file(tmp_path):
     assert found["answer"] == ["1"] * 3
 
 
+def test_half_a_character_is_read_as_the_replacement_character(tmp_path):
+    path = tmp_path / "q.jsonl"
+    lines = [
+        r'{"prompt": "a \ud83d", "answer": "b \udc26"}',
+        r'{"messages": [{"role": "user", "content": "\ud83dx"}],'
+        r' "answer": "\ud83d\udc26"}',
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found = questions.read_questions(path)
+    asked = [messages[0]["content"] for messages in found["messages"]]
+    assert asked == ["a \ufffd", "\ufffdx"]
+    assert found["answer"][:] == ["b \ufffd", "🐦"]
+    # And it can be written.
+    again = questions.write_questions(tmp_path / "w.jsonl", ["c \ud83d"], ["\udc26"])
+    (row,) = questions.read_questions(again)
+    assert (row["messages"][0]["content"], row["answer"]) == ("c \ufffd", "\ufffd")
+
+
 def test_questions_need_no_answers_to_be_asked(tmp_path):
     path = questions.write_questions(tmp_path / "q.jsonl", ["a", "b"])
     assert questions.read_questions(path, answered=False)["answer"] == ["", ""]
