@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset, Features, IterableDataset, List, Value
 from tiny_models import TEXTS, bpe_json, byte_level_bpe
 from tokenizers import Tokenizer
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from distill_helpers import data, three_sums
 from distill_helpers.data import Collator, DataError, pack_examples
+from distill_helpers.trainers import HardLabels
 
 FEATURES = Features({"input_ids": List(Value("int64"))})
 DATA = data.data_root()
@@ -508,6 +510,193 @@ def test_collator_for_falls_back_to_the_end_token(bpe):
     backend = Tokenizer.from_str(bpe_json())
     padless = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
     assert data.collator_for(padless).pad_token_id == padless.eos_token_id
+
+
+# --- rows of other tools, rows without tokens ---------------------------------------
+
+IDS = [5, 6, 7, 8, 9]
+MASKS = (
+    "assistant_masks",
+    "assistant_mask",
+    "completion_mask",
+    "loss_mask",
+    "response_mask",
+)
+FORMATS = (None, "torch", "numpy")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_of_another_tool_says_what_counts(name, kind):
+    rows = Dataset.from_dict(
+        {"input_ids": [IDS, IDS[:3]], name: [[0, 1, 0, 1, 1], [1, 1, 0]]}
+    )
+    batch = Collator(0)(list(rows.with_format(kind)))
+    assert batch["labels"].tolist() == [
+        [-100, 6, -100, 8, 9],
+        [-100, 6, -100, -100, -100],
+    ]
+    packed = pack_examples(rows, 8)[0]
+    assert packed["labels"] == [-100, 6, -100, 8, 9, -100, 6, -100]
+
+
+def test_what_counts_in_all_masks_counts():
+    row = {"input_ids": IDS, "completion_mask": [0, 0, 1, 1, 1]}
+    row["assistant_masks"] = [True, True, True, False, True]
+    assert data.row_labels(row).tolist() == [-100, -100, 7, -100, 9]
+    row["loss_mask"] = None  # as Arrow fills up rows that have no such column
+    assert data.row_labels(row).tolist() == [-100, -100, 7, -100, 9]
+
+
+def test_labels_and_masks_that_agree_are_welcome():
+    labels = [-100, -100, 7, 3, -100]  # another token than the text's is a label too
+    row = {"input_ids": IDS, "labels": labels, "loss_mask": [1, 0, 1, 1, 0]}
+    assert data.row_labels(row).tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"labels": IDS, "loss_mask": [0, 0, 1, 1, 1]}, "row 1: labels and loss_mask"),
+        (
+            {"labels": [-100] * 5, "completion_mask": [0, 0, 1, 1, 1]},
+            "labels and completion_mask disagree",
+        ),
+        ({"completion_mask": [0, 1, 1]}, r"row 1: completion_mask .*\[3\].* 5 input"),
+        ({"assistant_masks": [0, 1, 1, 1, 1, 1]}, r"row 1: assistant_masks .*\[6\]"),
+        ({"labels": [-100, 2]}, r"row 1: labels .*\[2\].* 5 input_ids"),
+        ({"labels": 1}, r"row 1: labels .*\[\]"),
+        ({"loss_mask": [0.0, 0.5, 1.0, 1.0, 1.0]}, r"loss_mask holds .*0\.5"),
+        ({"prompt_mask": [1, 1, 0, 0, 0]}, "row 1 has prompt_mask"),
+        ({"token_weights": [0.1, 1.0, 1.0, 1.0, 1.0]}, "row 1 has token_weights"),
+        ({"seq_lengths": [2, 3]}, "row 1 has seq_lengths.*pack_examples"),
+        ({"segment_ids": [0, 0, 1, 1, 1]}, "row 1 has segment_ids"),
+        ({"input_ids": None, "text": "a"}, "row 1 has no input_ids, only"),
+        ({"input_ids": [IDS]}, r"input_ids of row 1 have the shape \[1, 5\]"),
+    ],
+)
+def test_columns_that_would_change_what_is_learned_are_refused(columns, message):
+    with pytest.raises(DataError, match=message):
+        Collator(0)([{"input_ids": IDS}, {"input_ids": IDS} | columns])
+
+
+def test_columns_that_change_nothing_are_left_out():
+    row = {
+        "input_ids": IDS,
+        "labels": None,
+        "special_tokens_mask": [1, 0, 0, 0, 1],
+        "token_type_ids": [0] * 5,
+        "text": "a text",
+        "length": 5,
+        "weight": 70.5,
+        "mask": torch.tensor(1),
+        "masks": ["one", "two"],
+    }
+    batch = Collator(0)([row])
+    assert batch["labels"].tolist() == [[-100, *IDS[1:]]]
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_padding_is_taken_out_of_masks_as_well():
+    row = {
+        "input_ids": [0, 0, 5, 6, 7],
+        "attention_mask": [0, 0, 1, 1, 1],
+        "completion_mask": [0, 0, 0, 1, 1],
+        "special_tokens_mask": [1, 1, 0, 0, 0],
+        "token_type_ids": [3, 3, 0, 1, 2],
+    }
+    (stripped,) = data.strip_padding(Dataset.from_list([row]))
+    assert stripped == {
+        "input_ids": [5, 6, 7],
+        "completion_mask": [0, 1, 1],
+        "special_tokens_mask": [0, 0, 0],
+        "token_type_ids": [0, 1, 2],
+    }
+    assert Collator(0)([stripped])["labels"].tolist() == [[-100, 6, 7]]
+    with pytest.raises(DataError, match="a row has 5 input_ids and 2 numbers"):
+        data.strip_padding(Dataset.from_list([row | {"attention_mask": [0, 1]}]))
+    with pytest.raises(DataError, match=r"rows are a stream.*from_list"):
+        data.strip_padding(IterableDataset.from_generator(lambda: iter([row])))
+
+
+def test_packing_refuses_what_would_be_read_as_text():
+    padded = {"input_ids": IDS, "labels": IDS, "attention_mask": [1, 1, 1, 1, 0]}
+    with pytest.raises(DataError, match=r"data\.strip_padding"):
+        pack_examples(Dataset.from_list([padded]), 8)
+    with pytest.raises(DataError, match="pack_examples already"):
+        pack_examples(pack_examples(examples(2, 3), 8), 8)
+
+
+def test_examples_without_tokens_take_no_place():
+    rows = Dataset.from_dict(
+        {"input_ids": [[], [5, 6], []], "labels": [[], [5, 6], []]}
+    )
+    (row,) = pack_examples(rows, 4)
+    assert row == {"input_ids": [5, 6], "labels": [-100, 6], "position_ids": [0, 1]}
+    with pytest.raises(DataError, match="no examples"):
+        pack_examples(rows.select([0, 2]), 4)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("rows", [[[]], [[], []], [[], [5, 6, 7]]])
+def test_a_row_without_tokens_is_one_that_teaches_nothing(rows, kind):
+    some = Dataset.from_dict({"input_ids": rows}, features=FEATURES).with_format(kind)
+    batch = Collator(3)(list(some))
+    width = max(1, *map(len, rows))
+    assert {tensor.shape for tensor in batch.values()} == {(len(rows), width)}
+    assert batch["attention_mask"].sum(1).tolist() == [max(1, len(r)) for r in rows]
+    counted = [[-100] * width if not row else [-100, *row[1:]] for row in rows]
+    assert batch["labels"].tolist() == counted
+
+
+ARCHITECTURES = {
+    "Llama": {},
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "Gemma2": {"head_dim": 8, "num_key_value_heads": 2},
+    "Bloom": {"n_layer": 2, "n_head": 4},
+    "Mamba": {},
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_rows_without_tokens_change_no_gradient(kind):
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 16,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**shape | ARCHITECTURES[kind])
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    full = [{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10]}]
+
+    def learned(rows):
+        model.zero_grad()
+        loss = HardLabels()(model, Collator(0)(rows), None)["loss"]
+        loss.backward()
+        return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
+
+    loss, gradients = learned(full)
+    beside, found = learned([full[0], {"input_ids": []}, full[1]])
+    assert beside == pytest.approx(loss, rel=1e-5)
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    nothing, none = learned([{"input_ids": []}])
+    assert nothing == 0
+    assert all(float(gradient.abs().max()) == 0 for gradient in none)
+
+
+def test_a_tokenizer_without_pad_and_end_is_named():
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe_json()))
+    with pytest.raises(ValueError, match=r"neither a pad token.*tokenizer\.pad_token"):
+        data.collator_for(bare)
 
 
 # --- bytes --------------------------------------------------------------------------
