@@ -11,8 +11,8 @@ import torch
 import transformers
 from datasets import Dataset, Features, IterableDataset, List, Value
 from tiny_models import TEXTS, bpe_json, byte_level_bpe
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from distill_helpers import data, three_sums
 from distill_helpers.data import Collator, DataError, pack_examples
@@ -727,6 +727,149 @@ def test_added_words_count_in_utf8():
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.convert_tokens_to_ids("Straße") in ids
     assert int(data.token_bytes(tokenizer)[ids].sum()) == len(text.encode())
+
+
+BIRD = "Größe über alles? Ça coûte 5 €,  高い 🐦."
+
+
+def fast(backend, **names):
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def sentencepiece_like():
+    """As Llama 2: ▁ before every text and for spaces, bytes for the unknown."""
+    pieces = ["<unk>", "<s>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "▁"]
+    pieces += [*"GrßebralsoutnihdfSEmIEPR?Ç,.", "高", "ö", "▁t"]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    backend = Tokenizer(
+        models.BPE(
+            vocabulary,
+            [("▁", "t")],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return fast(backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def unigram(scheme):
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120,
+        special_tokens=["<unk>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    backend.train_from_iterator([*TEXTS, BIRD], trainer)
+    return fast(backend, eos_token="</s>", unk_token="<unk>")
+
+
+def byte_level(*, prefix=False, normalizer=None):
+    backend = Tokenizer.from_str(bpe_json())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    return fast(backend, eos_token="<end>")
+
+
+def word_pieces(pre_tokenizer, normalizer=None):
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, special_tokens=["[UNK]", "[SEP]"], show_progress=False
+    )
+    backend.train_from_iterator([*TEXTS, BIRD], trainer)
+    return fast(backend, eos_token="[SEP]", unk_token="[UNK]")
+
+
+def words(pre_tokenizer, names=("the", "cat", "Ö", " "), normalizer=None):
+    """Ids with a gap before the last."""
+    vocabulary = {name: i for i, name in enumerate(["<unk>", *names])}
+    backend = Tokenizer(models.WordLevel(vocabulary | {"<end>": 41}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    return fast(backend, eos_token="<end>", unk_token="<unk>")
+
+
+def characters():
+    return pre_tokenizers.Split(Regex("(?m)."), "isolated")
+
+
+COUNTED = {
+    "byte-level": (byte_level, BIRD),
+    "byte-level, NFC": (lambda: byte_level(normalizer=normalizers.NFC()), BIRD),
+    "byte-level, space first": (lambda: byte_level(prefix=True), BIRD),
+    "SentencePiece": (sentencepiece_like, BIRD),
+    "Unigram, always": (lambda: unigram("always"), BIRD),
+    "Unigram, first": (lambda: unigram("first"), BIRD),
+    "Unigram, never": (lambda: unigram("never"), BIRD),
+    "WordPiece with ▁": (lambda: word_pieces(pre_tokenizers.Metaspace()), BIRD),
+    "bytes (ByT5)": (ByT5Tokenizer, BIRD),
+    "words and spaces": (
+        lambda: words(pre_tokenizers.Split(" ", "isolated")),
+        "the cat Ö the",
+    ),
+    "characters": (lambda: words(characters(), "abÖ 高"), "a高 bÖÖ"),
+    "sums": (three_sums.build_tokenizer, "1+22=23"),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_tokens_stand_for_the_bytes_of_the_text(kind):
+    make, text = COUNTED[kind]
+    tokenizer = make()
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    counter = data.byte_count(tokenizer)
+    highest = max(tokenizer.get_vocab().values())
+    assert counter.sizes.shape == (highest + 1,)
+    assert torch.equal(data.token_bytes(tokenizer), counter.sizes)
+    # Behind an end-of-text token a space that the tokenizer adds is no text.
+    end = tokenizer.eos_token_id
+    start = ids[:1] if end is None else torch.tensor([end])
+    before = torch.cat([start, ids[:-1]])
+    assert counter.count(before, ids) == len(text.encode())
+    if end is not None:
+        assert counter.sizes[end] == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: word_pieces(pre_tokenizers.BertPreTokenizer()),
+        lambda: word_pieces(
+            pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer()
+        ),
+        lambda: words(pre_tokenizers.Whitespace(), ["the", "cat", "sat"]),
+        lambda: words(pre_tokenizers.WhitespaceSplit(), ["the", "cat", "sat"]),
+        lambda: words(characters(), "abö ", normalizers.Lowercase()),
+        lambda: byte_level(normalizer=normalizers.Lowercase()),
+        lambda: byte_level(normalizer=normalizers.NFKC()),
+        lambda: byte_level(normalizer=normalizers.Replace(Regex(" {2,}"), " ")),
+    ],
+)
+def test_tokenizers_that_change_texts_count_no_bytes(make):
+    with pytest.raises(DataError, match="bytes of a text cannot be told"):
+        data.token_bytes(make())
+
+
+def test_unknown_tokens_stand_for_bytes_that_nobody_knows():
+    tokenizer = unigram("always")
+    ids = torch.tensor(tokenizer("man Ω", add_special_tokens=False)["input_ids"])
+    assert tokenizer.unk_token_id in ids
+    assert data.byte_count(tokenizer).count(ids, ids) is None
+    # A byte-level tokenizer only names one, often its end-of-text token.
+    named = byte_level()
+    named.unk_token = "<end>"
+    end = torch.tensor([named.eos_token_id])
+    assert data.byte_count(named).count(end, end) == 0
 
 
 # --- pack_examples ------------------------------------------------------------------
