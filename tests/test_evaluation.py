@@ -5,12 +5,25 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tiny_models import byte_level_bpe, ragged_rows, random_rows, tiny
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split, Whitespace
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+)
 
 from distill_helpers import evaluation, three_sums
 from distill_helpers.data import pack, token_bytes
+from distill_helpers.models import build_student
 
 
 @pytest.fixture(scope="module")
@@ -299,10 +312,267 @@ def test_dropout_is_off_and_the_mode_comes_back(bpe, rows):
 
 def test_the_mode_comes_back_after_an_error(bpe):
     model = tiny(bpe).train()
-    masked = Dataset.from_dict({"input_ids": [[1, 9999]]})
-    with pytest.raises((IndexError, RuntimeError)):
-        evaluation.evaluate(model, masked, bpe)
+    strange = Dataset.from_dict({"input_ids": [[1, 9999]]})
+    with pytest.raises(ValueError, match="token 9999"):
+        evaluation.evaluate(model, strange, bpe)
     assert model.training
+
+
+# --- rows as they come --------------------------------------------------------------
+
+YARDSTICKS = [
+    evaluation.held_out_nll,
+    evaluation.fit_temperature,
+    lambda *arguments, **options: evaluation.evaluate(*arguments, **options).nll,
+]
+
+
+@pytest.mark.parametrize("measure", YARDSTICKS)
+def test_streams_and_lists_are_measured_like_datasets(measure, model, rows, bpe):
+    right = measure(model, rows, bpe, batch_size=4)
+    streams = (
+        rows.to_iterable_dataset(),
+        IterableDataset.from_generator(lambda: iter(rows.to_list())),
+        rows.to_list(),
+        iter(rows.to_list()),
+    )
+    for some in streams:
+        assert measure(model, some, bpe, batch_size=4) == right
+
+
+@pytest.mark.parametrize("measure", YARDSTICKS)
+@pytest.mark.parametrize(
+    ("some", "message"),
+    [
+        ({"input_ids": [[1, 2]]}, r"rows are a mapping of \['input_ids'\]"),
+        ({"train": Dataset.from_dict({"input_ids": [[1, 2]]})}, r"rows\[\"test\"\]"),
+        (["a text"], "rows hold a str"),
+        ([{"text": "a text"}], "row 0 has no input_ids"),
+        ([{"input_ids": [1, 2], "position_ids": [0, 1]}], "pack_examples"),
+    ],
+)
+def test_what_are_no_rows_is_named(measure, some, message, model, bpe):
+    with pytest.raises(ValueError, match=message):
+        measure(model, some, bpe)
+
+
+@pytest.mark.parametrize("measure", YARDSTICKS)
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_rows_without_tokens_or_labels_are_passed_over(measure, batch_size, model, bpe):
+    ids = [[5, 6, 7, 8], [9, 10, 11]]
+    holes = [[], ids[0], [], [], [12], ids[1], []]
+    right = measure(model, [{"input_ids": row} for row in ids], bpe)
+    some = Dataset.from_dict({"input_ids": holes})
+    found = measure(model, some, bpe, batch_size=batch_size)
+    assert found == pytest.approx(right, rel=1e-6)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        measure(model, some, bpe, batch_size=0)
+
+
+@pytest.mark.parametrize("measure", YARDSTICKS)
+@pytest.mark.parametrize("name", ["assistant_masks", "completion_mask", "loss_mask"])
+def test_masks_of_other_tools_say_what_counts(measure, name, model, bpe):
+    ids, mask = [5, 6, 7, 8, 9], [1, 0, 1, 1, 0]
+    masked = Dataset.from_dict({"input_ids": [ids], name: [mask], "text": ["a"]})
+    labelled = [{"input_ids": ids, "labels": [-100, -100, 7, 8, -100]}]
+    assert measure(model, masked, bpe) == measure(model, labelled, bpe)
+    assert evaluation.evaluate(model, masked, bpe).tokens == 2
+
+
+@pytest.mark.parametrize("measure", YARDSTICKS)
+def test_ids_and_lengths_that_nobody_can_read_are_refused(measure, bpe):
+    size = len(bpe)
+    padded = byte_level_bpe()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    model = tiny(bpe)
+    uneven = [{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6]}]
+    with pytest.raises(ValueError, match=rf"pad token is token {size}.* has {size};"):
+        measure(model, uneven, padded)
+    # Where nothing is padded, the token is not needed.
+    even = [{"input_ids": [5, 6, 7]}]
+    assert measure(model, even, padded) == measure(model, even, bpe)
+    with pytest.raises(ValueError, match=rf"token {size + 4}.*the model has {size};"):
+        measure(model, [{"input_ids": [5, size + 4]}], bpe)
+    with pytest.raises(ValueError, match=rf"label {size}, and the highest id .*29"):
+        measure(model, [{"input_ids": [5, 6], "labels": [5, size]}], bpe)
+
+
+@pytest.mark.parametrize("measure", YARDSTICKS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=16, vocab_size=300),
+        OPTConfig(
+            hidden_size=32,
+            ffn_dim=48,
+            word_embed_proj_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=16,
+            vocab_size=300,
+        ),
+    ],
+)
+def test_rows_longer_than_a_table_of_positions_are_refused(measure, config, bpe):
+    short = AutoModelForCausalLM.from_config(config)
+    fits, too_long = (random_rows(2, length, 300) for length in (16, 17))
+    assert measure(short, fits, bpe) > 0
+    with pytest.raises(ValueError, match=r"17 tokens, and the model .* 16 position"):
+        measure(short, too_long, bpe)
+
+
+def test_a_teacher_that_cannot_read_the_rows_is_named(model, bpe):
+    narrow = build_student(bpe, layers=1, width=32)
+    narrow.resize_token_embeddings(200)
+    with pytest.raises(ValueError, match=r"token 250, .* the teacher has 200"):
+        evaluation.evaluate(model, [{"input_ids": [1, 250]}], bpe, teacher=narrow)
+    with pytest.raises(ValueError, match=r"heads of 300 and 200 outputs"):
+        evaluation.evaluate(model, [{"input_ids": [1, 2]}], bpe, teacher=narrow)
+
+
+# --- tokenizers of all kinds --------------------------------------------------------
+
+
+def gapped(names=("<unk>", "the", "cat", "sat"), *, end=41):
+    backend = Tokenizer(
+        WordLevel({name: i for i, name in enumerate(names)} | {"<end>": end}, "<unk>")
+    )
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("measure", [YARDSTICKS[0], YARDSTICKS[2]])
+@pytest.mark.parametrize(("outputs", "end"), [(42, 41), (48, 41), (64, 9)])
+def test_ids_with_gaps_count(measure, outputs, end):
+    tokenizer = gapped(end=end)
+    logits = torch.linspace(-1, 2, outputs)
+    rows = [{"input_ids": [1, 2, end]}, {"input_ids": [3, end]}]
+    log_p = logits.double().log_softmax(-1)
+    right = -float(log_p[2] + 2 * log_p[end]) / 3
+    found = measure(FixedLogits(logits), rows, tokenizer)
+    assert found == pytest.approx(right, rel=1e-5)
+
+
+def test_a_padded_head_beside_a_teacher_is_cut_to_the_highest_id():
+    tokenizer = gapped()
+    teacher, student = torch.linspace(-1, 2, 42), torch.linspace(1, 0, 50)
+    log_s, log_t = student[:42].log_softmax(-1), teacher.log_softmax(-1)
+    found = evaluation.evaluate(
+        FixedLogits(student),
+        [{"input_ids": [1, 41]}],
+        tokenizer,
+        teacher=FixedLogits(teacher),
+    )
+    right = float((log_t.exp() * (log_t - log_s)).sum())
+    assert found.kl_to_teacher == pytest.approx(right, rel=1e-5)
+    assert found.nll == pytest.approx(-float(log_s[41]), rel=1e-5)
+
+
+def test_bytes_that_cannot_be_told_are_nan_and_said(model, bpe, caplog):
+    rows = [{"input_ids": [1, 2, 41]}]
+    found = evaluation.evaluate(FixedLogits(torch.zeros(42)), rows, gapped())
+    assert found.nll == pytest.approx(math.log(42), rel=1e-5)
+    assert math.isnan(found.bits_per_byte)
+    assert found.bytes == 0
+    assert "bits per byte are nan: the bytes of a text cannot be told" in caplog.text
+
+
+def test_unknown_tokens_make_bits_per_byte_nan(caplog):
+    backend = Tokenizer(WordLevel({"<unk>": 0, "a": 1, "b": 2, "!": 3}, "<unk>"))
+    backend.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", pad_token="!"
+    )
+    model = FixedLogits(torch.zeros(4))
+    known = evaluation.evaluate(model, [{"input_ids": [1, 2, 1]}], tokenizer)
+    assert known.bits_per_byte == pytest.approx(2, rel=1e-5)
+    assert not caplog.text
+    found = evaluation.evaluate(model, [{"input_ids": [1, 2, 0, 1]}], tokenizer)
+    assert (math.isnan(found.bits_per_byte), found.tokens) == (True, 3)
+    assert "unknown" in caplog.text
+
+
+# --- block by block -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_attention_heads=4,
+            num_hidden_layers=1,
+            vocab_size=320,
+        ),
+        Gemma2Config(
+            hidden_size=32,
+            intermediate_size=48,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_hidden_layers=1,
+            vocab_size=320,
+        ),
+        CohereConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_attention_heads=4,
+            num_hidden_layers=1,
+            vocab_size=320,
+            logit_scale=0.5,
+        ),
+        GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=320),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("numbers", [1, 2**20])
+def test_blocks_give_what_whole_logits_give(config, numbers, rows, bpe, monkeypatch):
+    """Padded heads, scales and caps; by hand from the model's own logits."""
+    monkeypatch.setitem(evaluation._BLOCK, "cpu", numbers)
+    monkeypatch.setattr(evaluation, "_LEAST_ROWS", 3)
+    torch.manual_seed(0)
+    student, teacher = (AutoModelForCausalLM.from_config(config).eval() for _ in "12")
+    nll = kl = 0.0
+    same = tokens = 0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            q, p = (
+                one(input_ids=ids).logits[0, :-1, :300].double().log_softmax(-1)
+                for one in (student, teacher)
+            )
+        counted = [i for i, label in enumerate(row["labels"][1:]) if label != -100]
+        for place in counted:
+            nll -= float(q[place, row["labels"][place + 1]])
+            kl += float((p[place].exp() * (p[place] - q[place])).sum())
+            same += int(p[place].argmax()) == int(q[place].argmax())
+        tokens += len(counted)
+    found = evaluation.evaluate(student, rows, bpe, teacher=teacher, batch_size=4)
+    assert found.tokens == tokens
+    assert found.nll == pytest.approx(nll / tokens, rel=1e-5)
+    assert found.kl_to_teacher == pytest.approx(kl / tokens, rel=1e-3)
+    assert found.agreement == same / tokens
+
+
+@pytest.mark.parametrize("measure", YARDSTICKS)
+def test_logits_are_never_held_in_full(measure, model, bpe, monkeypatch):
+    """No product with the head gives more rows than a block."""
+    monkeypatch.setitem(evaluation._BLOCK, "cpu", 1)
+    seen = []
+    linear = nn.functional.linear
+
+    def watched(states, weight, bias=None):
+        if len(weight) == len(bpe):
+            seen.append(states.shape[:-1].numel())
+        return linear(states, weight, bias)
+
+    monkeypatch.setattr(nn.functional, "linear", watched)
+    measure(model, random_rows(8, 20, len(bpe)), bpe, batch_size=8)
+    assert max(seen) <= 16
+    assert sum(seen) >= 8 * 19
 
 
 # --- generation ---------------------------------------------------------------------
