@@ -146,11 +146,10 @@ pair = study.load_pair(
     )
 )
 rows = study.choose_rows(pair, "800", seed=0)
-
-student = build_student(pair.tokenizer, layers=2, width=96, seed=0)
 print(f"{len(rows)} rows of {len(rows[0]['input_ids'])} tokens")
 
 # %%
+student = build_student(pair.tokenizer, layers=2, width=96, seed=0)
 trainer = SoftLabelTrainer(
     student,
     teacher=pair.teacher,

@@ -69,7 +69,7 @@ print(f"likeliest token: {-best.log().mean():.2f} nats")
 import gc
 
 # This teacher has done its part; what comes needs the room.
-del real, teacher, logits, p, drawn
+real = teacher = logits = p = drawn = None
 real_pair.load_pair.cache_clear()
 _ = gc.collect()
 
@@ -520,7 +520,8 @@ arguments = training_arguments(
 )
 
 # %%
-del tutor  # it has done its part; a GPU needs the room
+tutor = None  # it has done its part; a GPU needs the room
+# A second run of this cell goes on with what the student has learned.
 HardLabelTrainer(
     pupil.model,
     args=arguments,

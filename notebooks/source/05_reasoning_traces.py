@@ -556,7 +556,8 @@ arguments = training_arguments(
 )
 
 # %%
-del tutor  # the teacher has done its part; a GPU needs the room
+tutor = None  # the teacher has done its part; a GPU needs the room
+# A second run of this cell goes on with what the student has learned.
 HardLabelTrainer(
     pupil.model,
     args=arguments,

@@ -525,12 +525,18 @@ sizes = profile.pick(
     cpu={"teacher": (4, 192), "student": (2, 96)},
     gpu={"teacher": (8, 512), "student": (4, 256)},
 )
-own = {
-    name: build_student(
-        pair.tokenizer, layers=layers, width=width, seed=seed
-    ).to(profile.device)
-    for seed, (name, (layers, width)) in enumerate(sizes.items())
-}
+
+
+def fresh_pair():
+    return {
+        name: build_student(
+            pair.tokenizer, layers=layers, width=width, seed=seed
+        ).to(profile.device)
+        for seed, (name, (layers, width)) in enumerate(sizes.items())
+    }
+
+
+own = fresh_pair()
 
 # %% [markdown]
 # Two models in training, and two optimizer states: will it fit? You have met
@@ -554,6 +560,7 @@ print(forecast)
 
 # %%
 rate = profile.pick(smoke=4e-3, cpu=4e-3, gpu=1e-3)
+own = fresh_pair()  # so that a second run of this cell begins anew
 trainer = CoDistillationTrainer(
     own,
     teacher="teacher",

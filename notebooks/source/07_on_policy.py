@@ -365,13 +365,13 @@ ours = reader(**inputs).logits[:, :-1][learned]
 with torch.no_grad():
     theirs = teacher.model(**inputs).logits[:, :-1][learned]
 per_token = token_divergence(ours, theirs, kind="reverse_kl")
+reader.zero_grad()  # gradients add up, and this cell may run twice
 per_token.mean().backward()
 print(f"reverse KL: {per_token.mean():.4f} nats per token")
 
 # %%
 norm = sum(w.grad.square().sum() for w in reader.parameters()).sqrt()
 print(f"length of its gradient: {norm:.3f}")
-reader.zero_grad()
 
 # %% [markdown]
 # There is a second way to the reverse KL. It is a mean, over tokens that the

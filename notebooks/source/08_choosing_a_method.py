@@ -211,9 +211,9 @@ with path.open(encoding="utf-8") as file:
     rows = [row for row in csv.DictReader(file) if row["phase"] == "confirm"]
 
 # %%
-rows = [row for row in rows if row["arm"] in study.STUDENTS]
-for seed in sorted({row["seed"] for row in rows}):
-    tried = [row for row in rows if row["seed"] == seed]
+students = [row for row in rows if row["arm"] in study.STUDENTS]
+for seed in sorted({row["seed"] for row in students}):
+    tried = [row for row in students if row["seed"] == seed]
     best = max(tried, key=lambda row: float(row["exact_match"]))
     right = f"{float(best['exact_match']):.0f} %"
     print(f"a base of its own, best of {len(tried)} ways: {right}")

@@ -252,19 +252,20 @@ small = replace(
 # %%
 def rehearse(folder, *callbacks):
     """Train in a folder, from its last checkpoint if it has one."""
-    here = replace(small, output=str(work / folder))
+    here = replace(small, output=str(folder))
     found = build_trainer("hard", here, callbacks=callbacks, disable_tqdm=True)
     found.train(resume_from_checkpoint=True)
     return found
 
 
 # %%
-whole = rehearse("whole")
-stopped = rehearse("stopped", StopAfter(3))
+stage = Path(tempfile.mkdtemp(dir=work))  # a new one in every rehearsal
+whole = rehearse(stage / "whole")
+stopped = rehearse(stage / "stopped", StopAfter(3))
 print("torn off at step", stopped.state.global_step, "of", small.steps)
-(work / "stopped" / "checkpoint-4").mkdir()
-print("goes on from", last_complete_checkpoint(work / "stopped").name)
-resumed = rehearse("stopped")
+(stage / "stopped" / "checkpoint-4").mkdir(exist_ok=True)
+print("goes on from", last_complete_checkpoint(stage / "stopped").name)
+resumed = rehearse(stage / "stopped")
 
 # %%
 pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
@@ -296,7 +297,7 @@ lost = StopAfter(options.steps // 2)
 half = build_trainer("hard", options, teacher=teacher, callbacks=[lost])
 half.train(resume_from_checkpoint=True)
 before = half.state.global_step
-del half, whole, stopped, resumed
+half = whole = stopped = resumed = None  # their memory is free again
 
 # %%
 trainer = build_trainer("hard", options, teacher=teacher)
@@ -345,7 +346,6 @@ ends = {"max_new_tokens": 6, "batch_size": 20}
 one = generate(trained, student.tokenizer, few, **ends)
 two = generate(student.model, student.tokenizer, few, **ends)
 print("the same answers before saving and after loading:", one == two)
-del trainer, trained
 
 # %% [markdown]
 # ## Judge it, beside others
@@ -365,6 +365,7 @@ from collections import Counter
 from distill_helpers.capstone import WordCounts, score
 from distill_helpers.questions import is_living
 
+trainer = trained = None  # from here on the files count
 read = str.strip if QUESTIONS else is_living
 taught = [row["answer"].strip() for row in rows]
 counts = WordCounts([row["prompt"] for row in rows], taught)
@@ -387,7 +388,6 @@ answers = {
     "student": answers_of(*student),
     "teacher": list(exam.teacher),
 }
-del untrained
 
 # %%
 scores = {
@@ -450,6 +450,7 @@ print(f"({share.low:.1%} to {share.high:.1%})")
 # %%
 from distill_helpers.capstone import compare_speed
 
+untrained = None  # it has answered; the others get the room
 speed = compare_speed(
     student,
     teacher,
@@ -607,8 +608,6 @@ limits = [
     "It was judged on one exam, from the source that it learned from.",
     "It repeats its teacher's mistakes, and answers any question at all.",
 ]
-
-# %%
 if not QUESTIONS:
     results["beyond it"] = str(wider)
 if not QUESTIONS and live is None:
