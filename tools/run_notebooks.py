@@ -4,11 +4,17 @@ One after another, each in a child process, so that a crash or an interruption t
 nothing else along. Everything lands in ``build/run/``: the executed notebooks, their
 HTML, ``results.json`` and ``index.html``. What a notebook found out reaches us through
 outputs of the type ``application/vnd.distill-helpers+json``.
+
+``--twice`` runs every code cell a second time right after the first, as learners do
+by accident, in notebooks made from the sources (``build/run-twice/``). No cell may fail
+then, and what the tests compare must be printed again. Other outputs that differ are
+listed for a person to read: times may differ, claims may not.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -21,22 +27,25 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
 import nbformat
 import run_report
-from build_notebooks import solve
+from build_notebooks import WIDGET, solve, write_notebook
 from course import Course, Lesson, load_course
 from kernels import KERNEL_NAME, kernel_environment, use_this_python
-from lesson_source import first_line
+from lesson_source import first_line, render, tags
 from nbformat import NotebookNode
 
 FINDING = "application/vnd.distill-helpers+json"
 PROFILES = ("smoke", "cpu", "gpu")
 # A smoke run is for CI: seconds, whatever a lesson's other minutes are.
 SMOKE_WARNING, SMOKE_LIMIT = 25.0, 40.0
+# The second run of a cell, under ``--twice``.
+AGAIN = "again"
 
 
 @dataclass
@@ -48,6 +57,7 @@ class Result:
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -192,6 +202,61 @@ def judge_time(result: Result, lesson: Lesson, profile: str, *, enforce: bool) -
         result.warnings.append(f"took {result.seconds:.0f} s, meant are {watch:g} s")
 
 
+# Every cell twice -------------------------------------------------------------------
+
+
+def double_cells(notebook: NotebookNode) -> None:
+    """Put a copy behind every code cell, which may fail without ending the run."""
+    doubled = []
+    for cell in notebook.cells:
+        doubled.append(cell)
+        # Papermill writes PROFILE behind the parameters, and a copy would undo that.
+        if cell.cell_type == "code" and "parameters" not in tags(cell):
+            again = copy.deepcopy(cell)
+            again.id = f"{AGAIN}-{cell.id}"
+            again.metadata["tags"] = [*tags(cell), AGAIN, "raises-exception"]
+            doubled.append(again)
+    notebook.cells = doubled
+
+
+def double(course: Course, lesson: Lesson, *, solved: bool) -> Path:
+    """Write the lesson with every cell twice; from its source, built or not."""
+    notebook = render(course, lesson, solved=solved)
+    double_cells(notebook)
+    path = course.root / "build" / "twice" / f"{lesson.name}.ipynb"
+    write_notebook(notebook, path)
+    return path
+
+
+def _text(cell: NotebookNode) -> str:
+    """What a reader reads of a cell's outputs; pictures and errors are left out."""
+    parts = [
+        output.get("text", "") or output.get("data", {}).get("text/plain", "")
+        for output in cell.get("outputs", [])
+        # A progress bar is a stream of errors, or a widget.
+        if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+    ]
+    return "".join(parts)
+
+
+def judge_again(result: Result, notebook: NotebookNode) -> None:
+    """Add to ``result`` what went otherwise when a cell ran a second time."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for first, second in pairwise(code):
+        if AGAIN not in tags(second):
+            continue
+        what = f"{first_line(first)[:60]!r}"
+        errors = [one for one in second.outputs if one.output_type == "error"]
+        if errors and "raises-exception" not in tags(first):
+            error = f"{errors[0].ename}: {errors[0].evalue}"[:200]
+            result.failures.append(f"a second run of {what} fails: {error}")
+        elif _text(first) != _text(second):
+            if "nbval-check-output" in tags(first):
+                result.failures.append(f"a second run of {what} prints otherwise")
+            else:
+                result.changes.append(what)
+
+
 def run_one(
     course: Course,
     lesson: Lesson,
@@ -200,9 +265,13 @@ def run_one(
     *,
     solved: bool,
     enforce: bool,
+    twice: bool = False,
 ) -> Result:
     result = Result(lesson.name)
-    source = solve(course, lesson) if solved else course.notebook_path(lesson)
+    if twice:
+        source = double(course, lesson, solved=solved)
+    else:
+        source = solve(course, lesson) if solved else course.notebook_path(lesson)
     if not source.exists():
         result.failures.append("not built yet: make notebooks")
         return result
@@ -217,8 +286,11 @@ def run_one(
     if target.exists():
         executed = nbformat.read(target, as_version=4)
         judge(result, executed, solved=solved)
+        if twice:
+            judge_again(result, executed)
         run_report.write_page(executed, target.with_suffix(".html"))
-    judge_time(result, lesson, profile, enforce=enforce)
+    if not twice:
+        judge_time(result, lesson, profile, enforce=enforce)
     return result
 
 
@@ -229,22 +301,26 @@ def run_all(
     *,
     solved: bool = False,
     enforce: bool = False,
+    twice: bool = False,
 ) -> list[Result]:
     """Run the notebooks into a folder made anew, which is always up to date."""
-    folder = course.root / "build" / ("run-solved" if solved else "run")
+    kind = "run-twice" if twice else "run-solved" if solved else "run"
+    folder = course.root / "build" / kind
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     results: list[Result] = []
     for number, lesson in enumerate(lessons, start=1):
         print(f"[{number}/{len(lessons)}] {lesson.name} ({profile})", flush=True)
-        options = {"solved": solved, "enforce": enforce}
+        options = {"solved": solved, "enforce": enforce, "twice": twice}
         result = run_one(course, lesson, folder, profile, **options)
         results.append(result)
         for failure in result.failures:
             print(f"  FAILED: {failure}")
         for warning in result.warnings:
             print(f"  slow: {warning}")
+        for change in result.changes:
+            print(f"  prints otherwise the second time: {change}")
         status = "ok" if result.ok else "FAILED"
         print(f"  {status}, {result.seconds:.1f} s\n", flush=True)
         records = json.dumps([asdict(one) for one in results], indent=1)
@@ -265,6 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], metavar="NN")
     parser.add_argument("--solved", action="store_true", help="with the solutions")
     parser.add_argument("--enforce", action="store_true", help="too slow is a failure")
+    parser.add_argument("--twice", action="store_true", help="every cell twice")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     options = parser.parse_args(arguments)
     # `kill` ends a run as Ctrl-C does: kernel first.
@@ -277,6 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.profile,
             solved=options.solved,
             enforce=options.enforce,
+            twice=options.twice,
         )
     except ValueError as error:
         print(error, file=sys.stderr)
