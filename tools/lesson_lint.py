@@ -37,6 +37,9 @@ MEASURED = re.compile(
     r"(?<![\w.])(?<![A-Za-z0-9]-)(?!\d{4}\.\d{5}\b)"
     r"(?:\d+\.\d+(?!\.?\d|[BMK]\b)(?:\s?%)?|\d+\s?%)"
 )
+# What a list or a dictionary does not survive unchanged. `add`, `update`, `discard` and
+# `sort` are not here: done twice, they leave what they leave when done once.
+USES_UP = {"append", "extend", "insert", "pop", "popitem", "popleft", "remove"}
 PREDICT = re.compile(r"\*\*Predict|^#+ .*Predict", re.MULTILINE)
 
 
@@ -145,12 +148,148 @@ def _lint_sliders(cells: list[NotebookNode]) -> list[str]:
     return findings
 
 
+# A second run of a cell --------------------------------------------------------------
+
+
+class _Reader(ast.NodeVisitor):
+    """Follows a cell from top to bottom, and knows what it took from elsewhere.
+
+    Bodies of functions and classes are left out: they run when they are called, and
+    a name that they change is theirs.
+    """
+
+    def __init__(self) -> None:
+        self.own: set[str] = set()
+        self.taken: set[str] = set()
+        self.findings: list[str] = []
+
+    def _find(self, name: str, what: str) -> None:
+        if name not in self.own:
+            self.findings.append(
+                f"{what}, and {name!r} is another cell's: run a second time, this cell "
+                "fails or gives another result. Make it here, or change it where it "
+                "is made"
+            )
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load):
+            if node.id not in self.own:
+                self.taken.add(node.id)
+        elif isinstance(node.ctx, ast.Store):
+            if node.id in self.taken and node.id not in self.own:
+                self._find(node.id, f"{node.id} is read and then given another value")
+            self.own.add(node.id)
+
+    def visit_Delete(self, node: ast.Delete) -> None:
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                if target.id not in self.own:
+                    self.findings.append(
+                        f"`del {target.id}`: a second run finds no such name. "
+                        f"`{target.id} = None` frees the memory as well, in a cell "
+                        "that does not need it"
+                    )
+                self.own.discard(target.id)
+            elif name := _root(target):
+                self._find(name, f"`{ast.unparse(node)}`")
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.visit(node.value)
+        for target in node.targets:
+            self.visit(target)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+            self.visit(node.target)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self.visit(node.value)
+        # `a |= b` and `a &= b` give the same however often.
+        if not isinstance(node.op, ast.BitOr | ast.BitAnd) and (
+            name := _root(node.target)
+        ):
+            self._find(name, f"`{ast.unparse(node)[:40]}`")
+
+    def visit_For(self, node: ast.For) -> None:
+        self.visit(node.iter)
+        self.visit(node.target)
+        for part in (*node.body, *node.orelse):
+            self.visit(part)
+
+    def _visit_comprehension(self, node: ast.AST) -> None:
+        # Its variables are its own, and gone at its end.
+        inner = _names(node, ast.Store)
+        inner |= {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+        self.taken |= _names(node, ast.Load) - inner - self.own
+        for part in ast.walk(node):
+            if isinstance(part, ast.Call):
+                self._visit_call(part, inner)
+
+    visit_ListComp = visit_SetComp = visit_DictComp = _visit_comprehension
+    visit_GeneratorExp = visit_Lambda = _visit_comprehension
+
+    def _visit_definition(self, node: ast.FunctionDef | ast.ClassDef) -> None:
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        self.own.add(node.name)
+
+    visit_FunctionDef = visit_ClassDef = _visit_definition
+
+    def _visit_import(self, node: ast.Import | ast.ImportFrom) -> None:
+        self.own |= {(one.asname or one.name).split(".")[0] for one in node.names}
+
+    visit_Import = visit_ImportFrom = _visit_import
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        self._visit_call(node, set())
+
+    def _visit_call(self, node: ast.Call, inner: set[str]) -> None:
+        if not isinstance(node.func, ast.Attribute):
+            return
+        what = node.func.attr
+        if what in {"mkdir", "makedirs"} and not any(
+            one.arg == "exist_ok" for one in node.keywords
+        ):
+            self.findings.append(
+                f"`{what}` without `exist_ok=True`: a second run finds the folder there"
+            )
+        name = _root(node.func.value)
+        if what in USES_UP and name and name not in inner:
+            self._find(name, f"`{ast.unparse(node)[:40]}`")
+
+
+def _root(node: ast.AST) -> str:
+    """The name that an attribute or an item belongs to, or an empty string."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _lint_second_run(cell: NotebookNode) -> list[str]:
+    """What would keep a learner from running the cell again; they do, by accident."""
+    tree = ast.parse(cell.source)
+    reader = _Reader()
+    reader.visit(tree)
+    attributes = [one for one in ast.walk(tree) if isinstance(one, ast.Attribute)]
+    used = {one.attr for one in attributes}
+    if {"grad", "zero_grad"} <= used and "backward" not in used:
+        reader.findings.append(
+            "the gradients are read and then set to zero: a second run finds none. "
+            "Call `zero_grad` before `backward`, in that cell"
+        )
+    return reader.findings
+
+
 def lint(cells: list[NotebookNode]) -> list[str]:
     """All findings for the cells of one lesson's source."""
     findings = []
     for number, cell in enumerate(cells, start=1):
         where = f"cell {number} ({first_line(cell)[:40]!r})"
         found = (_lint_code if cell.cell_type == "code" else _lint_markdown)(cell)
+        if cell.cell_type == "code":
+            found += _lint_second_run(cell)
         if unknown := set(tags(cell)) - KNOWN_TAGS:
             found.append(f"unknown tag {', '.join(sorted(unknown))}")
         findings += [f"{where}: {finding}" for finding in found]
