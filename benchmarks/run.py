@@ -16,6 +16,7 @@ from typing import Any
 import bench_cache
 import bench_losses
 import bench_trainers
+import bench_waiting
 import bench_writing
 import rollouts
 import torch
@@ -154,11 +155,31 @@ def _values(title: str, found: dict[str, float]) -> list[str]:
     return lines
 
 
+def _waiting(found: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "## A training step beside others on two cores, 2 × 128 tokens",
+        "",
+        "Threads that wait asleep (`OMP_WAIT_POLICY=passive`) against OpenMP's own "
+        "way; medians of the rounds, and of the rounds' ratios.",
+        "",
+        "| other jobs | s, default | s, passive | ratio | from | to |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found:
+        figures = [row[name] for name in ("default", "passive")]
+        figures += [row[name] for name in ("ratio", "least", "most")]
+        shown = " | ".join(f"{figure:.2f}" for figure in figures)
+        lines.append(f"| {row['others']} | {shown} |")
+    return lines
+
+
 SHOWN: dict[str, Callable[[Any], list[str]]] = {
     "losses": _losses,
     "trainers": _trainers,
     "cache": partial(_values, "A cache of the real teacher's soft labels"),
     "writing": partial(_values, "The real teacher writes: batches"),
+    "waiting": _waiting,
 }
 
 
@@ -167,6 +188,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "cache": bench_cache.run,
     "trainers": bench_trainers.run,
     "writing": bench_writing.run,
+    "waiting": bench_waiting.run,
 }
 
 
