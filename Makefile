@@ -9,6 +9,10 @@ ONLY =
 # models on a CPU that costs a fifth of the time. Other systems ignore these.
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 2147483647
+# OpenMP's threads wait for work by spinning, which slows down whatever else wants the
+# cores: a second notebook, a browser. Asleep they leave them free. Yours stays, if set.
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
 
 .PHONY: help run test lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
 

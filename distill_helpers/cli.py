@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
@@ -13,6 +14,9 @@ from typing import Any
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit status."""
+    # Read once, when torch is loaded: idle threads sleep instead of taking the cores
+    # from another program. The studies' workers inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser, commands = _parser(given[:1])
     chosen = parser.parse_args(given)

@@ -8,10 +8,18 @@ import sys
 from pathlib import Path
 
 KERNEL_NAME = "python3"
+# OpenMP's threads wait for work by spinning: fine for one program that has the cores
+# to itself, and dear where two share them. It is read once, when torch is loaded. The
+# same stands, for whoever comes by another way, in the Makefile, in the set-up cell
+# (template.py) and in the command line (distill_helpers/cli.py).
+WAITING = {"OMP_WAIT_POLICY": "passive"}
 
 
 def use_this_python() -> None:
     """Make ``python3`` mean this interpreter for every kernel started from here.
+
+    And let the kernels wait as ``WAITING`` says, unless the user said otherwise. The
+    kernel's own file does not say it: that would overrule the user.
 
     Jupyter looks into the user's own kernels before the environment's, and one that
     another project installed there would run our notebooks in a foreign Python.
@@ -33,11 +41,13 @@ def use_this_python() -> None:
     draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
     draft.replace(spec)
     os.environ["JUPYTER_PATH"] = str(folder)
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
 
 
 def kernel_environment(profile: str) -> dict[str, str]:
     """The environment variables of a kernel that runs in ``profile``."""
-    environment = {**os.environ, "DISTILL_PROFILE": profile}
+    environment = {**WAITING, **os.environ, "DISTILL_PROFILE": profile}
     # A backend set for scripts would keep figures out of the notebook.
     environment.pop("MPLBACKEND", None)
     if profile in ("smoke", "cpu"):

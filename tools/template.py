@@ -64,6 +64,10 @@ TITLE = """\
 SETUP = """\
 # On Colab this installs the course; at home it is there already.
 import importlib.util
+import os
+
+# Processor cores with nothing to do sleep, and leave room for other programs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if importlib.util.find_spec("distill_helpers") is None:
     course = "git+{repository}@{tag}"

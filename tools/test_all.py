@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from kernels import WAITING, use_this_python
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = ["-m", "pytest", "-n", "2", "--dist", "loadfile"]
 NBVAL = [
@@ -74,6 +76,7 @@ def environment(command: list[str], *, colab: bool = False) -> Mapping[str, str]
         folders.append(str(ROOT / "tests" / "colab"))
         simulated["COLAB_RELEASE_TAG"] = "release-colab-20260801"
     return {
+        **WAITING,
         **os.environ,
         "DISTILL_PROFILE": "smoke",
         "HF_HUB_OFFLINE": "1",
@@ -89,8 +92,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--colab", action="store_true", help="with Colab's versions")
     options = parser.parse_args()
-    from kernels import use_this_python
-
     use_this_python()
     outcome = []
     for title, command in (colab_steps() if options.colab else steps()).items():
