@@ -14,12 +14,13 @@ export MALLOC_TRIM_THRESHOLD_ = 2147483647
 OMP_WAIT_POLICY ?= passive
 export OMP_WAIT_POLICY
 
-.PHONY: help run test lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
+.PHONY: help run run-twice test lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
 	@echo "  PROFILE=smoke         a quick look that every cell runs (default: cpu)"
 	@echo '  ONLY="01 02"          some notebooks'
+	@echo "make run-twice        every cell twice in a row (smoke; ONLY=...; half an hour)"
 	@echo "make test             everything that has to hold before a change is accepted"
 	@echo "make lab              open JupyterLab on the first notebook"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
@@ -36,6 +37,10 @@ setup:
 
 run: setup
 	@.venv/bin/python tools/run_notebooks.py --profile $(PROFILE) --only $(ONLY)
+
+run-twice: PROFILE = smoke
+run-twice: setup
+	@.venv/bin/python tools/run_notebooks.py --twice --profile $(PROFILE) --only $(ONLY)
 
 test: setup
 	@.venv/bin/python tools/test_all.py

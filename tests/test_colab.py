@@ -8,12 +8,14 @@ import ast
 import importlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import template
 import torch
 from course import load_course
 from setup_env import read_pins
@@ -217,15 +219,24 @@ shell.run_cell(open(sys.argv[1]).read()).raise_error()
 """
 
 
-@pytest.mark.parametrize("state", ["missing", "installed"])
-def test_the_setup_cell_runs(state, tmp_path):
+@pytest.mark.parametrize(
+    ("state", "policy"),
+    [("missing", None), ("installed", None), ("installed", "active")],
+)
+def test_the_setup_cell_runs(state, policy, tmp_path):
     cell = tmp_path / "cell.txt"
-    cell.write_text(setup_cell(NOTEBOOKS[0]))
+    course = load_course(ROOT)
+    _, _, setup, _ = template.opening(course, course.lessons[0])
+    cell.write_text(setup.source)
     environment = {
         **os.environ,
         "COLAB_RELEASE_TAG": "release-colab-20260801",
         "IPYTHONDIR": str(tmp_path),
+        "OMP_DISPLAY_ENV": "true",
     }
+    environment.pop("OMP_WAIT_POLICY", None)
+    if policy is not None:
+        environment["OMP_WAIT_POLICY"] = policy
     done = subprocess.run(
         [sys.executable, "-c", RUN_SETUP, str(cell), state],
         env=environment,
@@ -233,6 +244,9 @@ def test_the_setup_cell_runs(state, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    # OpenMP says what it found when torch was loaded: the cell comes first.
+    found = re.findall(r"OMP_WAIT_POLICY *= *'(\w+)'", done.stderr)
+    assert {one.lower() for one in found} == {policy or "passive"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("PIP")]
     if state == "installed":
         assert lines == []

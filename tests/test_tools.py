@@ -13,15 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import build_notebooks as builder
+import jupytext
 import kernels
 import nbformat
 import papermill
 import pytest
 import run_notebooks as runner
 import template
+import test_all
 from course import load_course
 from lesson_lint import LINE_LENGTH, MOST_LINES, lint, measured_decimals
 from lesson_source import LessonError, read_cells, render, tags
+from nbclient import NotebookClient
 from nbformat.v4 import new_output
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,6 +324,60 @@ def test_tagged_numbers_are_allowed(course):
     assert findings(course, SOURCE + cell) == []
 
 
+def second_run(*cells):
+    """What the lint says about a second run of cells."""
+    marked = ["# %% [markdown]\n# **Predict**", *(f"# %%\n{cell}" for cell in cells)]
+    text = "\n\n".join(marked)
+    read = jupytext.reads(text, fmt="py:percent").cells
+    return [one for one in lint(read) if "second run" in one or "second time" in one]
+
+
+@pytest.mark.parametrize(
+    ("cell", "finding"),
+    [
+        ("del tutor", "`del tutor`: a second run finds no such name"),
+        ("x = 1\ndel x, tutor", "`del tutor`"),
+        ("del shelf['tutor']", "`del shelf['tutor']`, and 'shelf' is another cell's"),
+        ("(work / 'a').mkdir()", "`mkdir` without `exist_ok=True`"),
+        ("os.makedirs(work)", "`makedirs` without"),
+        ("seen.append(1)", "'seen' is another cell's"),
+        ("print(batch.pop('labels'))", "'batch' is another cell's"),
+        ("[run.log.append(i) for i in (1, 2)]", "'run' is another cell's"),
+        ("count += 1", "`count += 1`, and 'count' is another cell's"),
+        ("run['steps'] *= 2", "'run' is another cell's"),
+        ("rows = rows[1:]", "rows is read and then given another value"),
+        ("print(tutor)\ntutor = None", "tutor is read and then given"),
+        ("for word in text:\n    text = word", "text is read and then given"),
+        ("n = model.w.grad.norm()\nmodel.zero_grad()", "the gradients are read"),
+    ],
+)
+def test_lint_finds_what_a_second_run_would_stumble_over(cell, finding):
+    (found,) = second_run(cell)
+    assert finding in found
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "tutor = None",
+        "x = 1\ndel x",
+        "(work / 'a').mkdir(parents=True, exist_ok=True)",
+        "seen = []\nseen.append(1)",
+        "count = 0\nfor i in range(3):\n    count += i",
+        "for row in rows:\n    n = len(row)\n    print(n, row)",
+        "print([row for row in rows])\nrow = 1",
+        "key = lambda row: row[0]\nrow = 1",
+        "def keep(row):\n    seen.append(row)\n    del other[row]",
+        "with path.open() as file:\n    rows = list(file)",
+        "import os\nos = os",
+        "terms |= {'a': 1}\nseen.add(1)\nterms.update(b=2)",
+        "model.zero_grad()\nloss.backward()\nprint(model.w.grad)",
+    ],
+)
+def test_what_runs_twice_is_fine(cell):
+    assert second_run(cell) == []
+
+
 # Build and check
 
 
@@ -476,6 +533,175 @@ def test_solved_notebooks_must_pass_their_checks(course, capsys):
     write_source(course, "00", SOURCE.replace("answer = 12", "answer = None"))
     assert run(course, "--solved", "--only", "00") == 1
     assert "check dozen: not attempted" in capsys.readouterr().out
+
+
+FAILS_AGAIN = """
+# %%
+left = [1, 2]
+
+# %% tags=["nbval-check-output"]
+print("left:", left.pop())
+
+# %%
+import time
+print(time.perf_counter_ns())
+
+# %%
+del os
+
+# %%
+import os
+"""
+
+
+def test_twice_finds_what_a_second_run_does(course, capsys):
+    # From the sources: nothing is built here.
+    write_source(course, "00", SOURCE + FAILS_AGAIN)
+    assert run(course, "--twice") == 1
+    printed = capsys.readouterr().out
+    assert "a second run of 'print(\"left:\", left.pop())' prints otherwise" in printed
+    assert "second run of 'del os' fails: NameError" in printed
+    assert "prints otherwise the second time: 'import time'" in printed
+    first, second = json.loads(
+        (course.root / "build" / "run-twice" / "results.json").read_text()
+    )
+    assert [one.split(" ")[0] for one in first["failures"]].count("a") == 2
+    assert second["failures"] == second["changes"] == []
+    executed = course.root / "build" / "run-twice" / "01_sample.ipynb"
+    texts = printed_texts(nbformat.read(executed, as_version=4))
+    assert texts == ["a\n", "b\n"] * 2 + ["smoke smoke\n"] * 2
+
+
+@pytest.mark.slow
+def test_every_cell_of_a_lesson_runs_twice(tmp_path):
+    """A short one; `make run-twice` takes them all, in half an hour."""
+    course = load_course(ROOT)
+    (lesson,) = course.select(["01"])
+    notebook = render(course, lesson, solved=True)
+    runner.double_cells(notebook)
+    kernels.use_this_python()
+    NotebookClient(
+        notebook,
+        kernel_name=kernels.KERNEL_NAME,
+        timeout=240,
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute(env=kernels.kernel_environment("smoke"))
+    result = runner.Result(lesson.name)
+    runner.judge_again(result, notebook)
+    assert result.failures == []
+
+
+# Threads that wait
+
+PATIENT = {None: "passive", "active": "active", "": ""}
+SHOWN_POLICY = re.compile(r"OMP_WAIT_POLICY *= *'(\w+)'")
+each_choice = pytest.mark.parametrize("chosen", [None, "active", ""])
+
+
+def choose(monkeypatch, chosen):
+    """What the user has set, if anything."""
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    else:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+
+
+@each_choice
+def test_the_tools_let_threads_wait_asleep(chosen, monkeypatch):
+    choose(monkeypatch, chosen)
+    assert kernels.kernel_environment("cpu")["OMP_WAIT_POLICY"] == PATIENT[chosen]
+    for command in test_all.steps().values():
+        found = test_all.environment(command)
+        assert found["OMP_WAIT_POLICY"] == PATIENT[chosen]
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    kernels.use_this_python()
+    assert os.environ["OMP_WAIT_POLICY"] == PATIENT[chosen]
+    (spec,) = Path(os.environ["JUPYTER_PATH"]).glob("kernels/*/kernel.json")
+    # An `env` there would overrule the user's own.
+    assert "env" not in json.loads(spec.read_text())
+
+
+@each_choice
+def test_make_lets_threads_wait_asleep(chosen, monkeypatch, tmp_path):
+    choose(monkeypatch, chosen)
+    probe = tmp_path / "probe.mk"
+    probe.write_text("probe:\n\t@printenv OMP_WAIT_POLICY\n")
+    command = ["make", "-s", "-f", str(ROOT / "Makefile"), "-f", str(probe), "probe"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{PATIENT[chosen]}\n"
+
+
+# OpenMP itself says what it found when torch was loaded. (The notebooks' first cell is
+# tried in test_colab.py.)
+WORKER = """
+import concurrent.futures, multiprocessing, os, sys
+from distill_helpers.cli import main
+
+def load():
+    import torch
+
+if __name__ == "__main__":
+    assert os.environ.get("OMP_WAIT_POLICY") == (sys.argv[1] or None)
+    try:
+        main(["studies", "--help"])
+    except SystemExit:
+        assert "torch" not in sys.modules
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(load).result()
+"""
+
+
+def torch_found(command, monkeypatch, chosen):
+    choose(monkeypatch, chosen)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "true")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {one.lower() for one in SHOWN_POLICY.findall(done.stderr)}
+
+
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_torch_of_the_command_line_waits_asleep(chosen, monkeypatch):
+    command = [sys.executable, "-m", "distill_helpers", "check"]
+    assert torch_found(command, monkeypatch, chosen) == {PATIENT[chosen]}
+
+
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_torch_of_a_study_s_worker_waits_asleep(chosen, monkeypatch, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    monkeypatch.syspath_prepend(str(ROOT))
+    paths = [str(ROOT), os.environ["PYTHONPATH"]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    command = [sys.executable, str(script), chosen or ""]
+    assert torch_found(command, monkeypatch, chosen) == {PATIENT[chosen]}
+
+
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_torch_of_a_kernel_waits_asleep(chosen, course, monkeypatch):
+    choose(monkeypatch, chosen)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "true")
+    # It writes past Python, where only a file of the kernel's can catch it.
+    shown = course.root / "shown.txt"
+    text = f"# %%\nimport os\n\nos.dup2(os.open({str(shown)!r}, os.O_WRONLY), 2)\n"
+    shown.touch()
+    write_source(course, "00", text + "import torch\n")
+    write_unexecuted(course)
+    # A process of its own: the server of the runner's children keeps its environment.
+    command = [sys.executable, str(ROOT / "tools" / "run_notebooks.py")]
+    command += ["--root", str(course.root), "--profile", "smoke", "--only", "00"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    found = SHOWN_POLICY.findall(shown.read_text())
+    assert {one.lower() for one in found} == {PATIENT[chosen]}
+
+
+def test_importing_the_package_sets_nothing(monkeypatch):
+    choose(monkeypatch, None)
+    script = (
+        "import os; before = dict(os.environ); import distill_helpers.cli; "
+        "assert dict(os.environ) == before"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 def executed_with(*findings):

@@ -66,7 +66,7 @@ SETUP = """\
 import importlib.util
 import os
 
-# Processor cores with nothing to do sleep, and leave room for other programs.
+# Processor cores that wait for work go to sleep: your machine can use them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if importlib.util.find_spec("distill_helpers") is None:
