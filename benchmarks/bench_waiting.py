@@ -19,14 +19,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 CORES, ROWS, LENGTH = 2, 2, 128
 VARIABLE = "OMP_WAIT_POLICY"
 POLICIES = ("default", "passive")
 OTHERS = (0, 1, 2)
-ROUNDS, STEPS = 4, 8
+ROUNDS, STEPS = 4, 5
 BUSY, PAUSE = "0", ""  # instead of a number of steps: until the pause
 
 
@@ -131,6 +131,8 @@ def _round(policy: str, steps: int) -> dict[int, float]:
 def _train() -> None:
     from transformers import TrainerCallback
 
+    from distill_helpers.data import austen, pack
+    from distill_helpers.models import load_teacher
     from distill_helpers.profiles import get_profile
     from distill_helpers.studies import real_pair
     from distill_helpers.trainers import SoftLabelTrainer, training_arguments
@@ -162,13 +164,16 @@ def _train() -> None:
             return line.decode().strip()
 
     profile = get_profile("cpu")
-    pair = real_pair.load_pair(profile)
+    teacher = load_teacher(profile)
+    # A few pages are enough: they are read again and again.
+    rows = pack(austen("train")[:100]["text"], teacher.tokenizer, LENGTH)
+    pair = real_pair.RealPair(teacher, rows, rows, rows)
     SoftLabelTrainer(
         real_pair.start_student(pair, profile),
-        teacher=pair.teacher.model,
-        teacher_tokenizer=pair.teacher.tokenizer,
-        tokenizer=pair.teacher.tokenizer,
-        train_dataset=pair.train.select(range(256)),
+        teacher=teacher.model,
+        teacher_tokenizer=teacher.tokenizer,
+        tokenizer=teacher.tokenizer,
+        train_dataset=rows,
         args=training_arguments(
             profile,
             steps=100_000,
@@ -184,5 +189,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["train"]:
         _train()
     else:
-        sys.path.insert(0, str(Path(__file__).resolve().parent))
-        run(*map(int, sys.argv[1:]))
+        run(*map(int, sys.argv[1:]), say=partial(print, flush=True))
