@@ -32,9 +32,9 @@ import torch
 from transformers import TrainerCallback
 
 from distill_helpers.data import data_path
-from distill_helpers.generation import eval_mode, write_batch
+from distill_helpers.generation import write_batch
 from distill_helpers.limits import reading_device
-from distill_helpers.models import Loaded, parameter_count
+from distill_helpers.models import Loaded, eval_mode, parameter_count
 from distill_helpers.studies import MIME, Interval, t_interval
 
 if TYPE_CHECKING:

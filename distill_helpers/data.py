@@ -315,7 +315,7 @@ def read_utf8(path: Path) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """A text with ``U+FFFD`` for every half of a surrogate pair.
+    """The text with U+FFFD for each lone surrogate.
 
     JSON can hold half an emoji, and tools that cut texts at a length write it. No
     file, no tokenizer and no table can.
@@ -528,7 +528,8 @@ def encode_answers(
     tokenizers put a space before whatever they encode (SentencePiece's ``▁``,
     ``add_prefix_space``) or tell the beginning of a word from its middle (WordPiece);
     if the two sequences then do not read as the whole text does, the answer is encoded
-    behind a short text in whose place it reads the same.
+    behind a short text in whose place it reads the same. A tokenizer of whole words
+    that forgets spaces cannot join a word to a prompt's last; nor does it add one.
 
     Args:
         prompts: What a model is given; lone surrogates (half an emoji) become U+FFFD.
@@ -578,6 +579,10 @@ def encode_answers(
                 tokenizer,
                 [mark for mark in special.values() if mark in answers[number]],
             )
+        if learned is None and _forgets_spaces(
+            f"{prompts[number]} {answers[number]}", tokenizer
+        ):
+            learned = apart[number]
         if learned is None:
             raise DataError(
                 f"row {number}: this tokenizer cannot write the answer "
@@ -633,6 +638,16 @@ def _continued(
     return None
 
 
+def _forgets_spaces(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer splits at spaces and keeps none, as one of whole words does.
+
+    Then no token says whether there was one, and none is added where texts meet.
+    """
+    ways = [text, f" {text}", text.replace(" ", "  ")]
+    one, *others = _encode(ways, tokenizer)
+    return all(other == one for other in others)
+
+
 def _read(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     # A tokenizer may compose what a border separates.
     return unicodedata.normalize("NFC", str(tokenizer.decode(ids)))
@@ -644,14 +659,6 @@ def _encode(
     encoded = tokenizer(texts, add_special_tokens=False, **options)
     found: list[list[int]] = encoded["input_ids"]
     return found
-
-
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate, which no file can hold.
-
-    Half an emoji comes from ``json.loads`` of text that was cut off.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pack_examples(rows: Dataset, length: int) -> Dataset:

@@ -31,11 +31,11 @@ from distill_helpers.data import (
     byte_count,
     collator_for,
 )
-from distill_helpers.generation import eval_mode, write_batch
+from distill_helpers.generation import write_batch
 from distill_helpers.heads import Head, HeadReader
 from distill_helpers.limits import check_ids, check_length
 from distill_helpers.losses import IGNORE_INDEX, token_divergence
-from distill_helpers.models import vocabulary_size
+from distill_helpers.models import eval_mode, vocabulary_size
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

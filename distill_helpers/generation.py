@@ -29,7 +29,7 @@ from distill_helpers.limits import (
     reading_device,
     tabled_positions,
 )
-from distill_helpers.models import vocabulary_size
+from distill_helpers.models import eval_mode, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -219,22 +219,6 @@ def _whole_head_input(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def eval_mode(*models: nn.Module | None) -> Iterator[None]:
-    """Dropout off, and afterwards every module as it was."""
-    given = [model for model in models if model is not None]
-    was_training = [
-        (module, module.training) for model in given for module in model.modules()
-    ]
-    try:
-        for model in given:
-            model.eval()
-        yield
-    finally:
-        for module, training in was_training:
-            module.training = training
 
 
 def _until_end(ids: list[int], ends: tuple[int, ...]) -> Written:

@@ -27,8 +27,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill_helpers.generation import eval_mode
-from distill_helpers.limits import input_rows, reading_device, unwrapped
+from distill_helpers.limits import (
+    input_rows,
+    is_dispatched,
+    reading_device,
+    unwrapped,
+)
+from distill_helpers.models import eval_mode
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -128,7 +133,7 @@ class HeadReader:
         # call of a kind an empty one, unless that means to compile anew.
         compiled = hasattr(model, "_orig_mod")
         tried = kind in self._tried
-        places = [] if tried and not compiled else _probed_places(ids.shape[1])
+        places = [] if tried and not compiled else probed_places(ids.shape[1])
         at = torch.tensor(places, dtype=torch.long).to(ids.device)
         before = [] if tried else _random_states(ids.device)
         # The wrapped model is called whole, as several processes need it.
@@ -261,8 +266,8 @@ def _kind_of_call(
     )
 
 
-def _probed_places(length: int) -> list[int]:
-    """The first, the middle and the last position, each once."""
+def probed_places(length: int) -> list[int]:
+    """Where a head is tried out: the first, the middle and the last position."""
     return sorted({0, length // 2, length - 1})
 
 
@@ -322,17 +327,18 @@ def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
     if one.shape != two.shape:
         return False
     precision = max(torch.finfo(x.dtype).eps for x in (one, two))
+    if not one.numel():
+        return True
     # TF32 keeps ten bits of a factor.
     tolerance = max(3 * precision, 1e-3 if one.device.type == "cuda" else 1e-5)
     one, two = one.float(), two.float()
     finite = two.isfinite()
     rest_one, rest_two = one.masked_fill(finite, 0.0), two.masked_fill(finite, 0.0)
-    if not torch.equal(rest_one.nan_to_num(), rest_two.nan_to_num()):
-        return False
-    if not torch.equal(finite, one.isfinite()):
-        return False
+    alike = (rest_one.nan_to_num() == rest_two.nan_to_num()).all()
+    alike &= (finite == one.isfinite()).all()
     one, two = one.masked_fill(~finite, 0.0), two.masked_fill(~finite, 0.0)
-    return bool((one - two).abs().max() <= tolerance * two.abs().max())
+    near = (one - two).abs().max() <= tolerance * two.abs().max()
+    return bool(alike & near)  # one question: each makes a GPU wait
 
 
 # --- what a model is ----------------------------------------------------------------
@@ -381,7 +387,7 @@ def check_head(who: str, model: nn.Module) -> None:
 
 def _is_causal(model: PreTrainedModel) -> bool:
     """Whether the outputs of a text's first half keep still when the second changes."""
-    ids = _made_up(model, torch.arange(3 * _PROBED))
+    ids = _made_up(model, torch.arange(_PROBED))
     rows = torch.stack([torch.cat([ids[0], ids[1]]), torch.cat([ids[0], ids[2]])])
     one, two = _outputs(model, {"input_ids": rows})[:, :_PROBED]
     return _same(one, two)
@@ -421,7 +427,7 @@ def isolates_examples(model: PreTrainedModel, ids: torch.Tensor) -> bool:
     Returns:
         ``False`` also for a model that takes no ``position_ids``.
     """
-    example, one, other = _made_up(model, ids.flatten().unique())
+    example, one, other = _made_up(model, ids.flatten()[:_PROBED])
     rows = torch.stack(
         [torch.cat(pair) for pair in ((one, example), (other, example), (example, one))]
     )
@@ -442,17 +448,15 @@ def isolates_examples(model: PreTrainedModel, ids: torch.Tensor) -> bool:
 
 
 def _made_up(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Three texts ``[3, 4]`` of known tokens, no two of them alike where possible."""
-    tokens = tokens.to(reading_device(model))
-    rows = input_rows(model)
-    if rows is not None:
-        tokens = tokens[tokens < rows]
-    places = torch.arange(3 * _PROBED, device=tokens.device) % len(tokens)
-    texts = tokens[places].view(3, _PROBED)
-    if len(tokens) < 3 * _PROBED:
-        # Of few tokens: the first text is of both, the others of one each.
-        texts[1], texts[2] = tokens[0], tokens[-1]
-    return texts
+    """Three texts ``[3, 4]`` without a token in common: of these, and of the next ones.
+
+    Args:
+        model: Says which tokens there are, and where it wants them.
+        tokens: Four or fewer.
+    """
+    tokens = tokens.to(reading_device(model)).repeat(_PROBED)[:_PROBED]
+    others = torch.arange(3, device=tokens.device).unsqueeze(-1)
+    return (tokens + others * len(tokens)) % (input_rows(model) or 3 * _PROBED)
 
 
 def _holds_several(inputs: Mapping[str, torch.Tensor]) -> bool:
@@ -523,10 +527,10 @@ def _spread_weights(model: PreTrainedModel) -> bool:
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if weight is None:
         return False
-    # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own, FSDP 1 nothing left, and
-    # what accelerate has put elsewhere is on the device "meta".
+    # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own, FSDP 1 nothing left.
+    # What accelerate has put elsewhere comes when it is needed.
     named = any(hasattr(weight, name) for name in ("device_mesh", "ds_id"))
-    return named or weight.numel() == 0 or weight.is_meta
+    return named or weight.numel() == 0 or weight.is_meta or is_dispatched(model)
 
 
 def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:

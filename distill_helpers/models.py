@@ -684,7 +684,7 @@ def _difference(student: Any, model: Any, keep: list[int]) -> str | None:
     lent = _renumbered(dict(theirs.named_buffers()), prefix, keep)
     own = dict(ours.named_buffers())
     lent = {n: t for n, t in lent.items() if n in own and t.shape == own[n].shape}
-    with torch.no_grad(), _in_eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         hooks = [one.register_forward_hook(_pass_by, with_kwargs=True) for one in gone]
         try:
             right = theirs(**inputs).last_hidden_state
@@ -728,18 +728,6 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
 def _pass_by(_: nn.Module, args: Any, options: Any, output: Any) -> Any:
     hidden = args[0] if args else options["hidden_states"]
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module is afterwards as it was, each for itself."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def build_student(
@@ -897,6 +885,22 @@ def _hash_value(digest: Any, value: Any) -> None:
             value = value.dequantize()
         plain = value.detach().cpu().contiguous().reshape(-1)
         digest.update(plain.view(torch.uint8).numpy())
+
+
+@contextmanager
+def eval_mode(*models: nn.Module | None) -> Iterator[None]:
+    """Dropout off, and afterwards every module as it was."""
+    given = [model for model in models if model is not None]
+    was_training = [
+        (module, module.training) for model in given for module in model.modules()
+    ]
+    try:
+        for model in given:
+            model.eval()
+        yield
+    finally:
+        for module, training in was_training:
+            module.training = training
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -145,14 +145,17 @@ class OnPolicyTrainer(SoftLabelTrainer):
         step = f"{self.args.seed}/{self.state.global_step}"
         rows = list(_unpadded(batch))
         draws = [random.Random(f"{step}/{first + place}") for place in range(len(rows))]
-        # A row without a token, from an empty text, has no prompt to be answered.
+        # An empty text, which the collator makes a pad token of, has no prompt.
+        tokenizer: Any = self.processing_class
+        nothing = [collator_for(tokenizer).pad_token_id]
+        filled = [row["input_ids"] not in ([], nothing) for row in rows]
         own = [
-            draw.random() < self.on_policy_share and bool(row["input_ids"])
-            for draw, row in zip(draws, rows, strict=True)
+            draw.random() < self.on_policy_share and there
+            for draw, there in zip(draws, filled, strict=True)
         ]
         if any(
-            not mine and set(row["labels"]) == {IGNORE_INDEX}
-            for mine, row in zip(own, rows, strict=True)
+            there and not mine and set(row["labels"]) == {IGNORE_INDEX}
+            for there, mine, row in zip(filled, own, rows, strict=True)
         ):
             raise ValueError(
                 "a row has no answer to keep; rows of prompts alone need "

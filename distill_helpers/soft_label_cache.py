@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from distill_helpers.data import collator_for, refuse_padding
 from distill_helpers.fused_losses import SparseTargets
-from distill_helpers.generation import eval_mode
 from distill_helpers.heads import Head, HeadReader
 from distill_helpers.limits import reading_device
 from distill_helpers.models import (
+    eval_mode,
     public_name,
     shared_vocabulary_hash,
     vocabulary_size,

@@ -49,7 +49,6 @@ from distill_helpers.fused_losses import (
     fused_soft_label_loss,
     sparse_soft_label_loss,
 )
-from distill_helpers.generation import eval_mode
 from distill_helpers.heads import Head, HeadReader, check_head
 from distill_helpers.limits import (
     Readers,
@@ -66,6 +65,7 @@ from distill_helpers.losses import (
 )
 from distill_helpers.models import (
     RememberingTeacher,
+    eval_mode,
     shared_vocabulary,
     vocabulary_size,
 )
@@ -252,15 +252,17 @@ def soft_label_parts(
         options: Keywords of :func:`distill_helpers.losses.soft_label_loss`.
     """
     (hidden, head), (theirs, their_head) = student, teacher
+    # What stands behind the shared tokens is padding, or tokens of the teacher alone,
+    # also where both heads are equally wide.
+    if their_head is not None:
+        their_head = their_head.cut(vocabulary)
+    else:
+        theirs = theirs[..., :vocabulary]
     if head is None:
         if their_head is not None:
             theirs = their_head.logits(theirs)
-        if hidden.shape[-1] != theirs.shape[-1]:
-            hidden, theirs = hidden[..., :vocabulary], theirs[..., :vocabulary]
-        return soft_label_loss(hidden, theirs, labels, **options)
-    width = theirs.shape[-1] if their_head is None else len(their_head.weight)
-    if width != len(head.weight):
-        head = head.cut(vocabulary)
+        width = theirs.shape[-1]
+        return soft_label_loss(hidden[..., :width], theirs, labels, **options)
     return fused_soft_label_loss(hidden, head, theirs, their_head, labels, **options)
 
 

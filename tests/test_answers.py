@@ -223,17 +223,30 @@ def test_a_tokenizer_that_cannot_read_it_as_text_says_so(kind):
         data.mask_prompts(["It is"] * 2, ["rich", "un</s>able"], tokenizer_of(kind))
 
 
-def test_a_tokenizer_that_cannot_begin_in_a_word_says_so():
-    """One without pieces of words: "unable" is a word, or nothing."""
-    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "un": 2, "able": 3}))
+def of_words(words, splitter):
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}))
     backend.model.unk_token = "<unk>"
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
+    backend.pre_tokenizer = splitter
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="</s>", unk_token="<unk>"
     )
+
+
+def test_a_tokenizer_that_cannot_begin_in_a_word_says_so():
+    """One of whole words that keeps spaces: "unable" is a word, or nothing."""
+    words = ["<unk>", "</s>", "▁un", "▁able"]
+    tokenizer = of_words(words, pre_tokenizers.Metaspace())
     with pytest.raises(ValueError, match=r"row 0: .*cannot write the answer 'able'"):
         data.mask_prompts(["un"], ["able"], tokenizer)
     row = data.mask_prompts(["un"], [" able"], tokenizer)[0]
+    assert row["input_ids"] == [2, 3, 1]
+
+
+@pytest.mark.parametrize("answer", ["able", " able", "  able"])
+def test_a_tokenizer_that_forgets_spaces_adds_none(answer):
+    words = ["<unk>", "</s>", "un", "able"]
+    tokenizer = of_words(words, pre_tokenizers.Whitespace())
+    row = data.mask_prompts(["un"], [answer], tokenizer)[0]
     assert row["input_ids"] == [2, 3, 1]
 
 

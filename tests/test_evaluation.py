@@ -313,7 +313,7 @@ def test_dropout_is_off_and_the_mode_comes_back(bpe, rows):
 def test_the_mode_comes_back_after_an_error(bpe):
     model = tiny(bpe).train()
     strange = Dataset.from_dict({"input_ids": [[1, 9999]]})
-    with pytest.raises(ValueError, match="token 9999"):
+    with pytest.raises(ValueError, match="id 9999"):
         evaluation.evaluate(model, strange, bpe)
     assert model.training
 
@@ -386,12 +386,14 @@ def test_ids_and_lengths_that_nobody_can_read_are_refused(measure, bpe):
     padded.add_special_tokens({"pad_token": "[PAD]"})
     model = tiny(bpe)
     uneven = [{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6]}]
-    with pytest.raises(ValueError, match=rf"pad token is token {size}.* has {size};"):
+    with pytest.raises(
+        ValueError, match=rf"pad token has the id {size},.* has {size};"
+    ):
         measure(model, uneven, padded)
     # Where nothing is padded, the token is not needed.
     even = [{"input_ids": [5, 6, 7]}]
     assert measure(model, even, padded) == measure(model, even, bpe)
-    with pytest.raises(ValueError, match=rf"token {size + 4}.*the model has {size};"):
+    with pytest.raises(ValueError, match=rf"id {size + 4},.*the model has {size};"):
         measure(model, [{"input_ids": [5, size + 4]}], bpe)
     with pytest.raises(ValueError, match=rf"label {size}, and the highest id .*29"):
         measure(model, [{"input_ids": [5, 6], "labels": [5, size]}], bpe)
@@ -424,7 +426,7 @@ def test_rows_longer_than_a_table_of_positions_are_refused(measure, config, bpe)
 def test_a_teacher_that_cannot_read_the_rows_is_named(model, bpe):
     narrow = build_student(bpe, layers=1, width=32)
     narrow.resize_token_embeddings(200)
-    with pytest.raises(ValueError, match=r"token 250, .* the teacher has 200"):
+    with pytest.raises(ValueError, match=r"id 250, .* the teacher has 200"):
         evaluation.evaluate(model, [{"input_ids": [1, 250]}], bpe, teacher=narrow)
     with pytest.raises(ValueError, match=r"heads of 300 and 200 outputs"):
         evaluation.evaluate(model, [{"input_ids": [1, 2]}], bpe, teacher=narrow)
@@ -571,7 +573,7 @@ def test_logits_are_never_held_in_full(measure, model, bpe, monkeypatch):
 
     monkeypatch.setattr(nn.functional, "linear", watched)
     measure(model, random_rows(8, 20, len(bpe)), bpe, batch_size=8)
-    assert max(seen) <= 16
+    assert max(seen) <= 8 * 3  # three positions of each row try the head
     assert sum(seen) >= 8 * 19
 
 

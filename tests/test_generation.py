@@ -15,7 +15,8 @@ from tiny_models import byte_level_bpe, tiny
 from transformers import GenerationConfig
 
 from distill_helpers.evaluation import exact_match
-from distill_helpers.generation import eval_mode, write_batch
+from distill_helpers.generation import write_batch
+from distill_helpers.models import eval_mode
 
 PROMPTS = [[5, 6, 7, 8], [9, 10]]
 
