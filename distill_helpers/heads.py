@@ -525,7 +525,7 @@ def _trunk(model: nn.Module) -> nn.Module | None:
 def _spread_weights(model: PreTrainedModel) -> bool:
     """Whether the head's weights are whole only inside the model's own call."""
     weight = getattr(model.get_output_embeddings(), "weight", None)
-    if weight is None:
+    if not torch.is_tensor(weight):  # of torch's dynamic quantisation, a method
         return False
     # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own, FSDP 1 nothing left.
     # What accelerate has put elsewhere comes when it is needed.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -58,6 +59,7 @@ from distill_helpers.limits import (
     unwrapped,
 )
 from distill_helpers.losses import (
+    IGNORE_INDEX,
     SoftLabelLoss,
     check_options,
     hard_label_loss,
@@ -198,7 +200,7 @@ class SoftLabels:
                 "are found by whole rows; train on the rows that were stored"
             )
         student, head = self._student.read(model, inputs)
-        labels = inputs["labels"]
+        labels = _shifted(inputs["labels"])
         targets = store.lookup(inputs["input_ids"], inputs.get("attention_mask"))
         options = {"num_items": num_items, **self.options}
         if head is not None:
@@ -212,7 +214,7 @@ class SoftLabels:
             return sparse_soft_label_loss(
                 student, targets, labels, **{name: options[name] for name in wanted}
             )
-        return soft_label_loss(student, targets, labels, **options)
+        return soft_label_loss(student, targets, labels, shift=False, **options)
 
 
 Reading: TypeAlias = tuple[torch.Tensor, Head | None]
@@ -231,7 +233,7 @@ def hard_label_parts(
     hidden, head = student
     if head is None:
         return hard_label_loss(hidden, labels, num_items=num_items)
-    return fused_hard_label_loss(hidden, head, labels, num_items=num_items)
+    return fused_hard_label_loss(hidden, head, _shifted(labels), num_items=num_items)
 
 
 def soft_label_parts(
@@ -263,7 +265,14 @@ def soft_label_parts(
             theirs = their_head.logits(theirs)
         width = theirs.shape[-1]
         return soft_label_loss(hidden[..., :width], theirs, labels, **options)
-    return fused_soft_label_loss(hidden, head, theirs, their_head, labels, **options)
+    return fused_soft_label_loss(
+        hidden, head, theirs, their_head, _shifted(labels), **options
+    )
+
+
+def _shifted(labels: torch.Tensor) -> torch.Tensor:
+    """Labels aligned with the positions that predict them."""
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
 
 
 class DistillationTrainer(Trainer):
