@@ -10,9 +10,13 @@ ONLY =
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 2147483647
 # OpenMP's threads wait for work by spinning, which slows down whatever else wants the
-# cores: a second notebook, a browser. Asleep they leave them free. Yours stays, if set.
-OMP_WAIT_POLICY ?= passive
-export OMP_WAIT_POLICY
+# cores: a second notebook, a browser. So they spin for a moment only, and then sleep.
+# Yours stays, if set.
+ifeq ($(origin OMP_WAIT_POLICY), undefined)
+OMP_WAIT_POLICY = passive
+GOMP_SPINCOUNT ?= 10000
+export OMP_WAIT_POLICY GOMP_SPINCOUNT
+endif
 
 .PHONY: help run run-twice test lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
 

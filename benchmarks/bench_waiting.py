@@ -2,9 +2,10 @@
 
 OpenMP's threads wait for work by spinning. Alone on its cores a program gains from
 that; beside another it takes away what the other could use. ``OMP_WAIT_POLICY=passive``
-lets them sleep. One job or three train the pruned SmolLM2 of notebook 02 on 2 × 128
-tokens a step; one of them is timed. Both policies and all numbers of jobs take turns in
-every round, and the ratios are taken round by round.
+lets them sleep, after a moment of spinning (``GOMP_SPINCOUNT``). One job or three train
+the pruned SmolLM2 of notebook 02 on 2 × 128 tokens a step; one of them is timed. Both
+policies and all numbers of jobs take turns in every round, and the ratios are taken
+round by round.
 
 ``make bench ONLY=waiting``, or ``bench_waiting.py [ROUNDS [STEPS]]`` for a look.
 """
@@ -42,7 +43,7 @@ class _Job:
         for name in (VARIABLE, "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "KMP_BLOCKTIME"):
             environment.pop(name, None)
         if policy != "default":
-            environment[VARIABLE] = policy
+            environment |= {VARIABLE: policy, "GOMP_SPINCOUNT": "10000"}
         self.process = subprocess.Popen(
             [sys.executable, __file__, "train"],
             stdin=subprocess.PIPE,

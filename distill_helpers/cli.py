@@ -14,9 +14,11 @@ from typing import Any
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit status."""
-    # Read once, when torch is loaded: idle threads sleep instead of taking the cores
-    # from another program. The studies' workers inherit it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read once, when torch is loaded: threads that wait spin for a moment, then sleep,
+    # instead of taking the cores from another program. The studies' workers inherit it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser, commands = _parser(given[:1])
     chosen = parser.parse_args(given)

@@ -33,7 +33,7 @@ from distill_helpers.data import (
 )
 from distill_helpers.generation import write_batch
 from distill_helpers.heads import Head, HeadReader
-from distill_helpers.limits import check_ids, check_length
+from distill_helpers.limits import check_ids, check_length, reading_device
 from distill_helpers.losses import IGNORE_INDEX, token_divergence
 from distill_helpers.models import eval_mode, vocabulary_size
 
@@ -349,7 +349,7 @@ def _blocks(
     batch_size: int,
 ) -> Iterator[_Block]:
     """Yield what is counted, block by block."""
-    device = next(model.parameters()).device
+    device = reading_device(model)
     networks = {"model": model} | ({} if teacher is None else {"teacher": teacher})
     readers = {who: HeadReader(who, fused=True) for who in networks}
     size = vocabulary_size(tokenizer)

@@ -695,6 +695,13 @@ def test_torch_of_a_kernel_waits_asleep(chosen, course, monkeypatch):
     assert {one.lower() for one in found} == {PATIENT[chosen]}
 
 
+def test_a_user_s_way_of_waiting_is_left_whole():
+    """A count of spins beside it would overrule "active"."""
+    assert kernels.waiting({"OMP_WAIT_POLICY": "active"}) == {}
+    assert kernels.waiting({"GOMP_SPINCOUNT": "5"}) == kernels.WAITING
+    assert kernels.waiting({}) == kernels.WAITING
+
+
 def test_importing_the_package_sets_nothing(monkeypatch):
     choose(monkeypatch, None)
     script = (

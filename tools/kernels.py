@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 KERNEL_NAME = "python3"
 # OpenMP's threads wait for work by spinning: fine for one program that has the cores
-# to itself, and dear where two share them. It is read once, when torch is loaded. The
-# same stands, for whoever comes by another way, in the Makefile, in the set-up cell
-# (template.py) and in the command line (distill_helpers/cli.py).
-WAITING = {"OMP_WAIT_POLICY": "passive"}
+# to itself, and costly where two share them. Asleep at once, they wake too late for the
+# many short loops of a step; so they spin for a moment first (libgomp's own variable,
+# which others ignore). Read once, when torch is loaded. The same stands, for those who
+# come by another way, in the Makefile, in the set-up cell (template.py) and in the
+# command line (distill_helpers/cli.py).
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 
 
 def use_this_python() -> None:
@@ -41,13 +44,22 @@ def use_this_python() -> None:
     draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
     draft.replace(spec)
     os.environ["JUPYTER_PATH"] = str(folder)
-    for name, value in WAITING.items():
+    for name, value in waiting(os.environ).items():
         os.environ.setdefault(name, value)
+
+
+def waiting(environment: Mapping[str, str]) -> dict[str, str]:
+    """What is missing of ``WAITING``: nothing, if the user has said how to wait."""
+    return {} if "OMP_WAIT_POLICY" in environment else WAITING
 
 
 def kernel_environment(profile: str) -> dict[str, str]:
     """The environment variables of a kernel that runs in ``profile``."""
-    environment = {**WAITING, **os.environ, "DISTILL_PROFILE": profile}
+    environment = {
+        **waiting(os.environ),
+        **os.environ,
+        "DISTILL_PROFILE": profile,
+    }
     # A backend set for scripts would keep figures out of the notebook.
     environment.pop("MPLBACKEND", None)
     if profile in ("smoke", "cpu"):

@@ -66,8 +66,10 @@ SETUP = """\
 import importlib.util
 import os
 
-# Processor cores that wait for work go to sleep: your machine can use them.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Processor cores that wait for work soon go to sleep: your machine can use them.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if importlib.util.find_spec("distill_helpers") is None:
     course = "git+{repository}@{tag}"

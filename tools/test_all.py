@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kernels import WAITING, use_this_python
+from kernels import use_this_python, waiting
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = ["-m", "pytest", "-n", "2", "--dist", "loadfile"]
@@ -76,7 +76,7 @@ def environment(command: list[str], *, colab: bool = False) -> Mapping[str, str]
         folders.append(str(ROOT / "tests" / "colab"))
         simulated["COLAB_RELEASE_TAG"] = "release-colab-20260801"
     return {
-        **WAITING,
+        **waiting(os.environ),
         **os.environ,
         "DISTILL_PROFILE": "smoke",
         "HF_HUB_OFFLINE": "1",
