@@ -177,7 +177,8 @@ class HeadReader:
             self._packs[one_row] = isolates_examples(causal, ids)
         if self._packs[one_row] or not _holds_several(inputs):
             return
-        attention = getattr(causal.config, "_attn_implementation", None)
+        config = getattr(causal, "config", None)
+        attention = getattr(config, "_attn_implementation", None)
         raise ValueError(
             f"rows of pack_examples: in the {self.who}, a {type(causal).__name__} with "
             f"attn_implementation={attention!r}, examples would see each other, for it "
