@@ -1,16 +1,15 @@
-"""A language model's output head, apart from the rest of it.
+"""A language model's output head, separated from its other layers.
 
 What is multiplied into logits chunk by chunk (:mod:`distill_helpers.fused_losses`,
 :mod:`distill_helpers.soft_label_cache`) needs two things from a model: the hidden
 states that go into its head, and the head. Used in notebook 03.
 
-What this module holds for is found out on the model itself, never read from a list of
-names:
+This module tests the model itself instead of trusting a list of names:
 
 * the head alone gives the model's logits, infinities included: compared with what the
   model says, once for every kind of call (:class:`HeadReader`);
 * the model is causal: a later token must not change an earlier output
-  (:func:`check_head`);
+  (:func:`check_causal`);
 * examples that share a row do not see one another (:func:`isolates_examples`).
 """
 
@@ -131,7 +130,7 @@ class HeadReader:
             return _call(model, inputs).logits, None
         # An index, for a slice of hidden states is slow to multiply; after the first
         # call of a kind an empty one, unless that means to compile anew.
-        compiled = hasattr(model, "_orig_mod")
+        compiled = _is_compiled(model)
         tried = kind in self._tried
         places = [] if tried and not compiled else probed_places(ids.shape[1])
         at = torch.tensor(places, dtype=torch.long).to(ids.device)
@@ -143,20 +142,19 @@ class HeadReader:
             hidden = states[-1] if states else None
         else:
             outputs, hidden = _call_hooked(model, look.trunk, inputs, at)
-        if not tried:
-            if hidden is None or not _agrees(hidden, look.head, outputs.logits, at):
-                self._fall_back(
-                    "reads hidden states that the model keeps to itself"
-                    if hidden is None
-                    else "does more than multiply by its weights"
-                )
-                # As if the model had not been called: its first outputs hold all
-                # activations, and dropout has drawn from the random states.
-                del outputs, hidden
-                _set_random_states(before, ids.device)
-                return _call(model, inputs).logits, None
-            self._tried.add(kind)
-        assert hidden is not None
+        reason = ""
+        if hidden is None:
+            reason = "uses hidden states that the model does not return"
+        elif not tried and not _agrees(hidden, look.head, outputs.logits, at):
+            reason = "does more than multiply by its weights"
+        if reason or hidden is None:
+            self._fall_back(reason)
+            # As if the model had not been called: its first outputs hold all
+            # activations, and dropout has drawn from the random states.
+            del outputs, hidden
+            _set_random_states(before, ids.device)
+            return _call(model, inputs).logits, None
+        self._tried.add(kind)
         return hidden, look.head
 
     def _look_at(self, model: nn.Module) -> _Look:
@@ -164,6 +162,7 @@ class HeadReader:
         if self._seen is None or not self._seen.still_holds(model):
             causal = unwrapped(model)
             check_head(self.who, causal)
+            check_causal(self.who, causal)
             self._seen = _Look.of(model, causal)
             self._tried.clear()
             self._packs.clear()
@@ -174,7 +173,16 @@ class HeadReader:
         ids = inputs["input_ids"]
         one_row = len(ids) == 1
         if one_row not in self._packs:
-            self._packs[one_row] = isolates_examples(causal, ids)
+            if _spread_weights(causal):
+                _LOGGER.warning(
+                    "rows of pack_examples: the %s's weights are spread over processes "
+                    "or devices, where it cannot be tried out whether examples see "
+                    "each other; try it in one process first",
+                    self.who,
+                )
+            self._packs[one_row] = _spread_weights(causal) or isolates_examples(
+                causal, ids
+            )
         if self._packs[one_row] or not _holds_several(inputs):
             return
         config = getattr(causal, "config", None)
@@ -272,6 +280,12 @@ def probed_places(length: int) -> list[int]:
     return sorted({0, length // 2, length - 1})
 
 
+def _is_compiled(model: nn.Module) -> bool:
+    """By ``torch.compile(model)``, or in place by ``model.compile()``."""
+    in_place = getattr(model, "_compiled_call_impl", None) is not None
+    return in_place or hasattr(model, "_orig_mod")
+
+
 def _random_states(device: torch.device) -> list[torch.Tensor]:
     """What a model draws from: the CPU's random state and that of its own GPU."""
     states = [torch.get_rng_state()]
@@ -281,6 +295,8 @@ def _random_states(device: torch.device) -> list[torch.Tensor]:
 
 
 def _set_random_states(states: list[torch.Tensor], device: torch.device) -> None:
+    if not states:
+        return
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
@@ -292,7 +308,7 @@ def _call_hooked(
     inputs: Mapping[str, torch.Tensor],
     at: torch.Tensor,
 ) -> tuple[Any, torch.Tensor | None]:
-    """A model's outputs at some positions, and its last hidden states at all."""
+    """A model's outputs at some positions, and its last hidden states at every one."""
     kept: list[torch.Tensor | None] = []
     assert trunk is not None
     hook = trunk.register_forward_hook(
@@ -327,11 +343,15 @@ def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
     """Whether two tensors differ by rounding alone, and have the same infinities."""
     if one.shape != two.shape:
         return False
-    precision = max(torch.finfo(x.dtype).eps for x in (one, two))
+    device = one.device.type
+    dtypes = {one.dtype, two.dtype}
+    if torch.is_autocast_enabled(device):  # what comes out may be fp32 all the same
+        dtypes.add(torch.get_autocast_dtype(device))
+    precision = max(torch.finfo(dtype).eps for dtype in dtypes)
     if not one.numel():
         return True
     # TF32 keeps ten bits of a factor.
-    tolerance = max(3 * precision, 1e-3 if one.device.type == "cuda" else 1e-5)
+    tolerance = max(3 * precision, 1e-3 if device == "cuda" else 1e-5)
     one, two = one.float(), two.float()
     finite = two.isfinite()
     rest_one, rest_two = one.masked_fill(finite, 0.0), two.masked_fill(finite, 0.0)
@@ -348,20 +368,17 @@ _PROBED = 4  # tokens of an example that is made up to try a model out
 
 
 def check_head(who: str, model: nn.Module) -> None:
-    """Refuse what is no causal language model; transformers' models alone are judged.
+    """Refuse a model that gives no logits for the next token of a text.
 
-    Whether a model is causal is tried out on two short texts that differ in their
-    second half: what comes out for the first half must be the same. So BERT is refused,
-    and the same weights with ``is_decoder=True`` are not.
+    Nothing is computed. Only models of ``transformers`` are judged.
 
     Args:
         who: ``"student"`` or ``"teacher"``, for the message.
         model: With or without its wrappers.
 
     Raises:
-        TypeError: For an encoder–decoder, a trunk without an output head (as
-            ``AutoModel`` loads it), or a model that sees the tokens that it is to
-            predict.
+        TypeError: For an encoder–decoder, or a trunk without an output head (as
+            ``AutoModel`` loads it).
     """
     base = unwrapped(model)
     if not isinstance(base, PreTrainedModel):
@@ -378,9 +395,30 @@ def check_head(who: str, model: nn.Module) -> None:
             f"the {who}, a {name}, has no output head and gives no logits over a "
             "vocabulary; load it with AutoModelForCausalLM"
         )
-    if not _spread_weights(base) and not _is_causal(base):
+
+
+def check_causal(who: str, model: nn.Module) -> None:
+    """Refuse a model that sees the tokens that it is to predict.
+
+    That is tried out where the model is, on two short texts that differ in their second
+    half: what comes out for the first half must be the same. So BERT is refused, and
+    the same weights with ``is_decoder=True`` are not. Only models of ``transformers``
+    are judged, and weights that are spread over processes are not.
+
+    Args:
+        who: ``"student"`` or ``"teacher"``, for the message.
+        model: With or without its wrappers; on the device that it will work on.
+
+    Raises:
+        TypeError: If the model is not causal.
+    """
+    base = unwrapped(model)
+    if not isinstance(base, PreTrainedModel) or _spread_weights(base):
+        return
+    if not _is_causal(base):
         raise TypeError(
-            f"the {who}, a {name}, is no causal language model: what it says of a "
+            f"the {who}, a {type(base).__name__}, is no causal language model: what it "
+            "says of a "
             "token changes with the tokens behind it, so it would be trained on what "
             "it sees; use AutoModelForCausalLM (and, for BERT's kin, is_decoder=True)"
         )
@@ -461,12 +499,12 @@ def _made_up(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _holds_several(inputs: Mapping[str, torch.Tensor]) -> bool:
-    """Whether positions begin anew inside a row, padding left aside."""
+    """Whether positions begin more than once in a row, padding left aside."""
     begins = inputs["position_ids"] == 0
     mask = inputs.get("attention_mask")
     if mask is not None:
         begins = begins & mask.bool()
-    return bool(begins[:, 1:].any())
+    return bool((begins.sum(1) > 1).any())
 
 
 def why_not_plain(model: nn.Module) -> str:
@@ -523,15 +561,19 @@ def _trunk(model: nn.Module) -> nn.Module | None:
     return getattr(model, "model", None) if found is model else found
 
 
-def _spread_weights(model: PreTrainedModel) -> bool:
+def _spread_weights(model: nn.Module) -> bool:
     """Whether the head's weights are whole only inside the model's own call."""
-    weight = getattr(model.get_output_embeddings(), "weight", None)
+    weight = getattr(_linear(model), "weight", None)
     if not torch.is_tensor(weight):  # of torch's dynamic quantisation, a method
         return False
-    # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own, FSDP 1 nothing left.
+    # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own; FSDP 1 leaves a flat
+    # piece, nothing, or a shape without memory. Every process has to say the same.
     # What accelerate has put elsewhere comes when it is needed.
-    named = any(hasattr(weight, name) for name in ("device_mesh", "ds_id"))
-    return named or weight.numel() == 0 or weight.is_meta or is_dispatched(model)
+    if any(hasattr(weight, name) for name in ("device_mesh", "ds_id")):
+        return True
+    if weight.is_meta or weight.dim() != 2 or weight.numel() == 0:
+        return True
+    return weight.untyped_storage().nbytes() == 0 or is_dispatched(model)
 
 
 def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) -> Any:
@@ -540,6 +582,13 @@ def _call(model: nn.Module, inputs: Mapping[str, torch.Tensor], **options: Any) 
         options["position_ids"] = positions
     # Only without a mask does transformers read from the positions where an example
     # begins. With padding on the left, they say what the mask says, which is needed.
-    if positions is None or (mask is not None and not bool(mask[:, 0].all())):
+    if positions is None:
+        options["attention_mask"] = mask
+    elif mask is not None and not bool(mask[:, 0].all()):
+        if _holds_several(inputs):
+            raise ValueError(
+                "rows hold several examples (position_ids begin anew) and padding on "
+                "the left, and a model can be told one of them only; pad on the right"
+            )
         options["attention_mask"] = mask
     return model(input_ids=inputs["input_ids"], use_cache=False, **options)

@@ -493,7 +493,8 @@ class DistillationTrainer(Trainer):
         _remove_oldest(
             checkpoint.parent,
             self.args.save_total_limit,
-            protected={checkpoint, Path(best or checkpoint)},
+            # By name: an earlier process may have written the folder otherwise.
+            protected={checkpoint, checkpoint.with_name(Path(best or checkpoint).name)},
         )
 
     def _refuse_spread_weights(self, what_fails: str) -> None:
@@ -704,16 +705,18 @@ class SoftLabelTrainer(DistillationTrainer):
         readers: dict[str, nn.Module] = {"student": model}
         if isinstance(teacher, StoredLabels):
             _check_store(teacher, model, temperature, divergence)
+            if teacher_tokenizer is not None:
+                shared_vocabulary(teacher_tokenizer, tokenizer)
         else:
             reader = _reader(teacher)
             check_head("teacher", unwrapped(reader))
             _refuse_shared_teacher(model, reader)
-            teacher = _apart(teacher, model).requires_grad_(False).eval()
-            readers["teacher"] = reader
             if teacher_tokenizer is not None:
                 vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
             else:
                 _check_head_sizes(reader, model)
+            teacher = _apart(teacher, model).requires_grad_(False).eval()
+            readers["teacher"] = reader
         objective = SoftLabels(
             teacher,
             vocabulary,

@@ -14,6 +14,7 @@ from tiny_models import byte_level_bpe, random_rows
 from distill_helpers.data import Collator, mask_prompts, pack_examples
 from distill_helpers.heads import (
     HeadReader,
+    check_causal,
     check_head,
     isolates_examples,
     plain_head,
@@ -429,11 +430,48 @@ def test_positions_beside_padding_on_the_left():
     assert found == pytest.approx(right, rel=1e-5)
 
 
+def test_packed_rows_with_padding_on_the_left_are_refused():
+    ids = torch.tensor([[0, 5, 6, 7, 8], [9, 8, 7, 6, 5]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+        "position_ids": torch.tensor([[0, 0, 1, 0, 1], [0, 1, 0, 1, 2]]),
+        "labels": ids,
+    }
+    with pytest.raises(ValueError, match=r"padding on the left, .*pad on the right"):
+        HardLabels()(small(), inputs, None)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # as torch traces
+def test_a_model_that_is_compiled_in_place_keeps_its_numbers():
+    model = small()
+    right = HardLabels()(model, batch(), None)["loss"].item()
+    model.compile(backend="eager")
+    objective = HardLabels()
+    for seed in (0, 0, 0):
+        found = objective(model, batch(seed=seed), None)["loss"].item()
+        assert found == pytest.approx(right, rel=1e-5)
+
+
+def test_rounding_is_that_of_autocast():
+    """Hidden states may be fp32 behind products in bf16."""
+    model, given = small(num_hidden_layers=6), examples()
+    packed = Collator(0)(list(pack_examples(given, 9)))
+    mixing = small("Bloom", **MIXING["Bloom"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = HardLabels()(model, packed, None)["loss"].item()
+        assert not isolates_examples(mixing, packed["input_ids"])
+    assert found == pytest.approx(
+        HardLabels()(model, packed, None)["loss"].item(), 0.01
+    )
+
+
 def test_asking_a_model_changes_nothing_about_it():
     model = small(attention_dropout=0.5).train()
     state = torch.get_rng_state()
     weights = copy.deepcopy(model.state_dict())
     check_head("student", model)
+    check_causal("student", model)
     isolates_examples(model, batch()["input_ids"])
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
