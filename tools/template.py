@@ -66,7 +66,7 @@ SETUP = """\
 import importlib.util
 import os
 
-# Processor cores that wait for work soon go to sleep: your machine can use them.
+# Processor cores that wait for work soon sleep: your machine can use them.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
