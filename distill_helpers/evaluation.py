@@ -33,7 +33,7 @@ from distill_helpers.data import (
 )
 from distill_helpers.generation import write_batch
 from distill_helpers.heads import Head, HeadReader
-from distill_helpers.limits import check_ids, check_length, reading_device
+from distill_helpers.limits import Limits, reading_device
 from distill_helpers.losses import IGNORE_INDEX, token_divergence
 from distill_helpers.models import eval_mode, vocabulary_size
 
@@ -352,6 +352,7 @@ def _blocks(
     device = reading_device(model)
     networks = {"model": model} | ({} if teacher is None else {"teacher": teacher})
     readers = {who: HeadReader(who, fused=True) for who in networks}
+    limits = [Limits.of(who, network) for who, network in networks.items()]
     size = vocabulary_size(tokenizer)
     longest = 0
     with eval_mode(model, teacher):
@@ -360,11 +361,11 @@ def _blocks(
             places = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
             if not len(places[0]):
                 continue
-            _check_tokens(batch, tokenizer, size, networks)
+            _check_tokens(batch, tokenizer, size, limits)
             if batch["input_ids"].shape[1] > longest:
                 longest = batch["input_ids"].shape[1]
-                for who, network in networks.items():
-                    check_length(who, network, longest)
+                for limit in limits:
+                    limit.check_length(longest)
             batch = {name: value.to(device) for name, value in batch.items()}
             targets = batch["labels"][:, 1:][places]
             before = batch["input_ids"][:, :-1][places]
@@ -416,17 +417,15 @@ def _check_tokens(
     batch: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
     size: int,
-    networks: Mapping[str, nn.Module],
+    limits: Sequence[Limits],
 ) -> None:
     """Refuse token ids that somebody does not know."""
     highest = int(batch["input_ids"].max())
     is_pad = bool(
         ((batch["input_ids"] == highest) & (batch["attention_mask"] == 0)).any()
     )
-    for who, network in networks.items():
-        check_ids(
-            who, network, highest, "the tokenizer's pad token" if is_pad else "a row"
-        )
+    for limit in limits:
+        limit.check_ids(highest, "the tokenizer's pad token" if is_pad else "a row")
     label = int(batch["labels"].max())
     if label >= size:
         raise ValueError(

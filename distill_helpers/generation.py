@@ -22,13 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from distill_helpers.limits import (
-    check_ids,
-    check_length,
-    input_rows,
-    reading_device,
-    tabled_positions,
-)
+from distill_helpers.limits import Limits, check_ids, input_rows, reading_device
 from distill_helpers.models import eval_mode, vocabulary_size
 
 
@@ -83,10 +77,11 @@ def write_batch(
             "tokenizer.eos_token"
         )
     length = max(len(prompt) for prompt in prompts)
-    check_ids("model", model, max(max(prompt) for prompt in prompts), "a prompt")
-    if tabled_positions(model) is not None:
+    limits = Limits.of("model", model)
+    limits.check_ids(max(max(prompt) for prompt in prompts), "a prompt")
+    if limits.tabled:
         # The last token is written, and not read any more.
-        check_length("model", model, length + max_new_tokens - 1)
+        limits.check_length(length + max_new_tokens - 1)
     pad = _pad(model, tokenizer, ends)
     ids = torch.full((len(prompts), length), pad)
     mask = torch.zeros_like(ids)
