@@ -252,6 +252,15 @@ GERMAN = (
     "Sommer standen die Fenster offen, und der Wind trug das Rauschen der Blätter "
     "bis in die Küche, wo die Mutter am Abend das Brot für den nächsten Tag buk."
 )
+# The same but for a few words, whose lines break before other ones.
+OTHER_GERMAN = GERMAN.replace(
+    "als die Kinder noch klein waren", "und die Kinder waren noch klein"
+).replace("standen die Fenster offen", "waren die Fenster weit auf")
+SHOUTED = (
+    "Chapter Two. Mr. Knightley met Miss Bates at Box Hill on Tuesday, and Mrs. Weston "
+    "took Harriet Smith to Highbury with Frank Churchill; Miss Taylor stayed at "
+    "Hartfield until Mr. Elton came from Bath with Augusta Hawkins on Friday."
+)
 KEPT = {
     "code": "def f(x):\n    if x:\n        return 1\n\n\n    return 2",
     "flat code": "import os\nimport sys\nx = 1\ny = os.getcwd() + sys.argv[x]\nf(y)",
@@ -290,8 +299,8 @@ def test_long_code_is_cut_at_blank_lines_and_loses_none(tmp_path):
     assert [line for text in passages for line in text.split("\n") if line] == lines
 
 
-@pytest.mark.parametrize("width", [40, 60, 72, 100])
-@pytest.mark.parametrize("prose", [PROSE, GERMAN])
+@pytest.mark.parametrize("width", [*range(40, 100, 4), 100])
+@pytest.mark.parametrize("prose", [PROSE, GERMAN, OTHER_GERMAN, SHOUTED])
 def test_prose_that_was_wrapped_is_joined(tmp_path, width, prose):
     path = tmp_path / "mine.txt"
     wrapped = textwrap.fill(prose, width)
