@@ -20,7 +20,7 @@ BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
 
 def ours(*tensors: torch.Tensor, divergence: str) -> torch.Tensor:
     """The fused loss of this package."""
-    return fused_soft_label_loss(*tensors, divergence=divergence).loss
+    return fused_soft_label_loss(*tensors, divergence=divergence, shift=False).loss
 
 
 def naive(

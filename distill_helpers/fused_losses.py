@@ -163,6 +163,7 @@ def fused_soft_label_loss(
     beta: float = 0.5,
     scale_by_t2: bool = True,
     num_items: torch.Tensor | int | float | None = None,
+    shift: bool = True,
     chunk_tokens: int | None = None,
 ) -> SoftLabelLoss:
     """:func:`~distill_helpers.losses.soft_label_loss` that never holds the logits.
@@ -178,15 +179,16 @@ def fused_soft_label_loss(
             cache (forward KL only).
         teacher_head: As ``student_head``. Heads of unequal (padded) width are cut
             to the tokens that both have.
-        labels: ``[...]``, **aligned**: the label of the token that each hidden state
-            predicts. ``-100`` is ignored.
+        labels: ``[...]`` token ids, unshifted, as in ``soft_label_loss``; ``-100`` is
+            ignored.
         temperature: As in ``soft_label_loss``, and so are ``alpha``, ``divergence``,
-            ``beta``, ``scale_by_t2`` and ``num_items``.
+            ``beta``, ``scale_by_t2``, ``num_items`` and ``shift``.
         alpha: See there.
         divergence: See there.
         beta: See there.
         scale_by_t2: See there.
         num_items: See there.
+        shift: See there.
         chunk_tokens: Tokens whose logits exist at a time. Default: what fits into
             about 100 MB on a CPU, 500 MB on a GPU.
 
@@ -212,6 +214,7 @@ def fused_soft_label_loss(
         divergence=divergence,
         beta=float(beta),
         scale=float(temperature) ** 2 if scale_by_t2 else 1.0,
+        shift=shift,
         chunk_tokens=chunk_tokens,
     )
     return _fused(student_hidden, student_head, teacher, labels, num_items, plan)
@@ -223,6 +226,7 @@ def fused_hard_label_loss(
     labels: torch.Tensor,
     *,
     num_items: torch.Tensor | int | float | None = None,
+    shift: bool = True,
     chunk_tokens: int | None = None,
 ) -> torch.Tensor:
     """:func:`~distill_helpers.losses.hard_label_loss` that never holds the logits.
@@ -230,8 +234,9 @@ def fused_hard_label_loss(
     Args:
         student_hidden: As in :func:`fused_soft_label_loss`, and so are the others.
         student_head: See there.
-        labels: See there; aligned.
+        labels: See there.
         num_items: See there.
+        shift: See there.
         chunk_tokens: See there.
 
     Returns:
@@ -239,7 +244,7 @@ def fused_hard_label_loss(
 
     Taught in notebook 03.
     """
-    plan = _Plan(alpha=0.0, chunk_tokens=chunk_tokens)
+    plan = _Plan(alpha=0.0, shift=shift, chunk_tokens=chunk_tokens)
     return _fused(student_hidden, student_head, None, labels, num_items, plan).loss
 
 
@@ -251,6 +256,7 @@ def sparse_soft_label_loss(
     alpha: float = 1.0,
     scale_by_t2: bool = True,
     num_items: torch.Tensor | int | float | None = None,
+    shift: bool = True,
 ) -> SoftLabelLoss:
     """The loss from a cache for a student whose logits are there already.
 
@@ -259,13 +265,20 @@ def sparse_soft_label_loss(
     Args:
         student_logits: ``[..., vocabulary]``.
         targets: One per position.
-        labels: ``[...]``, aligned.
+        labels: ``[...]``, unshifted.
         alpha: As in :func:`fused_soft_label_loss`, and so are the others.
         scale_by_t2: See there.
         num_items: See there.
+        shift: See there.
     """
     check_options(targets.temperature, alpha, "forward_kl", 0.5)
-    rows, chosen = counted(labels, student_logits.shape[-1])
+    if len(targets.ids) != labels.numel() or labels.shape != student_logits.shape[:-1]:
+        raise ValueError(
+            f"student_logits has shape {tuple(student_logits.shape)}, labels "
+            f"{tuple(labels.shape)}, and targets holds {len(targets.ids)} positions: "
+            "there must be one label and one target per position"
+        )
+    rows, chosen = counted(labels, student_logits.shape[-1], shift=shift)
     logits = student_logits.flatten(0, -2).index_select(0, rows).float()
     count = item_count(num_items, chosen)
     kept = targets.select(rows)
@@ -324,6 +337,7 @@ class _Plan:
     divergence: str = "forward_kl"
     beta: float = 0.5
     scale: float = 1.0  # of the soft term: T², or 1
+    shift: bool = True
     chunk_tokens: int | None = None
     count: float = 1.0  # what the sums are divided by
     autocast: torch.dtype | None = None
@@ -343,7 +357,7 @@ def _teacher(
             )
         return hidden
     if head is None:
-        if hidden.shape[:-1].numel() != labels.numel():
+        if hidden.shape[:-1] != labels.shape:
             raise ValueError(
                 f"teacher_hidden has shape {tuple(hidden.shape)}; without "
                 "teacher_head it must hold the teacher's logits for each of the "
@@ -358,7 +372,7 @@ def _head_logits(
 ) -> _HeadLogits:
     if not isinstance(head, Head):
         head = Head(head)
-    if hidden.dim() < 2 or hidden.shape[:-1].numel() != labels.numel():
+    if hidden.dim() < 2 or hidden.shape[:-1] != labels.shape:
         raise ValueError(
             f"{who}_hidden has shape {tuple(hidden.shape)} and labels "
             f"{tuple(labels.shape)}: there must be one hidden state per label"
@@ -502,7 +516,7 @@ def _fused(
     vocabulary = student.vocabulary
     if isinstance(teacher, (_HeadLogits, _GivenLogits)):
         vocabulary = min(vocabulary, teacher.vocabulary)
-    rows, targets = counted(labels, vocabulary)
+    rows, targets = counted(labels, vocabulary, shift=plan.shift)
     if isinstance(teacher, SparseTargets):
         teacher.select(rows).check(vocabulary)
     count = item_count(num_items, targets)

@@ -368,18 +368,20 @@ def _counted_rows(
             f"{tuple(logits.shape)}: labels needs one id per position, "
             f"{tuple(logits.shape[:-1])}"
         )
-    if shift:
-        labels = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
-    rows, targets = counted(labels, logits.shape[-1])
+    rows, targets = counted(labels, logits.shape[-1], shift=shift)
     return logits.flatten(0, -2).index_select(0, rows), targets, rows
 
 
-def counted(labels: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where labels count, in the flattened input, and what they are there.
+def counted(
+    labels: torch.Tensor, vocabulary: int, *, shift: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which positions count, in the flattened input, and what they are to predict.
 
     Args:
-        labels: Aligned; of any whole-number dtype (NumPy on Windows gives int32).
+        labels: ``[..., positions]``, of any whole-number dtype (NumPy on Windows gives
+            int32).
         vocabulary: Outputs of the head.
+        shift: Whether a position predicts the next label, rather than its own.
 
     Raises:
         ValueError: For labels that are no whole numbers, or that no output stands for.
@@ -388,6 +390,8 @@ def counted(labels: torch.Tensor, vocabulary: int) -> tuple[torch.Tensor, torch.
         raise ValueError(
             f"labels has the dtype {labels.dtype}; it must hold token ids (torch.long)"
         )
+    if shift:
+        labels = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
     flat = labels.flatten()
     rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
     targets = flat.index_select(0, rows).long()

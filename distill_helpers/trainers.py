@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -59,7 +58,6 @@ from distill_helpers.limits import (
     unwrapped,
 )
 from distill_helpers.losses import (
-    IGNORE_INDEX,
     SoftLabelLoss,
     check_options,
     hard_label_loss,
@@ -200,7 +198,7 @@ class SoftLabels:
                 "are found by whole rows; train on the rows that were stored"
             )
         student, head = self._student.read(model, inputs)
-        labels = _shifted(inputs["labels"])
+        labels = inputs["labels"]
         targets = store.lookup(inputs["input_ids"], inputs.get("attention_mask"))
         options = {"num_items": num_items, **self.options}
         if head is not None:
@@ -214,7 +212,7 @@ class SoftLabels:
             return sparse_soft_label_loss(
                 student, targets, labels, **{name: options[name] for name in wanted}
             )
-        return soft_label_loss(student, targets, labels, shift=False, **options)
+        return soft_label_loss(student, targets, labels, **options)
 
 
 Reading: TypeAlias = tuple[torch.Tensor, Head | None]
@@ -233,7 +231,7 @@ def hard_label_parts(
     hidden, head = student
     if head is None:
         return hard_label_loss(hidden, labels, num_items=num_items)
-    return fused_hard_label_loss(hidden, head, _shifted(labels), num_items=num_items)
+    return fused_hard_label_loss(hidden, head, labels, num_items=num_items)
 
 
 def soft_label_parts(
@@ -265,14 +263,7 @@ def soft_label_parts(
             theirs = their_head.logits(theirs)
         width = theirs.shape[-1]
         return soft_label_loss(hidden[..., :width], theirs, labels, **options)
-    return fused_soft_label_loss(
-        hidden, head, theirs, their_head, _shifted(labels), **options
-    )
-
-
-def _shifted(labels: torch.Tensor) -> torch.Tensor:
-    """Labels aligned with the positions that predict them."""
-    return F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+    return fused_soft_label_loss(hidden, head, theirs, their_head, labels, **options)
 
 
 class DistillationTrainer(Trainer):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from distill_helpers import fused_losses
-from distill_helpers.fused_losses import (
-    SparseTargets,
-    fused_hard_label_loss,
-    fused_soft_label_loss,
-    sparse_soft_label_loss,
-)
+from distill_helpers.fused_losses import SparseTargets
 from distill_helpers.heads import Head
 from distill_helpers.losses import hard_label_loss, soft_label_loss
+
+# Labels are aligned with the positions here; the section at the end has them unshifted.
+fused_hard_label_loss = partial(fused_losses.fused_hard_label_loss, shift=False)
+fused_soft_label_loss = partial(fused_losses.fused_soft_label_loss, shift=False)
+sparse_soft_label_loss = partial(fused_losses.sparse_soft_label_loss, shift=False)
 
 N, H, HT, V = 37, 12, 20, 53
 KINDS = [
@@ -618,3 +619,82 @@ def test_labels_that_are_no_ids_are_refused(dtype):
     hidden, weight, ids, _, _ = server_s_top()
     with pytest.raises(ValueError, match=f"labels has the dtype {dtype}"):
         fused_hard_label_loss(hidden, weight, ids[:, 0].to(dtype))
+
+
+# --- one alignment ------------------------------------------------------------------
+
+
+def conversations():
+    """Hidden states ``[rows, positions, width]`` and labels with ragged prompts."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = ((4, 9, H), (V, H), (4, 9, HT), (V, HT))
+    parts = [torch.randn(size, generator=generator) for size in sizes]
+    labels = torch.randint(0, V, (4, 9), generator=generator)
+    for row, prompt in enumerate((2, 5, 1, 7)):
+        labels[row, :prompt] = -100
+    labels[1, 7:] = -100
+    return *(part.requires_grad_() for part in parts), labels
+
+
+def stored_targets(logits):
+    """The whole distribution of each position, as a store would give it."""
+    flat = logits.detach().flatten(0, 1).softmax(-1)
+    return SparseTargets(torch.arange(V).expand_as(flat), flat, None, None, 1.0)
+
+
+ALIGNED = {  # every public loss: (student and teacher, labels, options) to its value
+    "soft, logits": lambda s, w, t, u, y, **o: (
+        soft_label_loss(s @ w.T, t @ u.T, y, **o).loss
+    ),
+    "hard, logits": lambda s, w, t, u, y, **o: hard_label_loss(s @ w.T, y, **o),
+    "soft, fused": lambda s, w, t, u, y, **o: (
+        fused_losses.fused_soft_label_loss(s, w, t, u, y, **o).loss
+    ),
+    "soft, fused, the teacher's logits": lambda s, w, t, u, y, **o: (
+        fused_losses.fused_soft_label_loss(s, w, t @ u.T, None, y, **o).loss
+    ),
+    "soft, fused, stored": lambda s, w, t, u, y, **o: (
+        fused_losses.fused_soft_label_loss(
+            s, w, stored_targets(t @ u.T), None, y, **o
+        ).loss
+    ),
+    "soft, logits, stored": lambda s, w, t, u, y, **o: (
+        fused_losses.sparse_soft_label_loss(
+            s @ w.T, stored_targets(t @ u.T), y, **o
+        ).loss
+    ),
+    "hard, fused": lambda s, w, t, u, y, **o: fused_losses.fused_hard_label_loss(
+        s, w, y, **o
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_labels_are_unshifted_in_every_loss(name):
+    """By default like the plain loss; aligned ones give another value and gradient."""
+    *parts, labels = conversations()
+    plain = ALIGNED["hard, logits" if "hard" in name else "soft, logits"]
+    aligned = F.pad(labels[:, 1:], (0, 1), value=-100)
+    found = []
+    for loss, given, options in (
+        (plain, labels, {}),
+        (ALIGNED[name], labels, {}),
+        (ALIGNED[name], aligned, {"shift": False}),
+        (ALIGNED[name], aligned, {}),  # the mistake
+    ):
+        value = loss(*parts, given, **options)
+        found.append((value.item(), torch.autograd.grad(value, parts[0])[0]))
+    (right, gradient), *same, (other, moved) = found
+    for value, grad in same:
+        assert value == pytest.approx(right, rel=1e-5)
+        torch.testing.assert_close(grad, gradient, rtol=1e-4, atol=1e-6)
+    assert abs(other - right) > 1e-3 * right
+    assert (moved - gradient).abs().max() > 0.01 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in ALIGNED if "hard" not in name])
+def test_flat_labels_beside_rows_are_refused(name):
+    """Shifted over the ends of rows, they would mean another row's first token."""
+    *parts, labels = conversations()
+    with pytest.raises(ValueError, match="label"):
+        ALIGNED[name](*parts, labels.flatten())

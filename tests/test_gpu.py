@@ -52,6 +52,7 @@ def test_the_fused_loss_is_that_of_a_cpu(divergence, alpha):
             head,
             *teacher,
             labels.to(device),
+            shift=False,
             divergence=divergence,
             alpha=alpha,
             temperature=2.0,

@@ -300,7 +300,9 @@ with torch.no_grad():
 def head_gradient(teacher, n):
     """From n positions; the teacher is logits, or what was stored."""
     labels = torch.zeros(n, dtype=torch.long)  # counted, and without a say
-    loss = fused_soft_label_loss(hidden[:n], head, teacher, None, labels).loss
+    loss = fused_soft_label_loss(
+        hidden[:n], head, teacher, None, labels, shift=False
+    ).loss
     return torch.autograd.grad(loss, head)[0]
 
 
