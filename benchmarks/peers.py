@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from distill_helpers.fused_losses import fused_soft_label_loss
+from distill_helpers.losses.fused import fused_soft_label_loss
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}

@@ -1,6 +1,6 @@
 """A language model's output head, separated from its other layers.
 
-What is multiplied into logits chunk by chunk (:mod:`distill_helpers.fused_losses`,
+What is multiplied into logits chunk by chunk (:mod:`distill_helpers.losses.fused`,
 :mod:`distill_helpers.soft_label_cache`) needs two things from a model: the hidden
 states that go into its head, and the head. Used in notebook 03.
 

@@ -39,7 +39,7 @@ from transformers import TrainingArguments
 
 from distill_helpers import heads
 from distill_helpers.codistillation import Partners, mutual_losses
-from distill_helpers.fused_losses import SparseTargets, working_bytes
+from distill_helpers.losses.fused import SparseTargets, working_bytes
 from distill_helpers.losses import block_rows
 from distill_helpers.models import attention_for, checkpoint_activations
 from distill_helpers.profiles import Profile

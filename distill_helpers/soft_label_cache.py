@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from distill_helpers.data import collator_for, refuse_padding
-from distill_helpers.fused_losses import SparseTargets
+from distill_helpers.losses.fused import SparseTargets
 from distill_helpers.heads import Head, HeadReader
 from distill_helpers.limits import reading_device
 from distill_helpers.models import (
@@ -624,7 +624,7 @@ class SoftLabelCache:
             attention_mask: 0 where padded.
 
         Returns:
-            :class:`~distill_helpers.fused_losses.SparseTargets` of rows · length
+            :class:`~distill_helpers.losses.fused.SparseTargets` of rows · length
             positions; for the scheme ``full`` the teacher's logits, up to a
             constant, ``[rows, length, vocabulary]``. What stands at the last
             position of a row and at padding has no meaning.

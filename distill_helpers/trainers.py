@@ -43,7 +43,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from distill_helpers.data import collator_for, refuse_padding
-from distill_helpers.fused_losses import (
+from distill_helpers.losses.fused import (
     SparseTargets,
     fused_hard_label_loss,
     fused_soft_label_loss,
@@ -630,7 +630,7 @@ class HardLabelTrainer(DistillationTrainer):
         args: From :func:`training_arguments`.
         train_dataset: Rows with ``input_ids``; ``labels`` where not all is learned.
         tokenizer: Of the student.
-        fused: Never hold all logits; see :mod:`distill_helpers.fused_losses`. Models
+        fused: Never hold all logits; see :mod:`distill_helpers.losses.fused`. Models
             without a plain head fall back to holding them.
         options: Further keywords of ``Trainer``.
     """
@@ -658,7 +658,7 @@ class SoftLabelTrainer(DistillationTrainer):
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: Of the JSD.
         scale_by_t2: Multiply the soft term by T².
-        fused: Never hold all logits; see :mod:`distill_helpers.fused_losses`. Models
+        fused: Never hold all logits; see :mod:`distill_helpers.losses.fused`. Models
             without a plain head fall back to holding them.
         tokenizer: Of the student.
         options: ``args``, ``train_dataset`` and further keywords of ``Trainer``.

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from distill_helpers.fused_losses import fused_soft_label_loss
+from distill_helpers.losses.fused import fused_soft_label_loss
 from distill_helpers.models import load_tiny_teacher
 from distill_helpers.on_policy import OnPolicyTrainer
 

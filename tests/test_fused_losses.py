@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill_helpers import fused_losses
-from distill_helpers.fused_losses import SparseTargets
+from distill_helpers.losses import fused as fused_losses
+from distill_helpers.losses.fused import SparseTargets
 from distill_helpers.heads import Head
 from distill_helpers.losses import hard_label_loss, soft_label_loss
 

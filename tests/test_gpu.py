@@ -8,7 +8,7 @@ from tiny_models import byte_level_bpe, random_rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill_helpers.codistillation import CoDistillationTrainer
-from distill_helpers.fused_losses import fused_soft_label_loss
+from distill_helpers.losses.fused import fused_soft_label_loss
 from distill_helpers.planning import plan, this_gpu
 from distill_helpers.profiles import get_profile
 from distill_helpers.runtime import cuda_dtype

@@ -17,7 +17,7 @@ from training_runs import trainer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill_helpers import planning
-from distill_helpers.fused_losses import working_bytes
+from distill_helpers.losses.fused import working_bytes
 from distill_helpers.models import prepare_packaged_teacher
 from distill_helpers.planning import DEVICES, Step, plan, rehearse
 from distill_helpers.profiles import get_profile

@@ -21,7 +21,7 @@ from training_runs import SGD, trainer, weights
 from transformers import AutoModelForCausalLM
 
 from distill_helpers.data import DataError, collator_for
-from distill_helpers.fused_losses import SparseTargets, fused_soft_label_loss
+from distill_helpers.losses.fused import SparseTargets, fused_soft_label_loss
 from distill_helpers.losses import soft_label_loss
 from distill_helpers.soft_label_cache import CacheError, SoftLabelCache, write_cache
 from distill_helpers.soft_label_schemes import SCHEMES, Scheme

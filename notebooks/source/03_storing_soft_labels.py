@@ -286,7 +286,7 @@ student = train_student(
 head = student.lm_head.weight
 
 # %%
-from distill_helpers.fused_losses import fused_soft_label_loss
+from distill_helpers.losses.fused import fused_soft_label_loss
 from distill_helpers.soft_label_schemes import decode, encode
 
 count = profile.pick(smoke=2, cpu=256, gpu=256)
