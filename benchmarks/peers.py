@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from distill_helpers.losses.fused import fused_soft_label_loss
+from distill_helpers.losses import Hidden, soft_label_loss
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
@@ -20,7 +20,14 @@ BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}
 
 def ours(*tensors: torch.Tensor, divergence: str) -> torch.Tensor:
     """The fused loss of this package."""
-    return fused_soft_label_loss(*tensors, divergence=divergence, shift=False).loss
+    hidden, head, teacher_hidden, teacher_head, labels = tensors
+    return soft_label_loss(
+        Hidden(hidden, head),
+        Hidden(teacher_hidden, teacher_head),
+        labels,
+        divergence=divergence,
+        shift=False,
+    ).loss
 
 
 def naive(

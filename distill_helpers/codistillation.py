@@ -16,7 +16,7 @@ import copy
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from transformers.trainer_utils import SaveStrategy
 from distill_helpers.evaluation import evaluate
 from distill_helpers.heads import HeadReader
 from distill_helpers.limits import output_width
+from distill_helpers.losses import Hidden, hard_label_loss, soft_label_loss
 from distill_helpers.models import (
     checkpoint_activations,
     vocabulary_size,
@@ -36,13 +37,11 @@ from distill_helpers.models import (
 )
 from distill_helpers.trainers import (
     DistillationTrainer,
-    Reading,
     check_student,
-    hard_label_parts,
+    cut_outputs,
     load_adapters,
     refuse_shared,
     refuse_unsaved,
-    soft_label_parts,
 )
 
 if TYPE_CHECKING:
@@ -135,8 +134,8 @@ class Partners(nn.Module):
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], *, use_stale: bool = False
-    ) -> dict[str, Reading]:
-        """Hidden states and head of each model; or logits and ``None``.
+    ) -> dict[str, torch.Tensor | Hidden]:
+        """Return each model's hidden states with its head; or its logits.
 
         Args:
             inputs: A batch.
@@ -398,7 +397,7 @@ class _AfterStep(TrainerCallback):
 
 
 def mutual_losses(
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, torch.Tensor | Hidden],
     labels: torch.Tensor,
     *,
     partners_of: Mapping[str, Sequence[str]],
@@ -426,16 +425,17 @@ def mutual_losses(
     parts: dict[str, torch.Tensor] = {}
     for name, others in partners_of.items():
         if not alphas[name]:
-            loss = hard_label_parts(readings[name], labels, num_items)
+            loss = hard_label_loss(readings[name], labels, num_items=num_items)
             losses.append(loss)
             parts[f"{name}_hard"] = loss.detach()
             continue
         mixed = [
-            soft_label_parts(
-                readings[name],
-                _detached(readings.get(f"stale {other}", readings[other])),
+            soft_label_loss(
+                cut_outputs(readings[name], vocabulary),
+                cut_outputs(
+                    readings.get(f"stale {other}", readings[other]), vocabulary
+                ),
                 labels,
-                vocabulary=vocabulary,
                 alpha=alphas[name],
                 num_items=num_items,
                 **options,
@@ -446,14 +446,6 @@ def mutual_losses(
         parts[f"{name}_soft"] = torch.stack([p.soft.detach() for p in mixed]).mean()
         parts[f"{name}_hard"] = mixed[0].hard.detach()
     return {"loss": torch.stack(losses).sum(), **parts}
-
-
-def _detached(reading: Reading) -> Reading:
-    hidden, head = reading
-    if head is None:
-        return hidden.detach(), None
-    bias = None if head.bias is None else head.bias.detach()
-    return hidden.detach(), replace(head, weight=head.weight.detach(), bias=bias)
 
 
 def _partners(name: str, names: list[str], teacher: str | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,9 +32,9 @@ from distill_helpers.data import (
     collator_for,
 )
 from distill_helpers.generation import write_batch
-from distill_helpers.heads import Head, HeadReader
+from distill_helpers.heads import HeadReader
 from distill_helpers.limits import Limits, reading_device
-from distill_helpers.losses import IGNORE_INDEX, token_divergence
+from distill_helpers.losses import IGNORE_INDEX, Hidden, token_divergence
 from distill_helpers.models import eval_mode, vocabulary_size
 
 if TYPE_CHECKING:
@@ -435,12 +435,11 @@ def _check_tokens(
         )
 
 
-_Reading: TypeAlias = tuple[torch.Tensor, Head | None]
+_Reading: TypeAlias = torch.Tensor | Hidden
 
 
 def _width(reading: _Reading) -> int:
-    states, head = reading
-    return states.shape[-1] if head is None else len(head.weight)
+    return reading.vocabulary if isinstance(reading, Hidden) else reading.shape[-1]
 
 
 def _cut(
@@ -460,8 +459,8 @@ def _cut(
     differ = len({_width(one) for one in readings}) > 1
     if differ or len(tokenizer) >= size:
         readings = [
-            (states[..., :size], None) if head is None else (states, head.cut(size))
-            for states, head in readings
+            one.cut(size) if isinstance(one, Hidden) else one[..., :size]
+            for one in readings
         ]
     widths = [_width(one) for one in readings]
     if len(set(widths)) > 1 or widths[0] <= highest:
@@ -476,7 +475,7 @@ def _cut(
 
 def _logits(reading: _Reading, at: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Logits at some places, fp32, ``[places, width]``."""
-    states, head = reading
     with torch.inference_mode():
-        states = states[at]
-        return (states if head is None else head.logits(states)).float()
+        if isinstance(reading, Hidden):
+            return replace(reading, states=reading.states[at]).logits().float()
+        return reading[at].float()

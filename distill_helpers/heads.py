@@ -2,7 +2,8 @@
 
 What is multiplied into logits chunk by chunk (:mod:`distill_helpers.losses.fused`,
 :mod:`distill_helpers.soft_label_cache`) needs two things from a model: the hidden
-states that go into its head, and the head. Used in notebook 03.
+states that go into its head, and the head. Together they are a
+:class:`~distill_helpers.losses.Hidden`. Used in notebook 03.
 
 This module tests the model itself instead of trusting a list of names:
 
@@ -18,11 +19,10 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -32,60 +32,10 @@ from distill_helpers.limits import (
     reading_device,
     unwrapped,
 )
+from distill_helpers.losses import Head, Hidden
 from distill_helpers.models import eval_mode
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Head:
-    """What turns hidden states into logits: ``cap(scale * (h @ weight.T + bias))``.
-
-    Attributes:
-        weight: ``[vocabulary, width]``.
-        bias: ``[vocabulary]``.
-        scale: Factor on the logits (Cohere's ``logit_scale``; 1 / Granite's
-            ``logits_scaling``).
-        soft_cap: ``cap * tanh(logits / cap)`` (Gemma 2's ``final_logit_softcapping``,
-            RecurrentGemma's ``logits_soft_cap``); ``None`` leaves them.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    scale: float = 1.0
-    soft_cap: float | None = None
-
-    def logits(
-        self, hidden: torch.Tensor, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The logits ``[..., vocabulary]``, in full.
-
-        Args:
-            hidden: ``[..., width]``.
-            out: Where to write them, at least as many rows as ``hidden`` ``[rows,
-                width]`` has, of its dtype: without gradients, but no new memory.
-        """
-        weight = self.weight.to(hidden.dtype)
-        if out is None:
-            logits = F.linear(hidden, weight, self.bias)
-            if self.scale != 1:
-                logits = logits * self.scale
-            if self.soft_cap is None:
-                return logits
-            return self.soft_cap * torch.tanh(logits / self.soft_cap)
-        logits = torch.mm(hidden, weight.T, out=out[: len(hidden)])
-        if self.bias is not None:
-            logits.add_(self.bias)
-        if self.scale != 1:
-            logits.mul_(self.scale)
-        if self.soft_cap is not None:
-            logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
-        return logits
-
-    def cut(self, vocabulary: int) -> Head:
-        """Without the outputs that only pad the head."""
-        bias = None if self.bias is None else self.bias[:vocabulary]
-        return replace(self, weight=self.weight[:vocabulary], bias=bias)
 
 
 class HeadReader:
@@ -112,8 +62,12 @@ class HeadReader:
 
     def read(
         self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, Head | None]:
-        """Hidden states with their head, or logits and ``None``.
+    ) -> torch.Tensor | Hidden:
+        """Call the model, and return its hidden states with the head, or its logits.
+
+        Args:
+            model: With or without its wrappers.
+            inputs: A batch ``[rows, positions]``.
 
         Raises:
             TypeError: If the model has no head, or is not causal.
@@ -127,7 +81,7 @@ class HeadReader:
         if look.head is None or not self.fused:
             if self.fused:
                 self._fall_back(look.reason)
-            return _call(model, inputs).logits, None
+            return self._logits(model, inputs)
         # An index, for a slice of hidden states is slow to multiply; after the first
         # call of a kind an empty one, unless that means to compile anew.
         compiled = _is_compiled(model)
@@ -153,9 +107,14 @@ class HeadReader:
             # activations, and dropout has drawn from the random states.
             del outputs, hidden
             _set_random_states(before, ids.device)
-            return _call(model, inputs).logits, None
+            return self._logits(model, inputs)
         self._tried.add(kind)
-        return hidden, look.head
+        return Hidden(hidden, look.head)
+
+    @staticmethod
+    def _logits(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = _call(model, inputs).logits
+        return logits
 
     def _look_at(self, model: nn.Module) -> _Look:
         """The model without its wrappers, and its head; once, not at every step."""

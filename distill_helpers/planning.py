@@ -39,8 +39,9 @@ from transformers import TrainingArguments
 
 from distill_helpers import heads
 from distill_helpers.codistillation import Partners, mutual_losses
-from distill_helpers.losses.fused import SparseTargets, working_bytes
-from distill_helpers.losses import block_rows
+from distill_helpers.losses import SparseTargets
+from distill_helpers.losses.fused import working_bytes
+from distill_helpers.losses.gradients import block_rows
 from distill_helpers.models import attention_for, checkpoint_activations
 from distill_helpers.profiles import Profile
 from distill_helpers.runtime import (

@@ -28,9 +28,9 @@ import torch
 from tqdm import tqdm
 
 from distill_helpers.data import collator_for, refuse_padding
-from distill_helpers.losses.fused import SparseTargets
-from distill_helpers.heads import Head, HeadReader
+from distill_helpers.heads import HeadReader
 from distill_helpers.limits import reading_device
+from distill_helpers.losses import Head, Hidden, SparseTargets
 from distill_helpers.models import (
     eval_mode,
     public_name,
@@ -433,9 +433,11 @@ class _Writer:
             name: value.to(device)
             for name, value in self.collate([{"input_ids": row} for row in ids]).items()
         }
-        hidden, head = self.reader.read(self.teacher, batch)
-        if head is not None:
-            head = head.cut(self.scheme.vocabulary)
+        read = self.reader.read(self.teacher, batch)
+        head = None
+        if isinstance(read, Hidden):
+            head = read.head.cut(self.scheme.vocabulary)
+        hidden = read.states if isinstance(read, Hidden) else read
         # The last position of a row predicts nothing that is there.
         counted = batch["attention_mask"][:, 1:].bool()
         hidden = hidden[:, :-1][counted]
@@ -624,7 +626,7 @@ class SoftLabelCache:
             attention_mask: 0 where padded.
 
         Returns:
-            :class:`~distill_helpers.losses.fused.SparseTargets` of rows · length
+            :class:`~distill_helpers.losses.SparseTargets` of rows · length
             positions; for the scheme ``full`` the teacher's logits, up to a
             constant, ``[rows, length, vocabulary]``. What stands at the last
             position of a row and at padding has no meaning.

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from distill_helpers.losses.fused import SparseTargets
+from distill_helpers.losses import SparseTargets
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -43,13 +43,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils.notebook import NotebookProgressCallback
 
 from distill_helpers.data import collator_for, refuse_padding
-from distill_helpers.losses.fused import (
-    SparseTargets,
-    fused_hard_label_loss,
-    fused_soft_label_loss,
-    sparse_soft_label_loss,
-)
-from distill_helpers.heads import Head, HeadReader, check_head
+from distill_helpers.heads import HeadReader, check_head
 from distill_helpers.limits import (
     Readers,
     is_dispatched,
@@ -58,7 +52,8 @@ from distill_helpers.limits import (
     unwrapped,
 )
 from distill_helpers.losses import (
-    SoftLabelLoss,
+    Hidden,
+    SparseTargets,
     check_options,
     hard_label_loss,
     soft_label_loss,
@@ -125,7 +120,7 @@ class HardLabels:
     """
 
     def __init__(self, *, fused: bool = True) -> None:
-        self._student = HeadReader("student", fused=fused)
+        self.student = HeadReader("student", fused=fused)
 
     def __call__(
         self,
@@ -134,8 +129,53 @@ class HardLabels:
         num_items: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss; see :class:`Objective`."""
-        reading = self._student.read(model, inputs)
-        return {"loss": hard_label_parts(reading, inputs["labels"], num_items)}
+        student = self.student.read(model, inputs)
+        loss = hard_label_loss(student, inputs["labels"], num_items=num_items)
+        return {"loss": loss}
+
+
+class LiveTeacher:
+    """Soft labels from a model that reads the student's batch.
+
+    Args:
+        model: Called under ``no_grad``.
+        vocabulary: Number of tokens that both heads share. What stands behind them
+            is padding, or tokens of the teacher alone.
+        fused: Hand out hidden states and head instead of all logits.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary: int, *, fused: bool) -> None:
+        self.model = model
+        self.vocabulary = vocabulary
+        # A dispatched teacher's hidden states and head may be on devices of their
+        # own; its logits come back to where the ids were.
+        self.reader = HeadReader("teacher", fused=fused and not is_dispatched(model))
+
+    def read(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | Hidden:
+        """Return what the teacher says at every position of a batch."""
+        with torch.no_grad():
+            return cut_outputs(self.reader.read(self.model, inputs), self.vocabulary)
+
+
+class StoredTeacher:
+    """Soft labels that were computed before, found by the rows' tokens.
+
+    Args:
+        store: A ``SoftLabelCache``, or whatever has its ``lookup``.
+    """
+
+    def __init__(self, store: StoredLabels) -> None:
+        self.store = store
+        self.vocabulary = store.vocabulary
+
+    def read(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | SparseTargets:
+        """Return what was stored for every position of a batch."""
+        if "position_ids" in inputs:
+            raise ValueError(
+                "rows of pack_examples hold several examples, and stored soft labels "
+                "are found by whole rows; train on the rows that were stored"
+            )
+        return self.store.lookup(inputs["input_ids"], inputs.get("attention_mask"))
 
 
 class SoftLabels:
@@ -144,8 +184,9 @@ class SoftLabels:
     Args:
         teacher: Called under ``no_grad`` on the student's batch; or soft labels that
             were stored.
-        vocabulary: Tokens that both heads share; wider (padded) heads are cut.
-        fused: As in :class:`HardLabels`.
+        vocabulary: Number of tokens that both heads share; wider (padded) heads are
+            cut.
+        fused: Same as in :class:`HardLabels`.
         options: Keywords of :func:`distill_helpers.losses.soft_label_loss`.
     """
 
@@ -157,11 +198,13 @@ class SoftLabels:
         fused: bool = True,
         **options: Any,
     ) -> None:
-        self.teacher = teacher
-        self.vocabulary = vocabulary
+        self.student = HeadReader("student", fused=fused)
+        self.teacher: LiveTeacher | StoredTeacher
+        if isinstance(teacher, StoredLabels):
+            self.teacher = StoredTeacher(teacher)
+        else:
+            self.teacher = LiveTeacher(teacher, vocabulary, fused=fused)
         self.options = options
-        self._student = HeadReader("student", fused=fused)
-        self._teacher = HeadReader("teacher", fused=fused)
 
     def __call__(
         self,
@@ -170,100 +213,30 @@ class SoftLabels:
         num_items: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss and its two parts; see :class:`Objective`."""
-        if isinstance(self.teacher, StoredLabels):
-            result = self._from_store(self.teacher, model, inputs, num_items)
-            return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
-        with torch.no_grad():
-            teacher, teacher_head = self._teacher.read(self.teacher, inputs)
-        result = soft_label_parts(
-            self._student.read(model, inputs),
-            (teacher, teacher_head),
+        teacher = self.teacher.read(inputs)
+        student = self.student.read(model, inputs)
+        result = soft_label_loss(
+            cut_outputs(student, self.teacher.vocabulary),
+            teacher,
             inputs["labels"],
-            vocabulary=self.vocabulary,
             num_items=num_items,
             **self.options,
         )
         return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
 
-    def _from_store(
-        self,
-        store: StoredLabels,
-        model: nn.Module,
-        inputs: Mapping[str, torch.Tensor],
-        num_items: torch.Tensor | int | None,
-    ) -> SoftLabelLoss:
-        if "position_ids" in inputs:
-            raise ValueError(
-                "rows of pack_examples hold several examples, and stored soft labels "
-                "are found by whole rows; train on the rows that were stored"
-            )
-        student, head = self._student.read(model, inputs)
-        labels = inputs["labels"]
-        targets = store.lookup(inputs["input_ids"], inputs.get("attention_mask"))
-        options = {"num_items": num_items, **self.options}
-        if head is not None:
-            head = head.cut(store.vocabulary)
-            return fused_soft_label_loss(
-                student, head, targets, None, labels, **options
-            )
-        student = student[..., : store.vocabulary]
-        if isinstance(targets, SparseTargets):
-            wanted = ("alpha", "scale_by_t2", "num_items")
-            return sparse_soft_label_loss(
-                student, targets, labels, **{name: options[name] for name in wanted}
-            )
-        return soft_label_loss(student, targets, labels, **options)
 
-
-Reading: TypeAlias = tuple[torch.Tensor, Head | None]
-
-
-def hard_label_parts(
-    student: Reading, labels: torch.Tensor, num_items: torch.Tensor | int | None
-) -> torch.Tensor:
-    """The loss on labels, from what a :class:`~distill_helpers.heads.HeadReader` gave.
+def cut_outputs(
+    outputs: torch.Tensor | Hidden, vocabulary: int
+) -> torch.Tensor | Hidden:
+    """Leave out what a model says of ids from ``vocabulary`` on.
 
     Args:
-        student: Hidden states and head; or logits and ``None``.
-        labels: Of the batch, unshifted.
-        num_items: As in :class:`Objective`.
+        outputs: Logits ``[..., width]``, or hidden states with their head.
+        vocabulary: Number of ids that count; a narrower head stays as it is.
     """
-    hidden, head = student
-    if head is None:
-        return hard_label_loss(hidden, labels, num_items=num_items)
-    return fused_hard_label_loss(hidden, head, labels, num_items=num_items)
-
-
-def soft_label_parts(
-    student: Reading,
-    teacher: Reading,
-    labels: torch.Tensor,
-    *,
-    vocabulary: int,
-    **options: Any,
-) -> SoftLabelLoss:
-    """The mix of labels and a teacher's distribution, likewise.
-
-    Args:
-        student: As in :func:`hard_label_parts`.
-        teacher: The same of the teacher.
-        labels: Of the batch, unshifted.
-        vocabulary: Tokens that both heads share; wider (padded) heads are cut.
-        options: Keywords of :func:`distill_helpers.losses.soft_label_loss`.
-    """
-    (hidden, head), (theirs, their_head) = student, teacher
-    # What stands behind the shared tokens is padding, or tokens of the teacher alone,
-    # also where both heads are equally wide.
-    if their_head is not None:
-        their_head = their_head.cut(vocabulary)
-    else:
-        theirs = theirs[..., :vocabulary]
-    if head is None:
-        if their_head is not None:
-            theirs = their_head.logits(theirs)
-        width = theirs.shape[-1]
-        return soft_label_loss(hidden[..., :width], theirs, labels, **options)
-    return fused_soft_label_loss(hidden, head, theirs, their_head, labels, **options)
+    if isinstance(outputs, Hidden):
+        return outputs.cut(vocabulary)
+    return outputs[..., :vocabulary]
 
 
 class DistillationTrainer(Trainer):
@@ -721,13 +694,8 @@ class SoftLabelTrainer(DistillationTrainer):
         super().__init__(
             model, objective, tokenizer=tokenizer, readers=readers, **options
         )
-        if isinstance(teacher, nn.Module):
-            if is_dispatched(teacher):
-                # Its hidden states and its head may be on devices of their own; its
-                # logits come back to where the ids were.
-                objective._teacher.fused = False
-            else:
-                _move(teacher, self.args.device)
+        if isinstance(teacher, nn.Module) and not is_dispatched(teacher):
+            _move(teacher, self.args.device)
 
 
 def _reader(teacher: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from tiny_models import byte_level_bpe, random_rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill_helpers.codistillation import CoDistillationTrainer
-from distill_helpers.losses.fused import fused_soft_label_loss
+from distill_helpers.losses import Hidden, soft_label_loss
 from distill_helpers.planning import plan, this_gpu
 from distill_helpers.profiles import get_profile
 from distill_helpers.runtime import cuda_dtype
@@ -47,10 +47,9 @@ def test_the_fused_loss_is_that_of_a_cpu(divergence, alpha):
         hidden, head, *teacher = (x.to(device) for x in given)
         hidden.requires_grad_()
         head.requires_grad_()
-        result = fused_soft_label_loss(
-            hidden,
-            head,
-            *teacher,
+        result = soft_label_loss(
+            Hidden(hidden, head),
+            Hidden(*teacher),
             labels.to(device),
             shift=False,
             divergence=divergence,

@@ -21,8 +21,7 @@ from training_runs import SGD, trainer, weights
 from transformers import AutoModelForCausalLM
 
 from distill_helpers.data import DataError, collator_for
-from distill_helpers.losses.fused import SparseTargets, fused_soft_label_loss
-from distill_helpers.losses import soft_label_loss
+from distill_helpers.losses import Hidden, SparseTargets, soft_label_loss
 from distill_helpers.soft_label_cache import CacheError, SoftLabelCache, write_cache
 from distill_helpers.soft_label_schemes import SCHEMES, Scheme
 
@@ -79,7 +78,7 @@ def test_gradient_of_each_scheme(scheme, bpe, teacher, tmp_path):
             tmp_path / str(seed), teacher, rows, bpe, scheme=scheme, seed=seed
         )
         targets = cache.lookup(batch["input_ids"], batch["attention_mask"])
-        loss = fused_soft_label_loss(hidden, head, targets, None, batch["labels"]).loss
+        loss = soft_label_loss(Hidden(hidden, head), targets, batch["labels"]).loss
         total += torch.autograd.grad(loss, head)[0]
     error = float((total / len(seeds) - exact).norm() / exact.norm())
     low, high = {
@@ -539,7 +538,7 @@ def test_value_equals_the_full_loss_on_average(bpe, teacher, tmp_path):
         targets = cache.lookup(batch["input_ids"])
         assert isinstance(targets, SparseTargets)
         head = student.lm_head.weight
-        ours = fused_soft_label_loss(hidden, head, targets, None, batch["labels"])
+        ours = soft_label_loss(Hidden(hidden, head), targets, batch["labels"])
         full = soft_label_loss(hidden @ head.T, logits, batch["labels"])
     assert float(ours.soft) == pytest.approx(float(full.soft), rel=0.03)
 

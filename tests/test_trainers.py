@@ -942,8 +942,8 @@ def test_a_head_that_is_spread_over_processes_is_not_read_from_outside(bpe):
 
 def test_a_plain_head_is_used_without_a_word(caplog):
     made = trained(steps=1)
-    assert made.objective._student.fused
-    assert made.objective._teacher.fused
+    assert made.objective.student.fused
+    assert made.objective.teacher.reader.fused
     assert not caplog.records
 
 
@@ -955,7 +955,7 @@ def test_a_compiled_student_keeps_the_fused_loss(kind, caplog):
         backend = {"torch_compile_backend": "aot_eager"} if compiled else {}
         made = trainer(kind=kind, steps=2, torch_compile=compiled, **backend, **SGD)
         made.train()
-        assert made.objective._student.fused
+        assert made.objective.student.fused
         found.append(weights(made.model))
     torch.testing.assert_close(*found)
     assert "logits are held in full" not in caplog.text
@@ -1042,7 +1042,7 @@ def test_a_soft_cap_is_followed(bpe, family, options):
     for fused in (True, False):
         objective = SoftLabels(teacher, len(bpe), fused=fused)
         loss = objective(model, batch, None)["loss"]
-        assert objective._student.fused == fused
+        assert objective.student.fused == fused
         found.append(torch.autograd.grad(loss, model.lm_head.weight)[0])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 

@@ -9,6 +9,12 @@ Every trainer, check and notebook takes its formulas from here. With student log
 ``D`` is a true divergence: zero when teacher and student agree. Labels come unshifted,
 exactly as ``transformers`` has them, and ``-100`` marks positions that do not count.
 
+:func:`plain_soft_label_loss` is that formula in ordinary autograd, to be read; every
+other loss is tested against it. :func:`soft_label_loss` gives the same numbers from
+less memory in less time, and takes its models in three forms: logits, hidden states
+with their head (:class:`Hidden`), and distributions that were stored
+(:class:`SparseTargets`). This room needs torch alone.
+
 Taught in notebooks 01 (softmax, temperature, the divergences) and 02 (the loss).
 Papers: Hinton et al. 2015 (arXiv:1503.02531) for the loss and T²; Agarwal et al. 2023
 (arXiv:2306.13649) for the generalised Jensen-Shannon divergence.
@@ -17,16 +23,103 @@ Papers: Hinton et al. 2015 (arXiv:1503.02531) for the loss and T²; Agarwal et a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = -100
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+from distill_helpers.losses.arguments import (
+    DIVERGENCES,
+    IGNORE_INDEX,
+    check_divergence,
+    check_logits,
+    check_options,
+    check_student,
+    check_teacher,
+    check_temperature,
+    counted,
+    item_count,
+    refuse_bad_value,
+)
+from distill_helpers.losses.fused import Options, fused_loss
+from distill_helpers.losses.gradients import TokenDivergence
+from distill_helpers.losses.targets import Head, Hidden, SparseTargets
+
+__all__ = [
+    "DIVERGENCES",
+    "IGNORE_INDEX",
+    "Head",
+    "Hidden",
+    "SoftLabelLoss",
+    "SparseTargets",
+    "check_options",
+    "forward_kl",
+    "hard_label_loss",
+    "jsd",
+    "plain_soft_label_loss",
+    "reverse_kl",
+    "soft_label_loss",
+    "token_divergence",
+]
+
+
+# --- the plain form -----------------------------------------------------------------
+
+
+def plain_soft_label_loss(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Compute the soft-label loss the way it is usually written.
+
+    Args:
+        student: Logits ``[rows, positions, vocabulary]``.
+        teacher: Logits of the same shape; no gradient flows into them.
+        labels: ``[rows, positions]`` token ids, unshifted; ``-100`` does not count.
+        temperature: ``T`` of both softmaxes in the soft term.
+        alpha: Weight of the soft term.
+        divergence: :func:`forward_kl` (default), :func:`reverse_kl` or :func:`jsd`,
+            or any function of the teacher's and the student's log-probabilities.
+
+    Returns:
+        The scalar loss in nats per position that counts.
+
+    Taught in notebook 02. Paper: Hinton et al. 2015.
+    """
+    counts = labels[:, 1:] != IGNORE_INDEX
+    targets = labels[:, 1:][counts]
+    z_s = student[:, :-1][counts]
+    z_t = teacher[:, :-1][counts].detach()
+    log_p = (z_t / temperature).log_softmax(-1)
+    log_q = (z_s / temperature).log_softmax(-1)
+    soft = (divergence or forward_kl)(log_p, log_q).sum()
+    hard = F.cross_entropy(z_s, targets, reduction="sum")
+    total = (1 - alpha) * hard + alpha * temperature**2 * soft
+    return total / max(len(targets), 1)
+
+
+def forward_kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """Return KL(p ‖ q) ``[...]`` of log-probabilities ``[..., vocabulary]``."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def reverse_kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """Return KL(q ‖ p) ``[...]`` of log-probabilities ``[..., vocabulary]``."""
+    return forward_kl(log_q, log_p)
+
+
+def jsd(log_p: torch.Tensor, log_q: torch.Tensor, beta: float = 0.5) -> torch.Tensor:
+    """Return β·KL(p ‖ m) + (1−β)·KL(q ‖ m), m = (1−β)·q + β·p, for 0 < β < 1."""
+    log_m = torch.logaddexp(log_q + math.log(1 - beta), log_p + math.log(beta))
+    return beta * forward_kl(log_p, log_m) + (1 - beta) * forward_kl(log_q, log_m)
+
+
+# --- the losses ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -48,8 +141,8 @@ class SoftLabelLoss:
 
 
 def soft_label_loss(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
+    student: torch.Tensor | Hidden,
+    teacher: torch.Tensor | Hidden | SparseTargets,
     labels: torch.Tensor,
     *,
     temperature: float = 1.0,
@@ -59,12 +152,19 @@ def soft_label_loss(
     scale_by_t2: bool = True,
     num_items: torch.Tensor | int | float | None = None,
     shift: bool = True,
+    chunk_tokens: int | None = None,
 ) -> SoftLabelLoss:
     """Mix the cross-entropy with the labels and the divergence to the teacher.
 
     Args:
-        student_logits: ``[..., positions, vocabulary]``, any floating dtype.
-        teacher_logits: Same shape; no gradient flows into it.
+        student: Logits ``[..., positions, vocabulary]`` of any floating dtype; or
+            :class:`Hidden`, whose logits are multiplied out a few tokens at a time
+            and never held. Under autocast those products run in its dtype; softmax,
+            sums and the gradients' accumulators stay in fp32.
+        teacher: Logits; :class:`Hidden`; or :class:`SparseTargets` from a cache, for
+            the forward KL only. No gradient flows into it. Two tensors of logits
+            have one shape. With a :class:`Hidden`, heads of unequal (padded) width
+            are cut to the tokens that both have.
         labels: ``[..., positions]`` token ids, unshifted; ``-100`` is ignored.
         temperature: ``T > 0`` of both softmaxes in the soft term. The hard term
             always uses T = 1.
@@ -79,68 +179,111 @@ def soft_label_loss(
             global count.
         shift: Position ``t`` predicts label ``t + 1`` (a language model's logits).
             ``False`` where logits and labels are aligned already.
+        chunk_tokens: Tokens of a :class:`Hidden` student whose logits exist at a
+            time. Default: what fits into about 100 MB on a CPU, 500 MB on a GPU.
 
     Returns:
         A :class:`SoftLabelLoss`. If no position counts, every number is zero and the
-        graph is kept, so ``backward()`` gives zero gradients.
+        graph is kept, so ``backward()`` gives zero gradients. For a :class:`Hidden`
+        student, the gradients are computed on the way: ``backward()`` costs next to
+        nothing, and works once.
 
     Raises:
-        ValueError: For arguments out of range, shapes that do not fit, or logits
+        ValueError: For arguments out of range, shapes that do not fit, or numbers
             that make the loss NaN or infinite.
 
-    Taught in notebook 02. Paper: Hinton et al. 2015.
+    Taught in notebooks 02 and 03. Paper: Hinton et al. 2015.
     """
     check_options(temperature, alpha, divergence, beta)
-    _check_logits(student_logits, teacher_logits)
-    student, targets, rows = _counted_rows(student_logits, labels, shift)
-    teacher = teacher_logits.detach().flatten(0, -2).index_select(0, rows)
+    check_student(student, labels)
+    check_teacher(
+        student, teacher, labels, temperature=temperature, divergence=divergence
+    )
+    scale = float(temperature) ** 2 if scale_by_t2 else 1.0
+    if isinstance(student, Hidden):
+        if divergence == "jsd" and beta in (0, 1):
+            divergence = "reverse_kl" if beta else "forward_kl"
+        options = Options(
+            temperature=float(temperature),
+            alpha=float(alpha),
+            divergence=divergence,
+            beta=float(beta),
+            scale=scale,
+            shift=shift,
+            chunk_tokens=chunk_tokens,
+        )
+        return SoftLabelLoss(*fused_loss(student, teacher, labels, num_items, options))
+    if isinstance(teacher, Hidden):
+        with torch.no_grad():
+            teacher = teacher.logits()
+        vocabulary = min(student.shape[-1], teacher.shape[-1])
+        student, teacher = student[..., :vocabulary], teacher[..., :vocabulary]
+    rows, targets = counted(labels, student.shape[-1], shift=shift)
+    # Before any exponential: ignored rows may hold anything, -inf and NaN included.
+    logits = student.flatten(0, -2).index_select(0, rows)
     count = item_count(num_items, targets)
 
     # A term with weight zero is still reported, but costs no gradient, and an
     # infinite value in it cannot spoil the sum.
     with torch.set_grad_enabled(torch.is_grad_enabled() and alpha > 0):
-        soft = token_divergence(
-            student, teacher, kind=divergence, beta=beta, temperature=temperature
-        ).sum()
-        soft = soft * (temperature**2 if scale_by_t2 else 1.0) / count
+        if isinstance(teacher, SparseTargets):
+            kept = teacher.select(rows)
+            kept.check(logits.shape[-1])
+            total = _sparse_forward_kl(logits, kept)
+        else:
+            total = token_divergence(
+                logits,
+                teacher.detach().flatten(0, -2).index_select(0, rows),
+                kind=divergence,
+                beta=beta,
+                temperature=temperature,
+            )
+        soft = total.sum() * scale / count
     with torch.set_grad_enabled(torch.is_grad_enabled() and alpha < 1):
-        hard = _cross_entropy_sum(student, targets) / count
+        hard = _cross_entropy_sum(logits, targets) / count
     if alpha == 0:
         loss = hard
     elif alpha == 1:
         loss = soft
     else:
         loss = (1 - alpha) * hard + alpha * soft
-    refuse_bad_value(loss, student_logits=student, teacher_logits=teacher)
+    refuse_bad_value(loss, rows, student, teacher)
     return SoftLabelLoss(loss, soft.detach(), hard.detach(), count)
 
 
 def hard_label_loss(
-    student_logits: torch.Tensor,
+    student: torch.Tensor | Hidden,
     labels: torch.Tensor,
     *,
     num_items: torch.Tensor | int | float | None = None,
     shift: bool = True,
+    chunk_tokens: int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of the student with one token per position, at T = 1.
+    """Compute the student's cross-entropy with one token per position, at T = 1.
 
     Args:
-        student_logits: ``[..., positions, vocabulary]``.
+        student: Same as in :func:`soft_label_loss`, and so are the other arguments.
         labels: ``[..., positions]`` token ids, unshifted; ``-100`` is ignored.
-        num_items: As in :func:`soft_label_loss`.
-        shift: As in :func:`soft_label_loss`.
+        num_items: What the sum is divided by.
+        shift: Whether a position predicts the next label.
+        chunk_tokens: Tokens whose logits exist at a time.
 
     Returns:
         A scalar in nats per item; zero with its graph kept if no position counts.
 
     Raises:
-        ValueError: For shapes that do not fit or logits that make the loss NaN.
+        ValueError: For shapes that do not fit or numbers that make the loss NaN.
 
     Taught in notebook 02 (labels alone) and 04 (a teacher's labels).
     """
-    student, targets, _ = _counted_rows(student_logits, labels, shift)
-    loss = _cross_entropy_sum(student, targets) / item_count(num_items, targets)
-    refuse_bad_value(loss, student_logits=student)
+    check_student(student, labels)
+    if isinstance(student, Hidden):
+        options = Options(alpha=0.0, shift=shift, chunk_tokens=chunk_tokens)
+        return fused_loss(student, None, labels, num_items, options)[0]
+    rows, targets = counted(labels, student.shape[-1], shift=shift)
+    logits = student.flatten(0, -2).index_select(0, rows)
+    loss = _cross_entropy_sum(logits, targets) / item_count(num_items, targets)
+    refuse_bad_value(loss, rows, student)
     return loss
 
 
@@ -152,16 +295,16 @@ def token_divergence(
     beta: float = 0.5,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Divergence between teacher and student at every position, without T².
+    """Compute the divergence of student from teacher at every position, without T².
 
     Args:
         student_logits: ``[..., vocabulary]``.
-        teacher_logits: Same shape; treated as a constant.
+        teacher_logits: Logits of the same shape; treated as a constant.
         kind: ``"forward_kl"`` is KL(p_T ‖ p_S), ``"reverse_kl"`` is KL(p_S ‖ p_T),
             ``"jsd"`` is β·KL(p_T ‖ m) + (1−β)·KL(p_S ‖ m) with
             m = (1−β)·p_S + β·p_T.
-        beta: For ``"jsd"``, in [0, 1]. 0 means forward and 1 means reverse KL, as in
-            TRL and Liger.
+        beta: Mixing weight of the JSD, in [0, 1]. 0 means forward and 1 means
+            reverse KL, as in TRL and Liger.
         temperature: ``T > 0`` of both softmaxes.
 
     Returns:
@@ -173,319 +316,29 @@ def token_divergence(
 
     Taught in notebook 01. Paper: Agarwal et al. 2023 for the JSD.
     """
-    _check_temperature(temperature)
-    _check_divergence("kind", kind, beta)
-    _check_logits(student_logits, teacher_logits)
+    check_temperature(temperature)
+    check_divergence("kind", kind, beta)
+    check_logits(student_logits, teacher_logits)
     if kind == "jsd" and beta in (0, 1):
         kind = "reverse_kl" if beta else "forward_kl"
-    return _TokenDivergence.apply(
+    divergence: torch.Tensor = TokenDivergence.apply(
         student_logits, teacher_logits.detach(), kind, float(beta), float(temperature)
     )
+    return divergence
 
 
-class _TokenDivergence(torch.autograd.Function):
-    """Divergence per row, its gradient written into one buffer on the way.
-
-    Plain autograd would keep three or four [rows, vocabulary] tensors until
-    backward; the closed form needs one. It stays in fp32 until it has been
-    multiplied by the incoming gradient: a GradScaler's factor comes in that way.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_logits: torch.Tensor,
-        teacher_logits: torch.Tensor,
-        kind: str,
-        beta: float,
-        temperature: float,
-    ) -> torch.Tensor:
-        dtype = torch.promote_types(student_logits.dtype, torch.float32)
-        # A fresh buffer: it becomes the gradient.
-        vocabulary = student_logits.shape[-1]
-        gradient = student_logits.new_empty(student_logits.shape, dtype=dtype)
-        gradient = gradient.copy_(student_logits).view(-1, vocabulary)
-        teacher = teacher_logits.reshape(-1, vocabulary)
-        value = gradient.new_empty(len(gradient), 1)
-        scratch = Scratch.like(gradient)
-        # Autocast would take the expectations in half precision.
-        with torch.autocast(gradient.device.type, enabled=False):
-            for rows in scratch.blocks(len(gradient)):
-                value[rows], _ = divergence_(
-                    gradient[rows].div_(temperature),
-                    scratch.copy(teacher[rows]).div_(temperature),
-                    kind,
-                    beta,
-                    scratch,
-                )
-        if ctx.needs_input_grad[0]:
-            ctx.temperature = temperature
-            ctx.dtype = student_logits.dtype
-            ctx.save_for_backward(gradient.view(student_logits.shape))
-        return value.view(student_logits.shape[:-1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        scale = (grad_output / ctx.temperature).unsqueeze(-1)
-        return (gradient * scale).to(ctx.dtype), None, None, None, None
-
-
-# --- the closed forms, in place -----------------------------------------------------
-# Shared with `fused_losses`. Work goes over blocks of rows small enough for the
-# processor's cache, in buffers that are used again and again: fresh memory costs more
-# than the arithmetic.
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """Three buffers ``[rows, vocabulary]`` for one block of rows.
-
-    Attributes:
-        student: The student's softmax after :func:`divergence_`.
-        teacher: The teacher's.
-        spare: Where :meth:`copy` puts things.
-    """
-
-    student: torch.Tensor
-    teacher: torch.Tensor
-    spare: torch.Tensor
-
-    @classmethod
-    def like(cls, logits: torch.Tensor, dtype: torch.dtype | None = None) -> Scratch:
-        """Buffers for blocks of ``logits`` ``[rows, vocabulary]``."""
-        rows, vocabulary = logits.shape
-        size = block_rows(vocabulary, logits.device.type)
-        shape = (max(1, min(rows, size)), vocabulary)
-        student, teacher, spare = (logits.new_empty(shape, dtype=dtype) for _ in "abc")
-        return cls(student, teacher, spare)
-
-    def blocks(self, rows: int) -> Iterator[slice]:
-        """Slices that cover ``rows``."""
-        size = len(self.spare)
-        return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
-
-    def copy(self, block: torch.Tensor) -> torch.Tensor:
-        """A copy of a block in the spare buffer and its dtype."""
-        return self.spare[: len(block)].copy_(block)
-
-
-def block_rows(vocabulary: int, device_type: str) -> int:
-    """Rows of logits that are worked on at a time."""
-    if device_type != "cpu":
-        return max(1, 2**25 // vocabulary)
-    # Small enough for the cache, and some rows for every thread.
-    threads = min(torch.get_num_threads(), 8)
-    return max(1, round(2**18 / (vocabulary * threads))) * threads
-
-
-def softmax_(logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Write the softmax of ``[rows, vocabulary]`` to ``out``, which may be ``logits``.
-
-    Returns:
-        The logarithm of each row's sum of exponentials, ``[rows, 1]``.
-    """
-    top = logits.amax(-1, keepdim=True)
-    torch.softmax(logits, -1, out=out)
-    # p = exp(z - lse), read off where p is largest and so most precise.
-    return top - out.amax(-1, keepdim=True).log()
-
-
-def divergence_(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    kind: str,
-    beta: float,
-    scratch: Scratch,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divergence of each row; ``student`` becomes its gradient, ``teacher`` is used up.
-
-    Args:
-        student: Logits ``[rows, vocabulary]``, divided by T already.
-        teacher: Same shape and dtype.
-        kind: As in :func:`token_divergence`; a JSD needs ``0 < beta < 1``.
-        beta: Of the JSD.
-        scratch: Its ``student`` holds the student's softmax afterwards.
-
-    Returns:
-        The divergence, and the logarithm of the student's sum of exponentials, both
-        ``[rows, 1]``.
-    """
-    q, p = scratch.student[: len(student)], scratch.teacher[: len(student)]
-    total = softmax_(student, q)
-    shift = total - softmax_(teacher, p)
-    if kind == "forward_kl":
-        value = _expectation_(p, teacher.sub_(student)) + shift
-        torch.sub(q, p, out=student)
-        return value, total
-    if kind == "reverse_kl":
-        mean = _expectation_(q, student.sub_(teacher))
-        student.sub_(mean).mul_(q)
-        return mean - shift, total
-    # With u = log(beta p / (1 - beta) q): log(q / m) = -log(1 - beta) - softplus(u)
-    # and log(p / m) = -log(beta) - (softplus(u) - u).
-    teacher.sub_(student).add_(shift + math.log(beta) - math.log1p(-beta))
-    teacher.clamp_(-1e4, 1e4)  # a token that one model rules out: inf - inf below
-    torch.ops.aten.softplus.out(teacher, out=student)
-    teacher_mean = _expectation_(p, torch.sub(student, teacher, out=teacher))
-    student_mean = _expectation_(q, student)
-    student.sub_(student_mean).mul_(q).mul_(beta - 1)
-    teacher_side = -(math.log(beta) + teacher_mean)
-    student_side = -(math.log1p(-beta) + student_mean)
-    return beta * teacher_side + (1 - beta) * student_side, total
-
-
-def _expectation_(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``sum(p * x)`` over the vocabulary; sets ``x`` to 0 where 0 · ±inf came up."""
-    # A product of two vectors reads memory once and writes none. Only a logit of
-    # -inf (a token that is ruled out) makes it NaN, and then the slow way is right.
-    value = torch.linalg.vecdot(p, x)
-    if bool(value.isnan().any()):
-        value = torch.linalg.vecdot(p, x.masked_fill_(p == 0, 0.0))
-    return value.unsqueeze(-1)
+def _sparse_forward_kl(student: torch.Tensor, targets: SparseTargets) -> torch.Tensor:
+    """KL ``[items]`` from stored targets, of logits ``[items, vocabulary]``."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    log_q = (student.to(dtype) / targets.temperature).log_softmax(-1)
+    known = log_q.gather(-1, targets.ids)
+    value = -(targets.weights * known).sum(-1)
+    if targets.tail is not None:
+        rest = (1 - known.exp().sum(-1)).clamp(min=1e-7)
+        value = value - torch.xlogy(targets.tail, rest)
+    return value - targets.known_entropy
 
 
 def _cross_entropy_sum(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     dtype = torch.promote_types(student.dtype, torch.float32)
     return F.cross_entropy(student.to(dtype), targets, reduction="sum")
-
-
-def _counted_rows(
-    logits: torch.Tensor, labels: torch.Tensor, shift: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pick the rows that count, before any exponential is taken.
-
-    Ignored rows may hold anything, -inf and NaN included: they are never read.
-
-    Returns:
-        Logits ``[items, vocabulary]``, their targets ``[items]``, and the index of
-        each row in the flattened input.
-    """
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)} and student_logits "
-            f"{tuple(logits.shape)}: labels needs one id per position, "
-            f"{tuple(logits.shape[:-1])}"
-        )
-    rows, targets = counted(labels, logits.shape[-1], shift=shift)
-    return logits.flatten(0, -2).index_select(0, rows), targets, rows
-
-
-def counted(
-    labels: torch.Tensor, vocabulary: int, *, shift: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which positions count, in the flattened input, and what they are to predict.
-
-    Args:
-        labels: ``[..., positions]``, of any whole-number dtype (NumPy on Windows gives
-            int32).
-        vocabulary: Outputs of the head.
-        shift: Whether a position predicts the next label, rather than its own.
-
-    Raises:
-        ValueError: For labels that are no whole numbers, or that no output stands for.
-    """
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels has the dtype {labels.dtype}; it must hold token ids (torch.long)"
-        )
-    if shift:
-        labels = F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
-    flat = labels.flatten()
-    rows = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
-    targets = flat.index_select(0, rows).long()
-    _check_targets(targets, vocabulary)
-    return rows, targets
-
-
-def _check_targets(targets: torch.Tensor, vocabulary: int) -> None:
-    """Refuse labels that no output of the head stands for."""
-    if targets.numel():
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"labels holds the id {low if low < 0 else high}, outside the "
-                f"vocabulary of {vocabulary}; mask positions with "
-                f"{IGNORE_INDEX} and check that tokenizer and model belong together"
-            )
-
-
-def item_count(
-    num_items: torch.Tensor | int | float | None, targets: torch.Tensor
-) -> torch.Tensor | int | float:
-    """What sums over ``targets`` are divided by."""
-    if num_items is None:
-        # No item at all: 0 / 1 is a zero that keeps the graph.
-        return max(targets.numel(), 1)
-    if torch.is_tensor(num_items):
-        return num_items.clamp(min=1)  # none counts in the whole step: 0 / 1
-    if num_items <= 0:
-        raise ValueError(
-            f"num_items={num_items} must be positive: pass the number of positions "
-            "that count in the whole batch, or None"
-        )
-    return num_items
-
-
-def check_options(
-    temperature: float, alpha: float, divergence: str, beta: float
-) -> None:
-    """Refuse options of a soft-label loss that are out of range."""
-    _check_temperature(temperature)
-    _check_unit_interval("alpha", alpha)
-    _check_divergence("divergence", divergence, beta)
-
-
-def _check_divergence(name: str, kind: str, beta: float) -> None:
-    if kind not in DIVERGENCES:
-        raise ValueError(
-            f"{name}={kind!r} is not a divergence; choose one of "
-            f"{', '.join(DIVERGENCES)}"
-        )
-    _check_unit_interval("beta", beta)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature={temperature} must be a positive number; 1 leaves the "
-            "distributions as they are, 2 to 4 is usual for soft labels"
-        )
-
-
-def _check_unit_interval(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must lie between 0 and 1")
-
-
-def _check_logits(student: torch.Tensor, teacher: torch.Tensor) -> None:
-    if student.dim() < 1 or student.shape != teacher.shape:
-        hint = ""
-        if student.shape[:-1] == teacher.shape[:-1]:
-            hint = (
-                "; vocabularies differ: if the tokenizers are equal and only the "
-                "heads are padded, cut both to the shared tokens "
-                "(models.shared_vocabulary)"
-            )
-        raise ValueError(
-            f"student_logits has shape {tuple(student.shape)} and teacher_logits "
-            f"{tuple(teacher.shape)}: they must be the same{hint}"
-        )
-
-
-def refuse_bad_value(loss: torch.Tensor, **logits: torch.Tensor) -> None:
-    """Raise ``ValueError`` for a loss that is no number, with the likely cause."""
-    if math.isfinite(loss.item()):
-        return
-    for name, value in logits.items():
-        if bool(value.isnan().any()):
-            raise ValueError(
-                f"{name} holds NaN at positions that count; look for a diverged "
-                "model, an fp16 overflow, or a row whose every logit is -inf"
-            )
-    raise ValueError(
-        f"the loss is {loss.item()}: one model gives probability zero (a logit of "
-        "-inf or an fp16 overflow) to a token that the other, or the labels, need; "
-        "rule tokens out in both models or in neither"
-    )

@@ -1,300 +1,38 @@
-"""The soft-label loss without the logits: hidden states in, loss and gradients out.
+"""The losses without the logits: hidden states in, loss and gradients out.
 
 A language model's head turns ``[tokens, width]`` into ``[tokens, vocabulary]``, and a
 soft-label loss wants that twice, plus its gradient. At a vocabulary of 150,000 those
-tensors, not the models, fill the memory. :func:`fused_soft_label_loss` multiplies by
-the heads a few tokens at a time, turns each block of logits into its gradient in place
-(the closed form), and multiplies on. Nothing of size [tokens, vocabulary] ever exists,
-and nothing is computed twice: four matrix products in all, as in the plain way.
+tensors, not the models, fill the memory. Here the heads are multiplied a few tokens at
+a time, each block of logits becomes its own gradient (the closed form), and is
+multiplied on. Nothing of size ``[tokens, vocabulary]`` ever exists, and nothing is
+computed twice: four matrix products in all, as in the plain way.
 
-The mathematics is that of :mod:`distill_helpers.losses`. Taught in notebook 03.
+:func:`distill_helpers.losses.soft_label_loss` comes here with a student that is given
+as :class:`~distill_helpers.losses.Hidden`. Taught in notebook 03.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from distill_helpers.heads import Head
-from distill_helpers.losses import (
+from distill_helpers.losses.arguments import counted, item_count, refuse_bad_value
+from distill_helpers.losses.gradients import (
     Scratch,
-    SoftLabelLoss,
     block_rows,
-    check_options,
-    counted,
-    divergence_,
-    item_count,
-    refuse_bad_value,
-    softmax_,
+    divergence_and_grad_,
+    softmax_into,
+    sparse_divergence_and_grad_,
 )
+from distill_helpers.losses.targets import Head, Hidden, SparseTargets
 
 # Two buffers of [chunk, vocabulary] are held; more tokens at once make the matrix
 # products faster, fewer make the buffers smaller.
 _BUFFER_BYTES = {"cpu": 116 * 2**20, "cuda": 512 * 2**20}
-
-
-@dataclass(frozen=True)
-class SparseTargets:
-    """A teacher's distribution at every position, as a cache gives it back.
-
-    The losses check targets that were made by hand, at the positions that count: see
-    :meth:`check`.
-
-    Attributes:
-        ids: Token ids ``[positions, k]``. One may come twice only where ``entropy`` is
-            known and there is no tail, as draws do; their weights then add up.
-        weights: Their probabilities ``[positions, k]``, fp32. A place that is not
-            needed holds the weight 0 and, if there is a tail, a token of its own.
-        tail: Probability ``[positions]`` of all other tokens together, where that is
-            a class of its own (the tail bucket); else ``None``, and the weights sum
-            to 1.
-        entropy: Of the teacher's full distribution ``[positions]``, in nats; makes
-            the value comparable with the full loss. ``None``: of what is stored.
-        temperature: That the teacher's softmax was taken at.
-        checked: Whether whoever made them has seen to all this, as a cache's writer
-            does.
-    """
-
-    ids: torch.Tensor
-    weights: torch.Tensor
-    tail: torch.Tensor | None
-    entropy: torch.Tensor | None
-    temperature: float
-    checked: bool = False
-
-    def select(self, rows: torch.Tensor | slice) -> SparseTargets:
-        """The targets of some positions."""
-        return self._each(lambda column: column[rows])
-
-    def to(self, device: torch.device | str) -> SparseTargets:
-        """The same on another device."""
-        return self._each(lambda column: column.to(device))
-
-    @property
-    def known_entropy(self) -> torch.Tensor:
-        """The stored entropy ``[positions]``, or that of what is stored."""
-        if self.entropy is not None:
-            return self.entropy
-        entropy = -torch.xlogy(self.weights, self.weights).sum(-1)
-        if self.tail is not None:
-            entropy = entropy - torch.xlogy(self.tail, self.tail)
-        return entropy
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SparseTargets:
-        return SparseTargets(
-            change(self.ids),
-            change(self.weights),
-            None if self.tail is None else change(self.tail),
-            None if self.entropy is None else change(self.entropy),
-            self.temperature,
-            self.checked,
-        )
-
-    def check(self, vocabulary: int) -> None:
-        """Refuse what is no distribution over the vocabulary, if nobody has looked yet.
-
-        Raises:
-            ValueError: Naming the column, what it holds, and what it should.
-        """
-        if self.checked or not self.ids.numel():
-            return
-        ids, weights = self.ids, self.weights
-        if ids.shape != weights.shape or ids.is_floating_point():
-            raise ValueError(
-                f"ids has shape {tuple(ids.shape)} and dtype {ids.dtype}, weights "
-                f"{tuple(weights.shape)}: there must be one whole number per weight"
-            )
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"ids holds the token {low if low < 0 else high}, outside the "
-                f"vocabulary of {vocabulary}; compare the two tokenizers"
-            )
-        used = ids
-        if self.tail is None:  # then a place that is not used does nothing
-            used = ids.where(weights > 0, -1 - torch.arange(ids.shape[1]).to(ids))
-        order = used.sort(-1).values
-        again = order[:, 1:] == order[:, :-1]
-        # Draws may come twice: they add up, and their entropy is known.
-        drawn = self.tail is None and self.entropy is not None
-        if not drawn and bool(again.any()):
-            raise ValueError(
-                f"ids names token {int(order[:, 1:][again][0])} twice at one position; "
-                "add its weights up (unused places need tokens of their own, with "
-                "weight 0)"
-            )
-        columns = {"weights": weights}
-        total = weights.sum(-1)
-        if self.tail is not None:
-            columns["tail"] = self.tail
-            total = total + self.tail
-        for name, column in columns.items():
-            # Not "any below 0", which NaN would pass.
-            if not bool((column >= 0).all()):
-                raise ValueError(
-                    f"{name} holds {column.min().item():.4g}; it must hold "
-                    "probabilities (of log-probabilities, pass the exp())"
-                )
-        worst = total[(total - 1).abs().argmax()].item()
-        if not abs(worst - 1) < 0.01:
-            raise ValueError(
-                f"weights and tail sum to {worst:.4g} at a position, and a "
-                "distribution to 1: pass tail=1 - weights.sum(-1) for the "
-                "probability of all other tokens, or divide the weights by their sum"
-            )
-
-
-def fused_soft_label_loss(
-    student_hidden: torch.Tensor,
-    student_head: torch.Tensor | Head,
-    teacher_hidden: torch.Tensor | SparseTargets,
-    teacher_head: torch.Tensor | Head | None,
-    labels: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
-    divergence: str = "forward_kl",
-    beta: float = 0.5,
-    scale_by_t2: bool = True,
-    num_items: torch.Tensor | int | float | None = None,
-    shift: bool = True,
-    chunk_tokens: int | None = None,
-) -> SoftLabelLoss:
-    """:func:`~distill_helpers.losses.soft_label_loss` that never holds the logits.
-
-    Under autocast the matrix products run in its dtype; softmax, sums and the
-    gradients' accumulators stay in fp32.
-
-    Args:
-        student_hidden: ``[..., width]``, the input of the student's head.
-        student_head: ``[vocabulary, width]``, or a :class:`Head`.
-        teacher_hidden: ``[..., teacher width]``; or, with ``teacher_head=None``, the
-            teacher's logits ``[..., vocabulary]``, or :class:`SparseTargets` from a
-            cache (forward KL only).
-        teacher_head: As ``student_head``. Heads of unequal (padded) width are cut
-            to the tokens that both have.
-        labels: ``[...]`` token ids, unshifted, as in ``soft_label_loss``; ``-100`` is
-            ignored.
-        temperature: As in ``soft_label_loss``, and so are ``alpha``, ``divergence``,
-            ``beta``, ``scale_by_t2``, ``num_items`` and ``shift``.
-        alpha: See there.
-        divergence: See there.
-        beta: See there.
-        scale_by_t2: See there.
-        num_items: See there.
-        shift: See there.
-        chunk_tokens: Tokens whose logits exist at a time. Default: what fits into
-            about 100 MB on a CPU, 500 MB on a GPU.
-
-    Returns:
-        A :class:`~distill_helpers.losses.SoftLabelLoss`. Its gradients are computed
-        on the way, so ``backward()`` costs next to nothing and works once.
-
-    Raises:
-        ValueError: For arguments out of range, shapes that do not fit, or numbers
-            that make the loss NaN or infinite.
-
-    Taught in notebook 03.
-    """
-    check_options(temperature, alpha, divergence, beta)
-    if divergence == "jsd" and beta in (0, 1):
-        divergence = "reverse_kl" if beta else "forward_kl"
-    teacher = _teacher(teacher_hidden, teacher_head, labels)
-    if isinstance(teacher, SparseTargets):
-        _check_sparse(teacher, temperature, divergence)
-    plan = _Plan(
-        temperature=float(temperature),
-        alpha=float(alpha),
-        divergence=divergence,
-        beta=float(beta),
-        scale=float(temperature) ** 2 if scale_by_t2 else 1.0,
-        shift=shift,
-        chunk_tokens=chunk_tokens,
-    )
-    return _fused(student_hidden, student_head, teacher, labels, num_items, plan)
-
-
-def fused_hard_label_loss(
-    student_hidden: torch.Tensor,
-    student_head: torch.Tensor | Head,
-    labels: torch.Tensor,
-    *,
-    num_items: torch.Tensor | int | float | None = None,
-    shift: bool = True,
-    chunk_tokens: int | None = None,
-) -> torch.Tensor:
-    """:func:`~distill_helpers.losses.hard_label_loss` that never holds the logits.
-
-    Args:
-        student_hidden: As in :func:`fused_soft_label_loss`, and so are the others.
-        student_head: See there.
-        labels: See there.
-        num_items: See there.
-        shift: See there.
-        chunk_tokens: See there.
-
-    Returns:
-        A scalar in nats per item.
-
-    Taught in notebook 03.
-    """
-    plan = _Plan(alpha=0.0, shift=shift, chunk_tokens=chunk_tokens)
-    return _fused(student_hidden, student_head, None, labels, num_items, plan).loss
-
-
-def sparse_soft_label_loss(
-    student_logits: torch.Tensor,
-    targets: SparseTargets,
-    labels: torch.Tensor,
-    *,
-    alpha: float = 1.0,
-    scale_by_t2: bool = True,
-    num_items: torch.Tensor | int | float | None = None,
-    shift: bool = True,
-) -> SoftLabelLoss:
-    """The loss from a cache for a student whose logits are there already.
-
-    For heads that are no plain linear layer; holds several tensors of the logits' size.
-
-    Args:
-        student_logits: ``[..., vocabulary]``.
-        targets: One per position.
-        labels: ``[...]``, unshifted.
-        alpha: As in :func:`fused_soft_label_loss`, and so are the others.
-        scale_by_t2: See there.
-        num_items: See there.
-        shift: See there.
-    """
-    check_options(targets.temperature, alpha, "forward_kl", 0.5)
-    if len(targets.ids) != labels.numel() or labels.shape != student_logits.shape[:-1]:
-        raise ValueError(
-            f"student_logits has shape {tuple(student_logits.shape)}, labels "
-            f"{tuple(labels.shape)}, and targets holds {len(targets.ids)} positions: "
-            "there must be one label and one target per position"
-        )
-    rows, chosen = counted(labels, student_logits.shape[-1], shift=shift)
-    logits = student_logits.flatten(0, -2).index_select(0, rows).float()
-    count = item_count(num_items, chosen)
-    kept = targets.select(rows)
-    kept.check(logits.shape[-1])
-    log_q = (logits / targets.temperature).log_softmax(-1)
-    known = log_q.gather(-1, kept.ids)
-    soft = -(kept.weights * known).sum()
-    if kept.tail is not None:
-        rest = (1 - known.exp().sum(-1)).clamp(min=1e-7)
-        soft = soft - torch.xlogy(kept.tail, rest).sum()
-    factor = targets.temperature**2 if scale_by_t2 else 1.0
-    soft = (soft - kept.known_entropy.sum()) * factor / count
-    hard = F.cross_entropy(logits, chosen, reduction="sum") / count
-    loss = alpha * soft + (1 - alpha) * hard if alpha < 1 else soft
-    refuse_bad_value(loss, student_logits=logits)
-    return SoftLabelLoss(loss, soft.detach(), hard.detach(), count)
 
 
 def working_bytes(
@@ -305,108 +43,67 @@ def working_bytes(
     *,
     teacher: bool = True,
 ) -> int:
-    """Memory that the fused losses hold while they work, gradients left aside.
+    """Return the bytes that the losses hold while they work, gradients left aside.
 
     For planning on another machine than the one that will train. Where the first
-    chunk lies in the head's gradient (:func:`_rows_on_loan`), it is less. A mix at
+    chunk lies in the head's gradient (:func:`_rows_in_head_grad`), it is less. A mix at
     another temperature than 1 takes one more block of rows, which is small.
 
     Args:
         tokens: Positions that count.
         vocabulary: Outputs that both heads share.
-        dtype: Of the matrix products: the half precision under autocast.
+        dtype: The dtype of the matrix products: the half precision under autocast.
         device_type: ``"cpu"`` or ``"cuda"``.
         teacher: Whether a teacher's logits are computed as well.
     """
-    chunk = _chunk_size(_Plan(), tokens, device_type, vocabulary, dtype.itemsize)
+    chunk = _chunk_size(Options(), tokens, device_type, vocabulary, dtype.itemsize)
     block = min(chunk, block_rows(vocabulary, device_type))
     precise = 3 + (dtype.itemsize < 4)
     buffers = (1 + teacher) * chunk * dtype.itemsize
     return vocabulary * (buffers + 4 * precise * block)
 
 
-# --- arguments ----------------------------------------------------------------------
+# --- options ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is summed over positions, and how the work is divided up."""
+class Options:
+    """What is summed over positions, and how the work is divided up.
+
+    Attributes:
+        temperature: The temperature of both softmaxes in the soft term.
+        alpha: The weight of the soft term.
+        divergence: Its name; a JSD has ``0 < beta < 1``.
+        beta: The JSD's mixing weight.
+        scale: Factor on the soft term: T², or 1.
+        shift: Whether a position predicts the next label.
+        chunk_tokens: Tokens whose logits exist at a time; ``None`` chooses.
+        count: What the sums are divided by; :func:`fused_loss` fills it in, and the
+            rest.
+        autocast: The dtype of the matrix products, where autocast is on.
+        wanted: Whether states, head and bias need a gradient.
+    """
 
     temperature: float = 1.0
     alpha: float = 1.0
     divergence: str = "forward_kl"
     beta: float = 0.5
-    scale: float = 1.0  # of the soft term: T², or 1
+    scale: float = 1.0
     shift: bool = True
     chunk_tokens: int | None = None
-    count: float = 1.0  # what the sums are divided by
+    count: float = 1.0
     autocast: torch.dtype | None = None
     wanted: tuple[bool, ...] = (False, False, False)
-
-
-def _teacher(
-    hidden: torch.Tensor | SparseTargets,
-    head: torch.Tensor | Head | None,
-    labels: torch.Tensor,
-) -> _HeadLogits | _GivenLogits | SparseTargets:
-    if isinstance(hidden, SparseTargets):
-        if len(hidden.ids) != labels.numel():
-            raise ValueError(
-                f"teacher_hidden holds targets for {len(hidden.ids)} positions, and "
-                f"there are {labels.numel()} labels"
-            )
-        return hidden
-    if head is None:
-        if hidden.shape[:-1] != labels.shape:
-            raise ValueError(
-                f"teacher_hidden has shape {tuple(hidden.shape)}; without "
-                "teacher_head it must hold the teacher's logits for each of the "
-                f"{labels.numel()} labels"
-            )
-        return _GivenLogits(hidden.detach().flatten(0, -2))
-    return _head_logits("teacher", hidden.detach(), head, labels)
-
-
-def _head_logits(
-    who: str, hidden: torch.Tensor, head: torch.Tensor | Head, labels: torch.Tensor
-) -> _HeadLogits:
-    if not isinstance(head, Head):
-        head = Head(head)
-    if hidden.dim() < 2 or hidden.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"{who}_hidden has shape {tuple(hidden.shape)} and labels "
-            f"{tuple(labels.shape)}: there must be one hidden state per label"
-        )
-    if head.weight.dim() != 2 or head.weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(
-            f"{who}_head has shape {tuple(head.weight.shape)} and {who}_hidden "
-            f"{tuple(hidden.shape)}: the head must be [vocabulary, "
-            f"{hidden.shape[-1]}]"
-        )
-    return _HeadLogits(hidden.flatten(0, -2), head)
-
-
-def _check_sparse(targets: SparseTargets, temperature: float, divergence: str) -> None:
-    if divergence != "forward_kl":
-        raise ValueError(
-            f"divergence={divergence!r} needs the teacher's whole distribution; from "
-            "a cache only 'forward_kl' can be had"
-        )
-    if temperature != targets.temperature:
-        raise ValueError(
-            f"temperature={temperature}, but the cached soft labels were taken at "
-            f"{targets.temperature}; use that, or write the cache again"
-        )
 
 
 # --- logits, a chunk at a time ------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _HeadLogits:
+class _ComputedLogits:
     """Logits that are computed when they are asked for."""
 
-    hidden: torch.Tensor
+    states: torch.Tensor
     head: Head
 
     @property
@@ -415,21 +112,21 @@ class _HeadLogits:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.hidden.dtype
+        return self.states.dtype
 
-    def prepared(self, vocabulary: int, dtype: torch.dtype | None) -> _HeadLogits:
+    def prepared(self, vocabulary: int, dtype: torch.dtype | None) -> _ComputedLogits:
         """Cut to the vocabulary and cast once, for all chunks."""
-        hidden = self.hidden if dtype is None else self.hidden.to(dtype)
+        states = self.states if dtype is None else self.states.to(dtype)
         head = self.head
-        weight = head.weight.detach()[:vocabulary].to(hidden.dtype)
+        weight = head.weight.detach()[:vocabulary].to(states.dtype)
         bias = head.bias
         if bias is not None:
-            bias = bias.detach()[:vocabulary].to(hidden.dtype)
-        return _HeadLogits(hidden, replace(head, weight=weight, bias=bias))
+            bias = bias.detach()[:vocabulary].to(states.dtype)
+        return _ComputedLogits(states, replace(head, weight=weight, bias=bias))
 
     def rows(self, chosen: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
         """Logits of the chosen positions, written to the buffer."""
-        return self.head.logits(self.hidden.index_select(0, chosen), out=buffer)
+        return self.head.logits(self.states.index_select(0, chosen), out=buffer)
 
 
 @dataclass(frozen=True)
@@ -437,10 +134,6 @@ class _GivenLogits:
     """Logits that somebody else computed."""
 
     logits: torch.Tensor
-
-    @property
-    def vocabulary(self) -> int:
-        return self.logits.shape[-1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -454,11 +147,11 @@ class _GivenLogits:
 
 
 def _chunk_size(
-    plan: _Plan, rows: int, device: str, vocabulary: int, itemsize: int
+    options: Options, rows: int, device: str, vocabulary: int, itemsize: int
 ) -> int:
     """Rows of a chunk: all chunks of about one size, none over the budget."""
-    if plan.chunk_tokens is not None:
-        most = plan.chunk_tokens
+    if options.chunk_tokens is not None:
+        most = options.chunk_tokens
     else:
         budget = _BUFFER_BYTES.get(device, _BUFFER_BYTES["cpu"])
         most = max(16, budget // (2 * itemsize * vocabulary))
@@ -466,11 +159,11 @@ def _chunk_size(
     return max(1, math.ceil(rows / chunks))
 
 
-def _rows_on_loan(
-    plan: _Plan,
+def _rows_in_head_grad(
+    options: Options,
     rows: int,
-    student: _HeadLogits,
-    dense: _HeadLogits | _GivenLogits | None,
+    student: _ComputedLogits,
+    dense: _ComputedLogits | _GivenLogits | None,
     weight: torch.Tensor | None,
 ) -> int:
     """Rows of a first chunk whose logits lie in the head's gradient; 0 if none.
@@ -479,7 +172,11 @@ def _rows_on_loan(
     memory that has to be there anyway. The more rows share a matrix product, the
     faster it is, and the less often the head and its gradient are read.
     """
-    if plan.chunk_tokens is not None or weight is None or weight.device.type != "cpu":
+    if (
+        options.chunk_tokens is not None
+        or weight is None
+        or weight.device.type != "cpu"
+    ):
         return 0
     logits = [student] if dense is None else [student, dense]
     if any(one.dtype != weight.dtype for one in logits):
@@ -492,7 +189,7 @@ def _rows_on_loan(
     lent = min(rows, width // len(logits), math.isqrt(int(spare)))
 
     def chunks(rows: int) -> int:
-        return math.ceil(rows / _chunk_size(plan, rows, "cpu", vocabulary, size))
+        return math.ceil(rows / _chunk_size(options, rows, "cpu", vocabulary, size))
 
     return lent if 1 + chunks(rows - lent) < chunks(rows) else 0
 
@@ -500,32 +197,51 @@ def _rows_on_loan(
 # --- the loop -----------------------------------------------------------------------
 
 
-def _fused(
-    hidden: torch.Tensor,
-    head: torch.Tensor | Head,
-    teacher: _HeadLogits | _GivenLogits | SparseTargets | None,
+def fused_loss(
+    student: Hidden,
+    teacher: torch.Tensor | Hidden | SparseTargets | None,
     labels: torch.Tensor,
     num_items: torch.Tensor | int | float | None,
-    plan: _Plan,
-) -> SoftLabelLoss:
-    if plan.chunk_tokens is not None and plan.chunk_tokens < 1:
+    options: Options,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | int | float]:
+    """Compute the soft-label loss without holding the logits.
+
+    Shapes and options have been checked by the caller.
+
+    Args:
+        student: States ``[..., positions, width]`` and head.
+        teacher: The teacher's logits, states and head, or stored targets; ``None``
+            for labels alone. Heads of unequal (padded) width are cut to the tokens
+            that both have.
+        labels: ``[..., positions]`` token ids.
+        num_items: Number that the sums are divided by; ``None`` for the positions
+            that count.
+        options: Everything else.
+
+    Returns:
+        The loss, its soft and its hard part, and what the sums were divided by.
+    """
+    if options.chunk_tokens is not None and options.chunk_tokens < 1:
         raise ValueError(
-            f"chunk_tokens={plan.chunk_tokens} must be at least 1, or None"
+            f"chunk_tokens={options.chunk_tokens} must be at least 1, or None"
         )
-    student = _head_logits("student", hidden, head, labels)
+    ours = _ComputedLogits(student.states.flatten(0, -2), student.head)
+    theirs = _flat_teacher(teacher)
     vocabulary = student.vocabulary
-    if isinstance(teacher, (_HeadLogits, _GivenLogits)):
+    if isinstance(teacher, Hidden):
         vocabulary = min(vocabulary, teacher.vocabulary)
-    rows, targets = counted(labels, vocabulary, shift=plan.shift)
-    if isinstance(teacher, SparseTargets):
-        teacher.select(rows).check(vocabulary)
+    elif isinstance(teacher, torch.Tensor):
+        vocabulary = min(vocabulary, teacher.shape[-1])
+    rows, targets = counted(labels, vocabulary, shift=options.shift)
+    if isinstance(theirs, SparseTargets):
+        theirs.select(rows).check(vocabulary)
     count = item_count(num_items, targets)
 
-    device = hidden.device.type
+    device = student.states.device.type
     autocast = torch.is_autocast_enabled(device)
-    inputs = (student.hidden, student.head.weight, student.head.bias)
-    plan = replace(
-        plan,
+    inputs = (ours.states, ours.head.weight, ours.head.bias)
+    options = replace(
+        options,
         count=float(count),
         autocast=torch.get_autocast_dtype(device) if autocast else None,
         wanted=tuple(
@@ -536,11 +252,21 @@ def _fused(
     # Everything in the loop chooses its own dtype.
     with torch.autocast(device, enabled=False):
         loss, soft, hard = _FusedLoss.apply(
-            *inputs, student, teacher, rows, targets, vocabulary, plan
+            *inputs, ours, theirs, rows, targets, vocabulary, options
         )
-    if not math.isfinite(loss.item()):
-        _explain(student.hidden, teacher, rows, loss.item())
-    return SoftLabelLoss(loss, soft.detach(), hard.detach(), count)
+    refuse_bad_value(loss, rows, student, teacher)
+    return loss, soft, hard, count
+
+
+def _flat_teacher(
+    teacher: torch.Tensor | Hidden | SparseTargets | None,
+) -> _ComputedLogits | _GivenLogits | SparseTargets | None:
+    """The teacher with one row per position, and no graph behind it."""
+    if isinstance(teacher, Hidden):
+        return _ComputedLogits(teacher.states.detach().flatten(0, -2), teacher.head)
+    if isinstance(teacher, torch.Tensor):
+        return _GivenLogits(teacher.detach().flatten(0, -2))
+    return teacher
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -553,29 +279,29 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: torch.Tensor,
+        states: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        student: _HeadLogits,
-        teacher: _HeadLogits | _GivenLogits | SparseTargets | None,
+        student: _ComputedLogits,
+        teacher: _ComputedLogits | _GivenLogits | SparseTargets | None,
         rows: torch.Tensor,
         targets: torch.Tensor,
         vocabulary: int,
-        plan: _Plan,
+        options: Options,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        student = student.prepared(vocabulary, plan.autocast)
+        student = student.prepared(vocabulary, options.autocast)
         precise = torch.promote_types(student.dtype, torch.float32)
-        gradients = _Gradients(student, len(weight), plan, precise)
-        dense: _HeadLogits | _GivenLogits | None = None
-        if isinstance(teacher, (_HeadLogits, _GivenLogits)):
-            dense = teacher.prepared(vocabulary, plan.autocast)
-        total = torch.zeros(2, dtype=precise, device=hidden.device)
+        gradients = _Gradients(student, len(weight), options, precise)
+        dense: _ComputedLogits | _GivenLogits | None = None
+        if isinstance(teacher, (_ComputedLogits, _GivenLogits)):
+            dense = teacher.prepared(vocabulary, options.autocast)
+        total = torch.zeros(2, dtype=precise, device=states.device)
 
-        def work_off(
+        def process_rows(
             first: int, last: int, ours: torch.Tensor, teachers: torch.Tensor
         ) -> None:
             """Rows ``[first, last)``; the buffers are ``[chunk, vocabulary]``."""
-            work = _Work(ours, precise, plan, student.head.soft_cap)
+            work = _BlockGradients(ours, precise, options, student.head.soft_cap)
             for start in range(first, last, len(ours)):
                 part = slice(start, min(start + len(ours), last))
                 chosen = rows[part]
@@ -588,33 +314,35 @@ class _FusedLoss(torch.autograd.Function):
                 total.add_(work.differentiate_(logits, theirs, targets[part]))
                 gradients.add(student, chosen, logits)
 
-        lent = _rows_on_loan(plan, len(rows), student, dense, gradients.weight)
+        lent = _rows_in_head_grad(options, len(rows), student, dense, gradients.weight)
         if lent:
-            work_off(0, lent, *gradients.lend(lent, dense is not None))
+            process_rows(
+                0, lent, *gradients.logits_in_head_grad(lent, dense is not None)
+            )
         if lent < len(rows):
             size = _chunk_size(
-                plan,
+                options,
                 len(rows) - lent,
-                hidden.device.type,
+                states.device.type,
                 vocabulary,
                 student.dtype.itemsize,
             )
-            buffer = hidden.new_empty((size, vocabulary), dtype=student.dtype)
+            buffer = states.new_empty((size, vocabulary), dtype=student.dtype)
             second = buffer[:0]
             if dense is not None:
                 second = torch.empty_like(buffer, dtype=dense.dtype)
-            work_off(lent, len(rows), buffer, second)
+            process_rows(lent, len(rows), buffer, second)
         ctx.gradients = gradients.finished()
-        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        soft, hard = (total / plan.count).unbind()
-        soft = soft * plan.scale
+        ctx.dtypes = [None if x is None else x.dtype for x in (states, weight, bias)]
+        soft, hard = (total / options.count).unbind()
+        soft = soft * options.scale
         # A term with weight zero is reported, but an infinite one cannot spoil the sum.
-        if plan.alpha == 0:
+        if options.alpha == 0:
             loss = hard.clone()
-        elif plan.alpha == 1:
+        elif options.alpha == 1:
             loss = soft.clone()
         else:
-            loss = plan.alpha * soft + (1 - plan.alpha) * hard
+            loss = options.alpha * soft + (1 - options.alpha) * hard
         ctx.mark_non_differentiable(soft, hard)
         return loss, soft, hard
 
@@ -648,51 +376,57 @@ class _Gradients:
     """
 
     def __init__(
-        self, student: _HeadLogits, width: int, plan: _Plan, precise: torch.dtype
+        self,
+        student: _ComputedLogits,
+        width: int,
+        options: Options,
+        precise: torch.dtype,
     ) -> None:
-        hidden, head = student.hidden, student.head
+        states, head = student.states, student.head
         self.vocabulary = len(head.weight)
         # A mix is weighted in the blocks; soft labels alone are weighted here.
-        outer = plan.scale / plan.temperature if plan.alpha == 1 else 1.0
-        self.factor = outer * head.scale / plan.count
-        self.hidden = None
-        if plan.wanted[0]:
-            self.hidden = torch.zeros_like(hidden, dtype=precise)
+        outer = options.scale / options.temperature if options.alpha == 1 else 1.0
+        self.factor = outer * head.scale / options.count
+        self.states = None
+        if options.wanted[0]:
+            self.states = torch.zeros_like(states, dtype=precise)
         self.weight = self.bias = None
-        if plan.wanted[1]:
-            self.weight = hidden.new_empty((width, hidden.shape[1]), dtype=precise)
+        if options.wanted[1]:
+            self.weight = states.new_empty((width, states.shape[1]), dtype=precise)
             self.weight[self.vocabulary :].zero_()
-        if plan.wanted[2]:
-            self.bias = hidden.new_zeros(width, dtype=precise)
+        if options.wanted[2]:
+            self.bias = states.new_zeros(width, dtype=precise)
         self.empty = True
-        self.lent = False
+        self.holds_logits = False
 
-    def lend(self, rows: int, dense: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def logits_in_head_grad(
+        self, rows: int, dense: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Two buffers in the head's gradient, which is empty yet, until the next `add`.
 
         The student's lies at its end, so that its first rows can be filled while the
         buffer is still being read; the teacher's, if it is dense, at its beginning.
         """
         assert self.weight is not None
-        self.lent = True
+        self.holds_logits = True
         free = self.weight[: self.vocabulary].view(-1)
         size = rows * self.vocabulary
         theirs = free[: size if dense else 0].view(-1, self.vocabulary)
         return free[-size:].view(rows, self.vocabulary), theirs
 
     def add(
-        self, student: _HeadLogits, chosen: torch.Tensor, gradient: torch.Tensor
+        self, student: _ComputedLogits, chosen: torch.Tensor, gradient: torch.Tensor
     ) -> None:
         """Carry the gradient of a chunk's logits on to what they came from."""
-        if self.hidden is not None:
-            product = torch.mm(gradient, student.head.weight).to(self.hidden.dtype)
-            self.hidden.index_copy_(0, chosen, product.mul_(self.factor))
+        if self.states is not None:
+            product = torch.mm(gradient, student.head.weight).to(self.states.dtype)
+            self.states.index_copy_(0, chosen, product.mul_(self.factor))
         if self.bias is not None:
             sums = gradient.sum(0, dtype=self.bias.dtype)
             self.bias[: self.vocabulary].add_(sums, alpha=self.factor)
         if self.weight is not None:
-            inputs = student.hidden.index_select(0, chosen)
-            if self.lent:
+            inputs = student.states.index_select(0, chosen)
+            if self.holds_logits:
                 self._overwrite(gradient, inputs)
             else:
                 self._add_to_weight(gradient, inputs)
@@ -708,7 +442,7 @@ class _Gradients:
             (total[free:], gradient[:, free:].clone()),
         ):
             torch.addmm(rows, part.T, inputs, beta=0, alpha=self.factor, out=rows)
-        self.empty = self.lent = False
+        self.empty = self.holds_logits = False
 
     def _add_to_weight(self, gradient: torch.Tensor, inputs: torch.Tensor) -> None:
         assert self.weight is not None
@@ -733,20 +467,20 @@ class _Gradients:
         """The gradients."""
         if self.empty and self.weight is not None:
             self.weight.zero_()
-        return [self.hidden, self.weight, self.bias]
+        return [self.states, self.weight, self.bias]
 
 
-class _Work:
+class _BlockGradients:
     """Turns blocks of logits into their gradient, in place."""
 
     def __init__(
         self,
         buffer: torch.Tensor,
         precise: torch.dtype,
-        plan: _Plan,
+        options: Options,
         soft_cap: float | None,
     ) -> None:
-        self.plan = plan
+        self.options = options
         self.soft_cap = soft_cap
         self.scratch = Scratch.like(buffer, precise)
         shape = self.scratch.spare.shape
@@ -755,7 +489,7 @@ class _Work:
             return buffer.new_empty(shape, dtype=precise) if needed else None
 
         self.copied = block_buffer(buffer.dtype != precise)
-        self.plain = block_buffer(plan.temperature != 1 and plan.alpha < 1)
+        self.plain = block_buffer(options.temperature != 1 and options.alpha < 1)
         self.slope = block_buffer(soft_cap is not None)
 
     def differentiate_(
@@ -789,93 +523,43 @@ class _Work:
         teacher: torch.Tensor | SparseTargets | None,
         targets: torch.Tensor,
     ) -> torch.Tensor:
-        plan, scratch = self.plan, self.scratch
+        options, scratch = self.options, self.scratch
         slope = None
         if self.slope is not None and self.soft_cap is not None:
             slope = torch.div(student, self.soft_cap, out=self.slope[: len(student)])
             slope.square_().neg_().add_(1)
         picked = student.gather(1, targets)
         plain = scratch.student[: len(student)]
-        if teacher is None or plan.temperature != 1:
+        if teacher is None or options.temperature != 1:
             if self.plain is not None:
                 plain = self.plain[: len(student)]
-            total = softmax_(student, plain)
+            total = softmax_into(student, plain)
         if teacher is None:
             soft = torch.zeros_like(picked)
         else:
-            if plan.temperature != 1:
-                student.div_(plan.temperature)
+            if options.temperature != 1:
+                student.div_(options.temperature)
             if isinstance(teacher, SparseTargets):
-                soft, soft_total = sparse_divergence_(student, teacher, scratch)
-            else:
-                if plan.temperature != 1:
-                    teacher.div_(plan.temperature)
-                soft, soft_total = divergence_(
-                    student, teacher, plan.divergence, plan.beta, scratch
+                soft, soft_total = sparse_divergence_and_grad_(
+                    student, teacher, scratch
                 )
-            if plan.temperature == 1:
+            else:
+                if options.temperature != 1:
+                    teacher.div_(options.temperature)
+                soft, soft_total = divergence_and_grad_(
+                    student, teacher, options.divergence, options.beta, scratch
+                )
+            if options.temperature == 1:
                 total = soft_total
-        if plan.alpha == 0:
+        if options.alpha == 0:
             student.copy_(plain)
-        elif plan.alpha < 1:
-            student.mul_(plan.alpha * plan.scale / plan.temperature)
-            student.add_(plain, alpha=1 - plan.alpha)
-        if plan.alpha < 1:
-            student.scatter_add_(1, targets, torch.full_like(picked, plan.alpha - 1.0))
+        elif options.alpha < 1:
+            student.mul_(options.alpha * options.scale / options.temperature)
+            student.add_(plain, alpha=1 - options.alpha)
+        if options.alpha < 1:
+            student.scatter_add_(
+                1, targets, torch.full_like(picked, options.alpha - 1.0)
+            )
         if slope is not None:
             student.mul_(slope)
         return torch.stack([soft.sum(), (total - picked).sum()])
-
-
-def sparse_divergence_(
-    student: torch.Tensor, targets: SparseTargets, scratch: Scratch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward KL from stored targets; ``student`` becomes its gradient.
-
-    Args:
-        student: Logits ``[rows, vocabulary]``, divided by T already.
-        targets: For these rows.
-        scratch: Its ``student`` holds the student's softmax afterwards.
-
-    Returns:
-        Divergence and logarithm of the sum of exponentials, both ``[rows, 1]``.
-    """
-    ids, weights = targets.ids, targets.weights.to(student.dtype)
-    chosen = student.gather(1, ids)
-    q = scratch.student[: len(student)]
-    total = softmax_(student, q)
-    student.copy_(q)
-    value = (weights * (total - chosen)).sum(-1, keepdim=True)
-    if targets.tail is None:
-        student.scatter_add_(1, ids, -weights)
-    else:
-        tail = targets.tail.to(student.dtype).unsqueeze(-1)
-        mass = q.gather(1, ids)
-        # Summed, not 1 - sum: what is left may be tiny.
-        rest = student.scatter_(1, ids, 0.0).sum(-1, keepdim=True)
-        tiny = torch.finfo(rest.dtype).tiny
-        value -= torch.xlogy(tail, rest.clamp(min=tiny))
-        student.mul_(1 - tail / rest.clamp(min=tiny))
-        student.scatter_(1, ids, mass - weights)
-    return value - targets.known_entropy.to(value.dtype).unsqueeze(-1), total
-
-
-def _explain(
-    hidden: torch.Tensor, teacher: Any, rows: torch.Tensor, loss: float
-) -> None:
-    inputs = {"student_hidden": hidden}
-    if isinstance(teacher, _HeadLogits):
-        inputs["teacher_hidden"] = teacher.hidden
-    elif isinstance(teacher, _GivenLogits):
-        inputs["teacher_hidden"] = teacher.logits
-    for name, value in inputs.items():
-        if bool(value[rows].isnan().any()):
-            raise ValueError(
-                f"{name} holds NaN at positions that count; look for a diverged "
-                "model or an fp16 overflow"
-            )
-    raise ValueError(
-        f"the loss is {loss}: a head holds NaN, or one model gives probability zero "
-        "(a logit of -inf or an fp16 overflow) to a token that the other, or the "
-        "labels, need"
-    )

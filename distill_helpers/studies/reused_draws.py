@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from distill_helpers.losses.fused import SparseTargets
+from distill_helpers.losses import SparseTargets
 from distill_helpers.soft_label_cache import SoftLabelCache, write_cache
 from distill_helpers.studies import Claim, Run, Study, stored_labels
 from distill_helpers.studies.soft_labels import (

@@ -255,8 +255,8 @@ for vocabulary, bits in ((49_152, 16), (2_048, 11)):
 #
 # The student needs to be somewhere on its way, so it is first trained for 60 steps on
 # plain labels. After that, labels play no part: the gradient is that of the KL alone.
-# (`fused_soft_label_loss` is the loss of lesson 02, computed from hidden states and
-# the head's weights a few tokens at a time, so that the logits of a whole batch never
+# (Given hidden states and the head instead of logits, the loss of lesson 02 multiplies
+# by the head a few tokens at a time, so that the logits of a whole batch never
 # exist at once.)
 
 # %%
@@ -286,7 +286,7 @@ student = train_student(
 head = student.lm_head.weight
 
 # %%
-from distill_helpers.losses.fused import fused_soft_label_loss
+from distill_helpers.losses import Hidden, soft_label_loss
 from distill_helpers.soft_label_schemes import decode, encode
 
 count = profile.pick(smoke=2, cpu=256, gpu=256)
@@ -300,9 +300,8 @@ with torch.no_grad():
 def head_gradient(teacher, n):
     """From n positions; the teacher is logits, or what was stored."""
     labels = torch.zeros(n, dtype=torch.long)  # counted, and without a say
-    loss = fused_soft_label_loss(
-        hidden[:n], head, teacher, None, labels, shift=False
-    ).loss
+    student = Hidden(hidden[:n], head)
+    loss = soft_label_loss(student, teacher, labels, shift=False).loss
     return torch.autograd.grad(loss, head)[0]
 
 

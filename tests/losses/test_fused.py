@@ -9,15 +9,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill_helpers.losses import fused as fused_losses
-from distill_helpers.losses.fused import SparseTargets
-from distill_helpers.heads import Head
-from distill_helpers.losses import hard_label_loss, soft_label_loss
+from distill_helpers.losses import (
+    Head,
+    Hidden,
+    SparseTargets,
+    fused,
+    hard_label_loss,
+    soft_label_loss,
+)
+
 
 # Labels are aligned with the positions here; the section at the end has them unshifted.
-fused_hard_label_loss = partial(fused_losses.fused_hard_label_loss, shift=False)
-fused_soft_label_loss = partial(fused_losses.fused_soft_label_loss, shift=False)
-sparse_soft_label_loss = partial(fused_losses.sparse_soft_label_loss, shift=False)
+def fused_soft_label_loss(hidden, head, theirs, their_head, labels, **options):
+    """The loss of a student whose logits are never held."""
+    teacher = theirs if their_head is None else Hidden(theirs, their_head)
+    options = {"shift": False, **options}
+    return soft_label_loss(Hidden(hidden, head), teacher, labels, **options)
+
+
+def fused_hard_label_loss(hidden, head, labels, **options):
+    """Likewise, of labels alone."""
+    options = {"shift": False, **options}
+    return hard_label_loss(Hidden(hidden, head), labels, **options)
+
+
+sparse_soft_label_loss = partial(soft_label_loss, shift=False)
 
 N, H, HT, V = 37, 12, 20, 53
 KINDS = [
@@ -120,15 +136,15 @@ def test_the_first_chunk_may_lie_in_the_heads_gradient(
     """All rows in it, a part of them, and (too narrow a head) none."""
     tokens, vocabulary = 45, 211
     # Room for 16 rows a chunk; for more in the gradient if the head is wide enough.
-    monkeypatch.setitem(fused_losses._BUFFER_BYTES, "cpu", 16 * 2 * 4 * vocabulary)
+    monkeypatch.setitem(fused._BUFFER_BYTES, "cpu", 16 * 2 * 4 * vocabulary)
     lent = []
-    lend = fused_losses._Gradients.lend
+    lend = fused._Gradients.logits_in_head_grad
 
     def watched(self, rows, *options):
         lent.append(rows)
         return lend(self, rows, *options)
 
-    monkeypatch.setattr(fused_losses._Gradients, "lend", watched)
+    monkeypatch.setattr(fused._Gradients, "logits_in_head_grad", watched)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -457,11 +473,11 @@ def test_options_out_of_range(change, message):
 
 def test_shapes_that_do_not_fit():
     hidden, head, teacher_hidden, teacher_head, labels = _inputs()
-    with pytest.raises(ValueError, match="student_hidden has shape"):
+    with pytest.raises(ValueError, match=r"student\.states has shape"):
         fused_soft_label_loss(hidden[:-1], head, teacher_hidden, teacher_head, labels)
-    with pytest.raises(ValueError, match="teacher_head has shape"):
+    with pytest.raises(ValueError, match=r"teacher\.head has shape"):
         fused_soft_label_loss(hidden, head, teacher_hidden, head, labels)
-    with pytest.raises(ValueError, match="without teacher_head"):
+    with pytest.raises(ValueError, match="teacher has shape"):
         fused_soft_label_loss(hidden, head, teacher_hidden[:-1], None, labels)
     with pytest.raises(ValueError, match="labels holds the id 53"):
         fused_soft_label_loss(
@@ -473,7 +489,7 @@ def test_nan_is_refused_by_name():
     inputs = _inputs("none")
     with torch.no_grad():
         inputs[2][3] = torch.nan
-    with pytest.raises(ValueError, match="teacher_hidden holds NaN"):
+    with pytest.raises(ValueError, match=r"teacher\.states holds NaN"):
         fused_soft_label_loss(*inputs)
 
 
@@ -642,47 +658,41 @@ def stored_targets(logits):
     return SparseTargets(torch.arange(V).expand_as(flat), flat, None, None, 1.0)
 
 
-ALIGNED = {  # every public loss: (student and teacher, labels, options) to its value
-    "soft, logits": lambda s, w, t, u, y, **o: (
-        soft_label_loss(s @ w.T, t @ u.T, y, **o).loss
-    ),
-    "hard, logits": lambda s, w, t, u, y, **o: hard_label_loss(s @ w.T, y, **o),
-    "soft, fused": lambda s, w, t, u, y, **o: (
-        fused_losses.fused_soft_label_loss(s, w, t, u, y, **o).loss
-    ),
-    "soft, fused, the teacher's logits": lambda s, w, t, u, y, **o: (
-        fused_losses.fused_soft_label_loss(s, w, t @ u.T, None, y, **o).loss
-    ),
-    "soft, fused, stored": lambda s, w, t, u, y, **o: (
-        fused_losses.fused_soft_label_loss(
-            s, w, stored_targets(t @ u.T), None, y, **o
-        ).loss
-    ),
-    "soft, logits, stored": lambda s, w, t, u, y, **o: (
-        fused_losses.sparse_soft_label_loss(
-            s @ w.T, stored_targets(t @ u.T), y, **o
-        ).loss
-    ),
-    "hard, fused": lambda s, w, t, u, y, **o: fused_losses.fused_hard_label_loss(
-        s, w, y, **o
-    ),
+STUDENTS = {
+    "logits": lambda states, head: states @ head.T,
+    "hidden": Hidden,
+}
+TEACHERS = STUDENTS | {
+    "stored": lambda states, head: stored_targets(states @ head.T),
+    "none": lambda states, head: None,
 }
 
 
-@pytest.mark.parametrize("name", ALIGNED)
-def test_labels_are_unshifted_in_every_loss(name):
+def loss_of(kinds, s, w, t, u, labels, **options):
+    """The loss of one kind of student and one of teacher; with none, of labels."""
+    student, teacher = STUDENTS[kinds[0]](s, w), TEACHERS[kinds[1]](t, u)
+    if teacher is None:
+        return hard_label_loss(student, labels, **options)
+    return soft_label_loss(student, teacher, labels, **options).loss
+
+
+ALIGNED = list(itertools.product(STUDENTS, TEACHERS))  # every form of the losses
+
+
+@pytest.mark.parametrize("kinds", ALIGNED)
+def test_labels_are_unshifted_in_every_loss(kinds):
     """By default like the plain loss; aligned ones give another value and gradient."""
     *parts, labels = conversations()
-    plain = ALIGNED["hard, logits" if "hard" in name else "soft, logits"]
+    plain = ("logits", "none" if kinds[1] == "none" else "logits")
     aligned = F.pad(labels[:, 1:], (0, 1), value=-100)
     found = []
-    for loss, given, options in (
+    for forms, given, options in (
         (plain, labels, {}),
-        (ALIGNED[name], labels, {}),
-        (ALIGNED[name], aligned, {"shift": False}),
-        (ALIGNED[name], aligned, {}),  # the mistake
+        (kinds, labels, {}),
+        (kinds, aligned, {"shift": False}),
+        (kinds, aligned, {}),  # the mistake
     ):
-        value = loss(*parts, given, **options)
+        value = loss_of(forms, *parts, given, **options)
         found.append((value.item(), torch.autograd.grad(value, parts[0])[0]))
     (right, gradient), *same, (other, moved) = found
     for value, grad in same:
@@ -692,9 +702,9 @@ def test_labels_are_unshifted_in_every_loss(name):
     assert (moved - gradient).abs().max() > 0.01 * gradient.abs().max()
 
 
-@pytest.mark.parametrize("name", [name for name in ALIGNED if "hard" not in name])
-def test_flat_labels_beside_rows_are_refused(name):
+@pytest.mark.parametrize("kinds", ALIGNED)
+def test_flat_labels_beside_rows_are_refused(kinds):
     """Shifted over the ends of rows, they would mean another row's first token."""
     *parts, labels = conversations()
     with pytest.raises(ValueError, match="label"):
-        ALIGNED[name](*parts, labels.flatten())
+        loss_of(kinds, *parts, labels.flatten())
