@@ -536,7 +536,7 @@ def test_a_teacher_with_nan_is_named(bpe):
     teacher = tiny(bpe, seed=2)
     with torch.no_grad():
         teacher.model.norm.weight[0] = float("nan")
-    with pytest.raises(ValueError, match=r"teacher_(hidden|logits) holds NaN"):
+    with pytest.raises(ValueError, match=r"teacher(\.states)? holds NaN"):
         trained(teacher=teacher, steps=1)
 
 

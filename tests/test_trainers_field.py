@@ -165,7 +165,7 @@ def test_frozen_modules_may_be_shared(bpe, kind):
     made = make("soft", student, bpe, random_rows(4, 6, 300), teacher=teacher)
     made.train()
     assert {m.training for m in layers[0].modules()} == {True}
-    reader = made.objective.teacher
+    reader = made.objective.teacher.model
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
         torch.testing.assert_close(reader(ids).logits, wanted(ids).logits)
