@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -35,7 +34,6 @@ def make_study(**changes) -> Study:
         run=demo_run,
         select="score",
         claims=(claim,),
-        code=("losses",),
     )
     return replace(study, **changes)
 
@@ -181,7 +179,7 @@ def test_changed_code_runs_again(tmp_path, in_process, monkeypatch):
     study = make_study()
     studies.run_study(study, tmp_path)
     ran = len(in_process)
-    monkeypatch.setattr(studies, "code_fingerprint", lambda _: "other")
+    monkeypatch.setattr(studies, "_source_digest", lambda: "other")
     studies.run_study(study, tmp_path)
     assert len(in_process) == 2 * ran
 
@@ -248,18 +246,35 @@ def test_what_is_published_reads_back(tmp_path, in_process, monkeypatch):
     assert json.loads(json.dumps(row))["status"] == "holds"
 
 
-def test_comments_and_docstrings_do_not_change_a_fingerprint(tmp_path, monkeypatch):
-    package = tmp_path / "distill_helpers"
-    (package / "studies").mkdir(parents=True)
-    monkeypatch.setattr(studies, "__file__", str(package / "studies" / "__init__.py"))
+def test_any_source_file_of_the_package_can_be_the_change(tmp_path, monkeypatch):
+    """Else a recheck after a change could call rows of the code before it the same."""
+    for name in ("losses/plain.py", "studies/runner.py", "trainers.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    monkeypatch.setattr(studies, "__file__", str(tmp_path / "studies" / "runner.py"))
+    digests = {studies._source_digest()}
+    (tmp_path / "notes.txt").write_text("not code")
+    assert {studies._source_digest()} == digests
+    for change in (
+        lambda: (tmp_path / "losses/plain.py").write_text("x = 2\n"),
+        lambda: (tmp_path / "trainers.py").rename(tmp_path / "trained.py"),
+        lambda: (tmp_path / "losses/fused.py").write_text(""),
+    ):
+        change()
+        digests.add(studies._source_digest())
+    assert len(digests) == 4
 
-    def fingerprint(code: str) -> str:
-        (package / "studies" / "demo.py").write_text(code)
-        return studies.code_fingerprint(SimpleNamespace(name="demo", code=()))
 
-    plain = fingerprint('"""Doc."""\nx = 1\n')
-    assert fingerprint('"""Other doc."""\n# why\nx = 1\n') == plain
-    assert fingerprint('"""Doc."""\nx = 2\n') != plain
+def test_rows_with_the_fingerprint_of_old_code_are_read(tmp_path, monkeypatch):
+    """Published files keep that column; digits alone must not become a number."""
+    results = rows_with({"good": [1.0, 1.1], "bad": [2.0, 2.1]})
+    rows = tuple(row | {"fingerprint": "123456789012"} for row in results.rows)
+    studies.publish(Results(results.study, rows), tmp_path / "studies")
+    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(studies, "load_study", lambda _: results.study)
+    again = studies.load_results("soft_labels")
+    assert again.verdict("better") == results.verdict("better")
+    assert {row["fingerprint"] for row in again.rows} == {"123456789012"}
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)

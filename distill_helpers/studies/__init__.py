@@ -19,7 +19,6 @@ exploring ones included, is published in ``results/studies``.
 
 from __future__ import annotations
 
-import ast
 import csv
 import hashlib
 import importlib
@@ -142,8 +141,6 @@ class Study:
         select: The validation metric that chooses the cell.
         higher_is_better: Direction of ``select``.
         claims: Judged on the confirming seeds.
-        code: Modules whose code decides the numbers; their fingerprint is stored
-            with every row.
         threads: Threads of one run; as many runs go on at once as fit the cores.
         confirm_seeds: At least five that no exploring has seen.
         left_out: Pairs of arm and setting that are not run, say because an arm has
@@ -158,7 +155,6 @@ class Study:
     run: Callable[[Run], dict[str, float]]
     select: str
     claims: tuple[Claim, ...]
-    code: tuple[str, ...]
     higher_is_better: bool = False
     threads: int = 1
     confirm_seeds: tuple[int, ...] = CONFIRM_SEEDS
@@ -441,7 +437,8 @@ def load_results(name: str) -> Results:
     return Results(study, rows)
 
 
-# Columns of names and versions; "800" is the name of a setting.
+# Columns of names and versions; "800" is the name of a setting. Older rows also carry
+# a fingerprint of the code that made them; nothing reads it any more.
 _TEXT_COLUMNS = (
     "study",
     "phase",
@@ -531,7 +528,7 @@ def run_study(
     Args:
         study: What to run.
         work: Folder for finished rows; a second call goes on where the first was
-            interrupted, unless the code changed.
+            interrupted, unless a source file of the package changed.
         workers: Processes. Default: as many as fit the cores.
         progress: Wraps an iterator, such as tqdm, given its length and a title.
 
@@ -657,8 +654,8 @@ def _run_all(
     workers: int,
     progress: Callable[[Iterable[Any], int, str], Iterable[Any]] | None,
 ) -> list[dict[str, Any]]:
-    fingerprint = code_fingerprint(study)
-    done = _finished(log, fingerprint)
+    source = _source_digest()
+    done = _finished(log, source)
     missing = [run for run in runs if _key(run) not in done]
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -682,9 +679,9 @@ def _run_all(
                     "seed": run.seed,
                     **dict(run.options),
                     **future.result(),
-                    "fingerprint": fingerprint,
                 }
-                file.write(json.dumps({"key": _key(run), "row": row}) + "\n")
+                entry = {"key": _key(run), "source": source, "row": row}
+                file.write(json.dumps(entry) + "\n")
                 file.flush()
                 done[_key(run)] = row
     return [done[_key(run)] for run in runs]
@@ -725,7 +722,8 @@ def _key(run: Run) -> str:
     return json.dumps(asdict(run), sort_keys=True)
 
 
-def _finished(log: Path, fingerprint: str) -> dict[str, dict[str, Any]]:
+def _finished(log: Path, source: str) -> dict[str, dict[str, Any]]:
+    """Rows of an interrupted run, by run; those of other source files do not count."""
     done = {}
     if log.is_file():
         for line in log.read_text(encoding="utf-8").splitlines():
@@ -733,23 +731,24 @@ def _finished(log: Path, fingerprint: str) -> dict[str, dict[str, Any]]:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that was being written when the run was killed
-            if entry["row"]["fingerprint"] == fingerprint:
+            if entry.get("source") == source:
                 done[entry["key"]] = entry["row"]
     return done
 
 
-def code_fingerprint(study: Study) -> str:
-    """Hash of the code that decides a study's numbers; comments do not count."""
+def _source_digest() -> str:
+    """Hash of the package's source files.
+
+    Without it, a recheck after a change would call the rows of the code before it the
+    same. Any file counts, whichever a study uses: that is always right, and all it
+    costs is that an interrupted run begins anew.
+    """
+    package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    package = Path(__file__).resolve().parent.parent
-    for name in (f"studies/{study.name}", *study.code):
-        tree = ast.parse((package / f"{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            described = (ast.Module, ast.ClassDef, ast.FunctionDef)
-            if isinstance(node, described) and ast.get_docstring(node) is not None:
-                del node.body[0]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 # --- publishing ---------------------------------------------------------------------

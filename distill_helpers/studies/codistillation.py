@@ -318,7 +318,6 @@ STUDY = Study(
         for arm in ARMS
         if arm not in CHOSEN[setting]
     ),
-    code=("losses", "fused_losses", "trainers", "codistillation", "evaluation"),
     # Declared after exploring on seed 0, before confirming.
     claims=(
         Claim(

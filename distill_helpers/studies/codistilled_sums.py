@@ -94,7 +94,6 @@ STUDY = Study(
     run=_run,
     select="validation_nll",
     left_out=tuple((arm, EQUAL) for arm in ARMS if arm != ALONE),
-    code=("losses", "fused_losses", "trainers", "codistillation", "evaluation"),
     # Declared after exploring on seed 0, before confirming.
     claims=(
         Claim(

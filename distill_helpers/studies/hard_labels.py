@@ -113,16 +113,6 @@ STUDY = Study(
     ),
     run=_run,
     select="validation_nll",
-    code=(
-        "losses",
-        "fused_losses",
-        "trainers",
-        "evaluation",
-        "generation",
-        "hard_labels",
-        "gloss_task",
-        "gloss_labels",
-    ),
     claims=(
         Claim(
             name="teacher_helps",

@@ -69,7 +69,6 @@ STUDY = Study(
     ),
     run=_run,
     select="validation_nll",
-    code=("losses", "trainers", "evaluation", "studies/soft_labels"),
     claims=(
         Claim(
             name="long_run",

@@ -284,15 +284,6 @@ STUDY = Study(
     run=_run,
     select="validation_wrong",
     confirm_seeds=(500, 501, 502, 503, 504),
-    code=(
-        "losses",
-        "fused_losses",
-        "trainers",
-        "on_policy",
-        "generation",
-        "evaluation",
-        "three_sums",
-    ),
     # Declared after the first round, before this one.
     claims=(
         Claim(

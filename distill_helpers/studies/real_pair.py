@@ -174,7 +174,6 @@ STUDY = Study(
     ),
     run=_run,
     select="nll_validation",
-    code=("losses", "trainers", "evaluation"),
     threads=2,
     claims=(
         Claim(

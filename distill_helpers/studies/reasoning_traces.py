@@ -252,14 +252,6 @@ STUDY = Study(
     confirm_seeds=(300, 301, 302, 303, 304),
     # Fewer questions only for the curve of how many are enough.
     left_out=tuple((arm, few) for arm in ARMS if arm != RIGHT for few in (FEW, SOME)),
-    code=(
-        "losses",
-        "fused_losses",
-        "trainers",
-        "evaluation",
-        "generation",
-        "three_sums",
-    ),
     claims=(
         Claim(
             name="steps_help",

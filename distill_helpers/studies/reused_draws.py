@@ -122,7 +122,6 @@ STUDY = Study(
     grid=stored_labels.STUDY.grid,
     run=_run,
     select="validation_nll",
-    code=stored_labels.STUDY.code,
     claims=(
         Claim(
             name="fresh_draws_help",

@@ -175,7 +175,6 @@ STUDY = Study(
     ),
     run=_run,
     select="validation_nll",
-    code=("losses", "trainers", "evaluation", "three_sums"),
     claims=(
         Claim(
             name="sums_some",

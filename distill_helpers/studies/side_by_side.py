@@ -701,18 +701,6 @@ STUDY = Study(
     select="validation_wrong",
     confirm_seeds=(610, 611, 612, 613, 614),
     left_out=tuple((arm, EQUAL) for arm in ARMS if arm not in LONGER),
-    code=(
-        "losses",
-        "fused_losses",
-        "trainers",
-        "codistillation",
-        "on_policy",
-        "soft_label_cache",
-        "soft_label_schemes",
-        "generation",
-        "evaluation",
-        "three_sums",
-    ),
     # Declared before the first round, except for the added arm's; all of them before
     # any row of this one.
     claims=(

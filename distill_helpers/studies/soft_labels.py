@@ -253,7 +253,6 @@ STUDY = Study(
     ),
     run=_run,
     select="validation_nll",
-    code=("losses", "trainers", "evaluation"),
     claims=(
         Claim(
             name="few_data",

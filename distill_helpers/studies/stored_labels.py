@@ -99,15 +99,6 @@ STUDY = Study(
     ),
     run=_run,
     select="validation_nll",
-    code=(
-        "losses",
-        "fused_losses",
-        "soft_label_cache",
-        "soft_label_schemes",
-        "trainers",
-        "evaluation",
-        "studies/soft_labels",
-    ),
     claims=(
         Claim(
             name="default_keeps",

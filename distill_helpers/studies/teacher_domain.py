@@ -132,7 +132,6 @@ STUDY = Study(
     ),
     run=_run,
     select="validation_nll",
-    code=("losses", "trainers", "evaluation", "studies/soft_labels"),
     claims=(
         Claim(
             name="stranger_hurts",
