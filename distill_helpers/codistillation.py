@@ -29,7 +29,12 @@ from transformers.trainer_utils import SaveStrategy
 from distill_helpers.evaluation import evaluate
 from distill_helpers.heads import HeadReader
 from distill_helpers.limits import output_width
-from distill_helpers.losses import Hidden, hard_label_loss, soft_label_loss
+from distill_helpers.losses import (
+    Hidden,
+    cut_outputs,
+    hard_label_loss,
+    soft_label_loss,
+)
 from distill_helpers.models import (
     checkpoint_activations,
     vocabulary_size,
@@ -38,7 +43,6 @@ from distill_helpers.models import (
 from distill_helpers.trainers import (
     DistillationTrainer,
     check_student,
-    cut_outputs,
     load_adapters,
     refuse_shared,
     refuse_unsaved,
@@ -421,6 +425,7 @@ def mutual_losses(
     Returns:
         ``loss``, and ``NAME_hard`` and ``NAME_soft`` without gradients.
     """
+    shared = {name: cut_outputs(one, vocabulary) for name, one in readings.items()}
     losses: list[torch.Tensor] = []
     parts: dict[str, torch.Tensor] = {}
     for name, others in partners_of.items():
@@ -431,10 +436,8 @@ def mutual_losses(
             continue
         mixed = [
             soft_label_loss(
-                cut_outputs(readings[name], vocabulary),
-                cut_outputs(
-                    readings.get(f"stale {other}", readings[other]), vocabulary
-                ),
+                shared[name],
+                shared.get(f"stale {other}", shared[other]),
                 labels,
                 alpha=alphas[name],
                 num_items=num_items,

@@ -34,7 +34,12 @@ from distill_helpers.data import (
 from distill_helpers.generation import write_batch
 from distill_helpers.heads import HeadReader
 from distill_helpers.limits import Limits, reading_device
-from distill_helpers.losses import IGNORE_INDEX, Hidden, token_divergence
+from distill_helpers.losses import (
+    IGNORE_INDEX,
+    Hidden,
+    cut_outputs,
+    token_divergence,
+)
 from distill_helpers.models import eval_mode, vocabulary_size
 
 if TYPE_CHECKING:
@@ -458,10 +463,7 @@ def _cut(
     """
     differ = len({_width(one) for one in readings}) > 1
     if differ or len(tokenizer) >= size:
-        readings = [
-            one.cut(size) if isinstance(one, Hidden) else one[..., :size]
-            for one in readings
-        ]
+        readings = [cut_outputs(one, size) for one in readings]
     widths = [_width(one) for one in readings]
     if len(set(widths)) > 1 or widths[0] <= highest:
         raise ValueError(

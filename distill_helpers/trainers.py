@@ -55,6 +55,7 @@ from distill_helpers.losses import (
     Hidden,
     SparseTargets,
     check_options,
+    cut_outputs,
     hard_label_loss,
     soft_label_loss,
 )
@@ -223,20 +224,6 @@ class SoftLabels:
             **self.options,
         )
         return {"loss": result.loss, "soft": result.soft, "hard": result.hard}
-
-
-def cut_outputs(
-    outputs: torch.Tensor | Hidden, vocabulary: int
-) -> torch.Tensor | Hidden:
-    """Leave out what a model says of ids from ``vocabulary`` on.
-
-    Args:
-        outputs: Logits ``[..., width]``, or hidden states with their head.
-        vocabulary: Number of ids that count; a narrower head stays as it is.
-    """
-    if isinstance(outputs, Hidden):
-        return outputs.cut(vocabulary)
-    return outputs[..., :vocabulary]
 
 
 class DistillationTrainer(Trainer):

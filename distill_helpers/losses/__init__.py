@@ -41,10 +41,11 @@ from distill_helpers.losses.arguments import (
     counted,
     item_count,
     refuse_bad_value,
+    without_ends,
 )
 from distill_helpers.losses.fused import Options, fused_loss
 from distill_helpers.losses.gradients import TokenDivergence
-from distill_helpers.losses.targets import Head, Hidden, SparseTargets
+from distill_helpers.losses.targets import Head, Hidden, SparseTargets, cut_outputs
 
 __all__ = [
     "DIVERGENCES",
@@ -54,6 +55,7 @@ __all__ = [
     "SoftLabelLoss",
     "SparseTargets",
     "check_options",
+    "cut_outputs",
     "forward_kl",
     "hard_label_loss",
     "jsd",
@@ -201,12 +203,10 @@ def soft_label_loss(
     )
     scale = float(temperature) ** 2 if scale_by_t2 else 1.0
     if isinstance(student, Hidden):
-        if divergence == "jsd" and beta in (0, 1):
-            divergence = "reverse_kl" if beta else "forward_kl"
         options = Options(
             temperature=float(temperature),
             alpha=float(alpha),
-            divergence=divergence,
+            divergence=without_ends(divergence, beta),
             beta=float(beta),
             scale=scale,
             shift=shift,
@@ -288,8 +288,8 @@ def hard_label_loss(
 
 
 def token_divergence(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
     *,
     kind: str = "forward_kl",
     beta: float = 0.5,
@@ -298,8 +298,8 @@ def token_divergence(
     """Compute the divergence of student from teacher at every position, without T².
 
     Args:
-        student_logits: ``[..., vocabulary]``.
-        teacher_logits: Logits of the same shape; treated as a constant.
+        student: Logits ``[..., vocabulary]``.
+        teacher: Logits of the same shape; treated as a constant.
         kind: ``"forward_kl"`` is KL(p_T ‖ p_S), ``"reverse_kl"`` is KL(p_S ‖ p_T),
             ``"jsd"`` is β·KL(p_T ‖ m) + (1−β)·KL(p_S ‖ m) with
             m = (1−β)·p_S + β·p_T.
@@ -318,11 +318,10 @@ def token_divergence(
     """
     check_temperature(temperature)
     check_divergence("kind", kind, beta)
-    check_logits(student_logits, teacher_logits)
-    if kind == "jsd" and beta in (0, 1):
-        kind = "reverse_kl" if beta else "forward_kl"
+    check_logits(student, teacher)
+    kind = without_ends(kind, beta)
     divergence: torch.Tensor = TokenDivergence.apply(
-        student_logits, teacher_logits.detach(), kind, float(beta), float(temperature)
+        student, teacher.detach(), kind, float(beta), float(temperature)
     )
     return divergence
 

@@ -6,7 +6,6 @@ Taught in notebook 02 (masks, shift, what the sum is divided by).
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,6 @@ from distill_helpers.losses.targets import Hidden, SparseTargets
 
 IGNORE_INDEX = -100
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
-
-NumItems: TypeAlias = torch.Tensor | int | float | None
 
 
 def counted(
@@ -58,7 +55,7 @@ def counted(
 
 
 def item_count(
-    num_items: NumItems, targets: torch.Tensor
+    num_items: torch.Tensor | int | float | None, targets: torch.Tensor
 ) -> torch.Tensor | int | float:
     """Return what the sums over ``targets`` are divided by.
 
@@ -95,6 +92,13 @@ def check_divergence(name: str, kind: str, beta: float) -> None:
             f"{', '.join(DIVERGENCES)}"
         )
     _check_unit_interval("beta", beta)
+
+
+def without_ends(kind: str, beta: float) -> str:
+    """Return the divergence by its own name: a JSD at either end of beta is a KL."""
+    if kind == "jsd" and beta in (0, 1):
+        return "reverse_kl" if beta else "forward_kl"
+    return kind
 
 
 def check_temperature(temperature: float) -> None:

@@ -63,7 +63,7 @@ def working_bytes(
     return vocabulary * (buffers + 4 * precise * block)
 
 
-# --- options ---------------------------------------------------------------------
+# --- options ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

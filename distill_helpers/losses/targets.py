@@ -112,6 +112,20 @@ class Hidden:
         return self.head.cut(self.vocabulary).logits(self.states)
 
 
+def cut_outputs(
+    outputs: torch.Tensor | Hidden, vocabulary: int
+) -> torch.Tensor | Hidden:
+    """Leave out what a model says of ids from ``vocabulary`` on.
+
+    Args:
+        outputs: Logits ``[..., width]``, or hidden states with their head.
+        vocabulary: Number of ids that count; a narrower head stays as it is.
+    """
+    if isinstance(outputs, Hidden):
+        return outputs.cut(vocabulary)
+    return outputs[..., :vocabulary]
+
+
 @dataclass(frozen=True)
 class SparseTargets:
     """A teacher's distribution at every position, as a cache gives it back.
