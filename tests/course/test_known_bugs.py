@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from distill_helpers import losses
-from distill_helpers.known_bugs import KNOWN_BUGS, find_bug, infected, plain_loss
+from distill_helpers.course import mutants
+from distill_helpers.course.bugs import KNOWN_BUGS, find_bug, infected, plain_loss
 
 NO_LABEL = -100
 OUTSIDE_THE_LOSS = {
@@ -84,6 +85,10 @@ def test_every_entry_is_filled_in():
 
 def test_entries_without_a_mutant():
     assert {b.name for b in KNOWN_BUGS if not b.mutants} == OUTSIDE_THE_LOSS
+
+
+def test_every_mutant_has_an_entry():
+    assert set(mutants.MUTANTS) <= {bug.name for bug in KNOWN_BUGS}
 
 
 def test_unknown_name_lists_the_known_ones():

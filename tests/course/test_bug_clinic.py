@@ -5,7 +5,8 @@ import torch
 from test_checks import STYLES
 
 from distill_helpers import losses
-from distill_helpers.bug_clinic import (
+from distill_helpers.course.bugs import KNOWN_BUGS, find_bug, plain_loss
+from distill_helpers.course.clinic import (
     PATIENTS,
     PROBES,
     admit,
@@ -13,7 +14,6 @@ from distill_helpers.bug_clinic import (
     examine,
     sick_loss,
 )
-from distill_helpers.known_bugs import KNOWN_BUGS, find_bug, plain_loss
 
 WITH_A_LOSS = [n for n in range(1, 11) if sick_loss(n) is not None]
 # The cache's order and the pieces of a batch lie around the loss.

@@ -1,0 +1,1 @@
+"""The course around the toolkit: what lessons show, ask and compare."""
