@@ -78,7 +78,7 @@ TIME_REDRAWS = """
 import time
 from pathlib import Path
 
-from distill_helpers import widgets
+from distill_helpers.course import widgets
 
 _png = widgets._png
 
@@ -275,7 +275,7 @@ def check_in_lab(lab, page, notebook, name, sliders):
 
 
 SMALL = """
-from distill_helpers.widgets import explore
+from distill_helpers.course.widgets import explore
 
 
 def draw(ax, height):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from distill_helpers.model_card import ModelCard, card_text, escape, write_card
+from distill_helpers.course.model_card import ModelCard, card_text, escape, write_card
 
 CARD = ModelCard(
     name="small one",

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from distill_helpers import prices
-from distill_helpers.prices import Bill, Project, bill, break_even
+from distill_helpers.course import prices
+from distill_helpers.course.prices import Bill, Project, bill, break_even
 
 PROJECT = Project()
 

@@ -9,9 +9,9 @@ import torch
 import transformers
 from tiny_models import byte_level_bpe, tiny
 
-from distill_helpers import capstone
-from distill_helpers.capstone import Score
 from distill_helpers.configs import TrainOptions, build_trainer, write_config
+from distill_helpers.course import project, verdict
+from distill_helpers.course.verdict import Score
 from distill_helpers.data import DataError
 from distill_helpers.generation import write_batch
 from distill_helpers.models import Loaded, load_tiny_teacher, prune_layers
@@ -21,10 +21,10 @@ from distill_helpers.trainers import last_complete_checkpoint
 
 
 def test_scores_and_their_intervals():
-    found = capstone.score([" a", "b", "x"], ["a", "c", "y"])
+    found = verdict.score([" a", "b", "x"], ["a", "c", "y"])
     assert found.hits == (True, False, False)
     # What cannot be read is wrong, even if the right answer cannot be read either.
-    unread = capstone.score(
+    unread = verdict.score(
         ["?", "a"], ["?", "a"], read=lambda t: t if t > "@" else None
     )
     assert unread.hits == (False, True)
@@ -34,7 +34,7 @@ def test_scores_and_their_intervals():
     assert none.high == pytest.approx(1.96**2 / (10 + 1.96**2))
     for wrong in ([], ["a"]):
         with pytest.raises(ValueError, match="one for each"):
-            capstone.score(wrong, [])
+            verdict.score(wrong, [])
 
 
 def test_the_ratio_is_paired():
@@ -44,7 +44,7 @@ def test_the_ratio_is_paired():
     near = teacher & (draw.random(400) < 0.97)
     far = draw.permutation(near)
     same, other = (
-        capstone.score_ratio(Score(tuple(s.tolist())), Score(tuple(teacher.tolist())))
+        verdict.score_ratio(Score(tuple(s.tolist())), Score(tuple(teacher.tolist())))
         for s in (near, far)
     )
     assert same.mean == other.mean == pytest.approx(near.sum() / teacher.sum())
@@ -70,35 +70,37 @@ def test_agreeing_on_every_question_proves_what_their_number_does(
     questions, right, status
 ):
     same = Score((True,) * right + (False,) * (questions - right))
-    found = capstone.score_ratio(same, same)
+    found = verdict.score_ratio(same, same)
     # As often as that, they may differ on questions that were not asked.
     unseen = 1.96**2 / (questions + 1.96**2)
     expected = unseen * questions / right
     assert (found.mean, found.n) == (1, questions)
     assert found.low == pytest.approx(1 - expected)
     assert found.high == pytest.approx(1 + expected)
-    assert capstone.weigh("sorting", **(GOOD | {"score": found})).status == status
+    assert (
+        verdict.judge_student("sorting", **(GOOD | {"score": found})).status == status
+    )
 
 
 def test_a_share_is_never_less_than_nothing():
     same = Score((True,) + (False,) * 9)
-    assert capstone.score_ratio(same, same).low == 0
+    assert verdict.score_ratio(same, same).low == 0
 
 
 def test_a_ratio_needs_equal_questions_and_a_teacher():
     with pytest.raises(ValueError, match="same ones"):
-        capstone.score_ratio(Score((True,)), Score((True, True)))
+        verdict.score_ratio(Score((True,)), Score((True, True)))
     with pytest.raises(ValueError, match="nothing right"):
-        capstone.score_ratio(Score((True,)), Score((False,)))
+        verdict.score_ratio(Score((True,)), Score((False,)))
 
 
 def test_word_counts_are_naive_bayes():
-    found = capstone.WordCounts(["a b", "a c", "d"], ["x", "x", "y"])
+    found = verdict.WordCounts(["a b", "a c", "d"], ["x", "x", "y"])
     assert found.answer("A, b!") == "x"
     assert found.answer("d") == "y"
     assert found.answer("unknown") == "x"  # the commoner one
     with pytest.raises(ValueError, match="at least one"):
-        capstone.WordCounts([], [])
+        verdict.WordCounts([], [])
 
 
 def pair(layers=(3, 1)):
@@ -108,12 +110,12 @@ def pair(layers=(3, 1)):
 
 def test_footprint_counts_tensors():
     teacher, student = (loaded.model for loaded in pair())
-    found = capstone.footprint(teacher)
+    found = verdict.footprint(teacher)
     assert found.weights == 4 * sum(p.numel() for p in teacher.parameters())
     # Keys and values: layers × width, fp32.
     assert found.cache == 2 * 3 * 32 * 4
     assert found.memory(texts=5, tokens=7) == found.weights + 35 * found.cache
-    half = capstone.footprint(student, dtype=torch.bfloat16)
+    half = verdict.footprint(student, dtype=torch.bfloat16)
     assert half.cache == 2 * 1 * 32 * 2
     assert half.weights == 2 * half.parameters
 
@@ -123,7 +125,7 @@ def test_footprint_tells_states_from_keys_and_values():
     mamba = transformers.MambaForCausalLM(
         transformers.MambaConfig(**common, state_size=8, conv_kernel=4)
     )
-    found = capstone.footprint(mamba)
+    found = verdict.footprint(mamba)
     # A layer keeps 8 states and 4 columns of each of 2 × 32 channels, fp32.
     assert (found.cache, found.state) == (0, 4 * 64 * (8 + 4) * 4)
     assert found.memory(texts=5, tokens=7) == found.weights + 5 * found.state
@@ -137,7 +139,7 @@ def test_footprint_tells_states_from_keys_and_values():
             conv_L_cache=3,
         )
     )
-    found = capstone.footprint(hybrid, dtype=torch.bfloat16)
+    found = verdict.footprint(hybrid, dtype=torch.bfloat16)
     # Keys and values of the one layer: 2 heads of 8; columns of the other three.
     assert (found.cache, found.state) == (2 * 2 * 8 * 2, 3 * 32 * 3 * 2)
     assert found.memory(texts=2, tokens=7) == (
@@ -150,7 +152,7 @@ def test_a_model_that_keeps_nothing_has_no_footprint():
         transformers.OpenAIGPTConfig(vocab_size=20, n_embd=8, n_layer=1, n_head=2)
     )
     with pytest.raises(ValueError, match=r"OpenAIGPTLMHeadModel, which has no cache"):
-        capstone.footprint(model)
+        verdict.footprint(model)
 
 
 def test_what_is_timed_writes_on_where_a_text_would_end(monkeypatch):
@@ -163,8 +165,8 @@ def test_what_is_timed_writes_on_where_a_text_would_end(monkeypatch):
     def write(*given, **options):
         written.extend(write_batch(*given, **options))
 
-    monkeypatch.setattr(capstone, "write_batch", write)
-    capstone._answering_seconds(teacher, ["12+30+41=", "9+9+9="], 26, 1)
+    monkeypatch.setattr(verdict, "write_batch", write)
+    verdict._answering_seconds(teacher, ["12+30+41=", "9+9+9="], 26, 1)
     assert [len(text.ids) for text in written] == [26, 26]
     assert not any(text.ended for text in written)
     # Up to its end, the same text.
@@ -181,8 +183,8 @@ def test_speed_is_taken_in_turns(monkeypatch):
         slowness = 10 if len(turns) <= 2 else len(turns)
         return slowness * (3 if loaded is teacher else 1)
 
-    monkeypatch.setattr(capstone, "_answering_seconds", took)
-    found = capstone.compare_speed(student, teacher, ["a"] * 8, rounds=3)
+    monkeypatch.setattr(verdict, "_answering_seconds", took)
+    found = verdict.compare_speed(student, teacher, ["a"] * 8, rounds=3)
     assert [one is student for one in turns] == [True, False] * 4
     assert len(found.student) == len(found.teacher) == 3
     assert found.student[0] == 8 / 3
@@ -191,13 +193,13 @@ def test_speed_is_taken_in_turns(monkeypatch):
 
 def test_speed_runs_for_real_and_refuses_nonsense():
     teacher, student = pair()
-    found = capstone.compare_speed(student, teacher, ["abc", "It is"], rounds=2)
+    found = verdict.compare_speed(student, teacher, ["abc", "It is"], rounds=2)
     assert min(*found.student, *found.teacher) > 0
     with pytest.raises(ValueError, match="rounds=1"):
-        capstone.compare_speed(student, teacher, ["a"], rounds=1)
+        verdict.compare_speed(student, teacher, ["a"], rounds=1)
     teacher.model.bfloat16()
     with pytest.raises(ValueError, match="one of precisions"):
-        capstone.compare_speed(student, teacher, ["a"])
+        verdict.compare_speed(student, teacher, ["a"])
 
 
 GOOD = {
@@ -222,7 +224,7 @@ GOOD = {
     ],
 )
 def test_the_verdict(change, status, short_of):
-    found = capstone.weigh("sorting", **(GOOD | change))
+    found = verdict.judge_student("sorting", **(GOOD | change))
     assert (found.status, found.short_of) == (status, short_of)
     shown = found._repr_mimebundle_()["application/vnd.distill-helpers+json"]
     assert (shown["kind"], shown["status"], shown["ok"]) == ("verdict", status, True)
@@ -231,7 +233,7 @@ def test_the_verdict(change, status, short_of):
 
 def test_a_missed_part_outweighs_an_open_one():
     mixed = GOOD | {"score": Interval(0.95, 0.94, 0.96, 9), "size": 0.8}
-    found = capstone.weigh("sorting", **mixed)
+    found = verdict.judge_student("sorting", **mixed)
     assert (found.status, found.short_of) == ("not worth having", ("bytes",))
 
 
@@ -258,7 +260,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
         "hard", replace(given, output=str(tmp_path / "whole")), disable_tqdm=True
     )
     whole.train()
-    stop = capstone.StopAfter(3)
+    stop = project.StopAfter(3)
     stopped = build_trainer("hard", given, callbacks=[stop], disable_tqdm=True)
     stopped.train(resume_from_checkpoint=True)
     assert stopped.state.global_step == 3
@@ -318,34 +320,34 @@ def test_push_sends_the_folder_and_no_checkpoint(is_private, tmp_path, monkeypat
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     with pytest.raises(ValueError, match=r"has no README\.md"):
-        capstone.push_folder(tmp_path, "me/student")
+        project.push_folder(tmp_path, "me/student")
     for name in ("README.md", "config.json", "model.safetensors"):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match="must look like owner/name"):
-        capstone.push_folder(tmp_path, "student")
+        project.push_folder(tmp_path, "student")
     assert not calls
     private = {"private": is_private}
-    found = capstone.push_folder(tmp_path, "me/student", **private)
+    found = project.push_folder(tmp_path, "me/student", **private)
     assert found == "https://hub.example/me/student"
     assert calls[0] == ("me/student", private | {"exist_ok": True})
     assert calls[1]["ignore_patterns"] == ["checkpoint-*"]
     if not is_private:
         # It was there before, open to all, and creating it again did not change that.
         with pytest.raises(ValueError, match="is not private, so nothing was uploaded"):
-            capstone.push_folder(tmp_path, "me/student")
+            project.push_folder(tmp_path, "me/student")
         assert len(calls) == 3
 
 
 def test_origins_come_from_the_manifest():
-    found = capstone.origins(["gloss_labels.jsonl", "austen/emma.txt"])
+    found = project.origins(["gloss_labels.jsonl", "austen/emma.txt"])
     assert "Apache-2.0" in found["gloss_labels.jsonl"][0]
     assert "r-cran-janeaustenr" in found["austen/emma.txt"][1]
     with pytest.raises(DataError, match="not a bundled file"):
-        capstone.origins(["nothing.txt"])
+        project.origins(["nothing.txt"])
 
 
 def test_teachers_have_public_names(tmp_path):
     profile = SimpleNamespace(teacher="packaged")
-    assert capstone.teacher_name("packaged", profile).startswith("HuggingFaceTB/")
-    assert capstone.teacher_name(str(tmp_path), profile) == tmp_path.name
-    assert capstone.teacher_name("Qwen/Qwen2.5-0.5B", profile) == "Qwen/Qwen2.5-0.5B"
+    assert project.teacher_name("packaged", profile).startswith("HuggingFaceTB/")
+    assert project.teacher_name(str(tmp_path), profile) == tmp_path.name
+    assert project.teacher_name("Qwen/Qwen2.5-0.5B", profile) == "Qwen/Qwen2.5-0.5B"

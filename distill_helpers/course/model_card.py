@@ -1,0 +1,144 @@
+"""A model card: what a student is, where it comes from, what it cannot do.
+
+Taught in notebook 10. Paper: Mitchell et al. 2019 (arXiv:1810.03993).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_MARKUP = "\\`*_[]|~#!$@"
+_LONGEST = 300
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The facts of a card; :func:`card_text` puts them into Markdown.
+
+    Attributes:
+        name: The student's name.
+        summary: What it is for, in a sentence or two.
+        teacher: The teacher's name, as the hub knows it.
+        licences: Whatever went in, and its licence: the teacher, the data.
+        licence: The licence that the student is passed on under, as the hub
+            abbreviates it.
+        origins: Whatever went in, and where it came from.
+        method: How it was trained, in a sentence or two.
+        options: The run's options and their values.
+        results: Measures, in words, and what they came to.
+        limits: What it cannot do, a sentence each.
+        examples: Questions with what the student wrote.
+        versions: Package to version.
+    """
+
+    name: str
+    summary: str
+    teacher: str
+    licences: Mapping[str, str]
+    licence: str
+    origins: Mapping[str, str]
+    method: str
+    options: Mapping[str, object]
+    results: Mapping[str, str]
+    limits: Sequence[str]
+    examples: Sequence[tuple[str, str]] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def escape(text: object) -> str:
+    """Put foreign text into one line of Markdown: no markup, no HTML, no links.
+
+    Models write what they have read. A card is shown in browsers.
+
+    Args:
+        text: What to show, as it is; a longer one is cut after 300 characters.
+
+    Taught in notebook 10.
+    """
+    line = " ".join(str(text).split())
+    if len(line) > _LONGEST:
+        line = line[: _LONGEST - 1] + "…"
+    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    found = []
+    for character in line:
+        if character in named:
+            found.append(named[character])
+        elif character in _MARKUP:
+            found.append("\\" + character)
+        elif character.isprintable():
+            found.append(character)
+    # The hub makes links of bare addresses; these are none any more.
+    return "".join(found).replace("://", "\\://").replace("www.", "www\\.")
+
+
+def card_text(card: ModelCard) -> str:
+    """Return the card in Markdown, with the header that the model hub reads.
+
+    Args:
+        card: The facts.
+
+    Raises:
+        ValueError: Without licences, origins, results or limits: a card that leaves
+            these out is no card.
+
+    Taught in notebook 10.
+    """
+    for name in ("summary", "method", "licences", "origins", "results", "limits"):
+        if not getattr(card, name):
+            raise ValueError(f"{name} is empty; a card has to say it")
+    header = {
+        "license": card.licence,
+        "base_model": card.teacher,
+        "library_name": "transformers",
+        "tags": ["distillation"],
+    }
+    # JSON strings are YAML strings, whatever is in them.
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items())]
+    lines += ["---", "", f"# {escape(card.name)}", "", escape(card.summary)]
+    lines += ["", "## How it was made", "", escape(card.method), ""]
+    lines += _table("option", "value", card.options)
+    lines += ["", "## What went in", ""]
+    lines += ["| what | licence | origin |", "|---|---|---|"]
+    for what in dict.fromkeys([*card.licences, *card.origins]):
+        licence = card.licences.get(what, "not stated")
+        origin = card.origins.get(what, "not stated")
+        lines.append(f"| {escape(what)} | {escape(licence)} | {escape(origin)} |")
+    lines += ["", "## What was measured", ""]
+    lines += _table("measure", "result", card.results)
+    lines += ["", "## What it cannot do", ""]
+    lines += [f"* {escape(limit)}" for limit in card.limits]
+    if card.examples:
+        lines += ["", "## Answers of its own", ""]
+        lines += ["| question | answer |", "|---|---|"]
+        lines += [f"| {escape(q)} | {escape(a)} |" for q, a in card.examples]
+    if card.versions:
+        lines += ["", "## Versions", ""]
+        lines += [
+            ", ".join(f"{escape(k)} {escape(v)}" for k, v in card.versions.items())
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(one: str, two: str, rows: Mapping[str, object]) -> list[str]:
+    found = [f"| {one} | {two} |", "|---|---|"]
+    return found + [f"| {escape(k)} | {escape(v)} |" for k, v in rows.items()]
+
+
+def write_card(card: ModelCard, folder: str | Path) -> Path:
+    """Write ``README.md`` into the folder of a saved student; return its path.
+
+    Args:
+        card: The facts.
+        folder: The student's folder; a ``README.md`` there is replaced.
+
+    Raises:
+        ValueError: If the card leaves out what it has to say.
+
+    Taught in notebook 10.
+    """
+    path = Path(folder) / "README.md"
+    path.write_text(card_text(card), encoding="utf-8")
+    return path

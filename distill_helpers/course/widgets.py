@@ -1,0 +1,95 @@
+"""Interactive figures that also read well on a page.
+
+In JupyterLab and Colab a slider redraws the figure; on GitHub, or in a notebook that
+nobody is running, the same cell shows a still picture with several slider positions
+side by side. Core ipywidgets only, versions 7 and 8.
+
+Used in notebooks 01, 03, 06, 07 and 08.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def explore(
+    draw: Callable[[Any, float], None],
+    *,
+    name: str,
+    values: Sequence[float],
+    start: float,
+    still: Sequence[float],
+    alt: str,
+    size: tuple[float, float] = (6.4, 3.2),
+) -> None:
+    """Show a figure with one slider, and a still strip of it for the page.
+
+    Args:
+        draw: Draws one picture; called with a matplotlib ``Axes`` and the slider's
+            value.
+        name: The slider's name, with its unit.
+        values: Positions of the slider.
+        start: The position that it starts at; one of ``values``.
+        still: Three or four positions for the still picture.
+        alt: The picture in words, for those who cannot see it.
+        size: Width and height of the interactive figure, in inches.
+
+    Raises:
+        ValueError: If ``start`` is not one of ``values``.
+    """
+    if start not in values:
+        raise ValueError(f"start={start} must be one of values={list(values)}")
+    import ipywidgets
+    from IPython.display import publish_display_data
+
+    # Figures are drawn without pyplot, so none is left open to be shown twice.
+    slider = ipywidgets.SelectionSlider(
+        options=[(f"{value:g}", value) for value in values],
+        value=start,
+        description=name,
+        continuous_update=True,
+        style={"description_width": "initial"},
+        layout=ipywidgets.Layout(width="420px"),
+    )
+
+    def redraw(value: float) -> None:
+        # Not IPython's Image: the version that Colab has knows no alt text.
+        publish_display_data(
+            {"image/png": _png(draw, [value], size), "text/plain": alt},
+            metadata={"image/png": {"alt": alt}},
+        )
+
+    output = ipywidgets.interactive_output(redraw, {"value": slider})
+    box = ipywidgets.VBox([slider, output])
+    strip_size = (3.3 * len(still), 3.0)
+    publish_display_data(
+        {
+            "application/vnd.jupyter.widget-view+json": {
+                "version_major": 2,
+                "version_minor": 0,
+                "model_id": box.model_id,
+            },
+            "image/png": _png(draw, still, strip_size),
+            "text/plain": alt,
+        }
+    )
+
+
+def _png(
+    draw: Callable[[Any, float], None],
+    values: Sequence[float],
+    size: tuple[float, float],
+) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(values), sharex=True, squeeze=False)[0]
+    for ax, value in zip(axes, values, strict=True):
+        draw(ax, value)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
