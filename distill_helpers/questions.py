@@ -160,25 +160,17 @@ def gloss_project(
         texts = shipped.select(places)["answer"]
     else:
         told = [gloss.instruction for gloss in glosses]
-        path = Path(folder) / "asked.jsonl"
-        labels = write_labels(teacher, told, path, max_new_tokens=MAX_ANSWER_TOKENS)
+        limits = {"max_new_tokens": MAX_ANSWER_TOKENS}
+        labels = _ask(teacher, told, folder, told[learn:], "the exam", **limits)
         found = _by_prompt(labels)
-        _refuse_gaps(found, told[learn:], "the exam")
         texts = [found.get(prompt, "") for prompt in told]
     kinds = [read_answer(_unfenced(text)) or "" for text in texts]
-    pairs = [
-        (short_prompt(g), f" {kind}") for g, kind in zip(glosses, kinds, strict=True)
-    ]
-    known = [pair for pair in pairs[:learn] if pair[1].strip()]
-    return (
-        write_questions(
-            Path(folder) / "learn.jsonl", [p for p, _ in known], [a for _, a in known]
-        ),
-        Exam(
-            prompts=tuple(prompt for prompt, _ in pairs[learn:]),
-            right=tuple(gloss.kind for gloss in glosses[learn:]),
-            teacher=tuple(kinds[learn:]),
-        ),
+    prompts = [short_prompt(gloss) for gloss in glosses]
+    answers = [f" {kind}" for kind in kinds[:learn]]
+    return _write_learned(folder, prompts[:learn], answers), Exam(
+        prompts=tuple(prompts[learn:]),
+        right=tuple(gloss.kind for gloss in glosses[learn:]),
+        teacher=tuple(kinds[learn:]),
     )
 
 
@@ -208,7 +200,7 @@ def own_project(
             :func:`~distill_helpers.hard_labels.write_labels`.
 
     Returns:
-        As :func:`gloss_project`.
+        A file for :func:`read_questions`, and the exam.
 
     Raises:
         DataError: If a question also stands in the exam, the teacher left one of the
@@ -228,31 +220,65 @@ def own_project(
             f"{min(shared)[:60]!r}; take them out, or the exam proves nothing"
         )
     told = [tell + prompt for prompt in prompts]
-    path = Path(folder) / "asked.jsonl"
-    labels = write_labels(teacher, told, path, max_new_tokens=max_new_tokens, **limits)
-    found = _by_prompt(labels)
-    _refuse_gaps(found, told[len(asked) :], exam)
+    in_exam = told[len(asked) :]
+    limits["max_new_tokens"] = max_new_tokens
+    labels = _ask(teacher, told, folder, in_exam, exam, **limits)
     ended = [n for n, is_cut in enumerate(truncated(labels)) if not is_cut]
     whole = _by_prompt(labels.select(ended))
     texts = [whole.get(prompt, "") for prompt in told[: len(asked)]]
-    known = [
-        (prompt, text)
-        for prompt, text in zip(prompts, texts, strict=False)
-        if text.strip()
-    ]
-    if not known:
+    if not any(text.strip() for text in texts):
         raise DataError(
             f"the teacher gave no whole answer to {questions}; raise "
             f"max_new_tokens={max_new_tokens}, or tell it to be brief"
         )
-    learn = write_questions(
-        Path(folder) / "learn.jsonl", [p for p, _ in known], [a for _, a in known]
-    )
-    return learn, Exam(
+    found = _by_prompt(labels)
+    return _write_learned(folder, prompts[: len(asked)], texts), Exam(
         prompts=tuple(prompts[len(asked) :]),
         right=tuple(judged["answer"]),
-        teacher=tuple(found[prompt].strip() for prompt in told[len(asked) :]),
+        teacher=tuple(found[prompt].strip() for prompt in in_exam),
     )
+
+
+def _ask(
+    teacher: Teacher,
+    told: Sequence[str],
+    folder: str | Path,
+    in_exam: Sequence[str],
+    exam: str | Path,
+    **limits: Any,
+) -> Dataset:
+    """Ask the teacher what is missing, and refuse an exam that it did not end.
+
+    Args:
+        teacher: Who is asked.
+        told: All that it is asked, the exam included.
+        folder: Where its answers are kept.
+        in_exam: What it is asked in the exam.
+        exam: The exam as people know it.
+        limits: Keywords of :func:`~distill_helpers.hard_labels.write_labels`.
+    """
+    labels = write_labels(teacher, told, Path(folder) / "asked.jsonl", **limits)
+    answered = _by_prompt(labels)
+    missing = sum(prompt not in answered for prompt in in_exam)
+    if missing:
+        # Counted as wrong, they would make any student look better.
+        raise DataError(
+            f"the teacher has not answered {missing} of the {len(in_exam)} questions "
+            f"of {exam}; call again, with a larger max_cost or max_total_tokens if the "
+            "budget ended there (what is paid for is kept), or take out of the exam "
+            "what the teacher refuses"
+        )
+    return labels
+
+
+def _write_learned(
+    folder: str | Path, prompts: Sequence[str], answers: Sequence[str]
+) -> Path:
+    """Write what the student learns: questions whose answers are not empty."""
+    pairs = zip(prompts, answers, strict=True)
+    known = [(prompt, answer) for prompt, answer in pairs if answer.strip()]
+    path = Path(folder) / "learn.jsonl"
+    return write_questions(path, [p for p, _ in known], [a for _, a in known])
 
 
 def _text(messages: Sequence[Mapping[str, str]]) -> str:
@@ -267,27 +293,6 @@ def _text(messages: Sequence[Mapping[str, str]]) -> str:
 def _by_prompt(labels: Dataset) -> dict[str, str]:
     """Prompt to answer; without answers the Dataset has no columns either."""
     return {row["messages"][-1]["content"]: row["answer"] for row in labels}
-
-
-def _refuse_gaps(
-    found: Mapping[str, str], told: Sequence[str], exam: str | Path
-) -> None:
-    """Refuse an exam that the teacher did not take to its end.
-
-    Args:
-        found: Prompt to answer.
-        told: What the teacher was asked in the exam.
-        exam: As people know it.
-    """
-    missing = sum(prompt not in found for prompt in told)
-    if missing:
-        # Counted as wrong, they would make any student look better.
-        raise DataError(
-            f"the teacher has not answered {missing} of the {len(told)} questions of "
-            f"{exam}; call again, with a larger max_cost or max_total_tokens if the "
-            "budget ended there (what is paid for is kept), or take out of the exam "
-            "what the teacher refuses"
-        )
 
 
 def _unfenced(text: str) -> str:
