@@ -1,1 +1,43 @@
-"""Checks for the exercises: they say what is wrong, and never give the answer."""
+"""Checks for the exercises: they say what is wrong, and never give the answer.
+
+Each takes a learner's function, calls it on a few inputs, and returns a
+:class:`CheckResult`, which shows itself in a notebook. It never raises for a wrong
+answer, prints nothing and leaves the random state as it was; a function that does not
+come back is stopped after ``TIME_LIMIT`` seconds.
+
+An exercise is a value: a reference, inputs, and wrong answers by the name of their
+mistake. To teach a check another mistake, add a wrong answer to its exercise, and its
+two texts under the same name to ``words.toml``.
+
+* ``words.toml`` holds every sentence, and ``words`` reads it;
+* ``engine`` compares, and names the mistake;
+* ``answers`` reads what a function returned;
+* ``time_limits`` stops what does not come back;
+* ``start_here`` (notebook 00) to ``capstone`` (10) hold the exercises of a notebook.
+
+Used in every notebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from distill_helpers.course.checks.answers import FAILED as FAILED
+from distill_helpers.course.checks.answers import NOT_ATTEMPTED as NOT_ATTEMPTED
+from distill_helpers.course.checks.answers import PASSED as PASSED
+from distill_helpers.course.checks.engine import MIME_TYPE as MIME_TYPE
+from distill_helpers.course.checks.engine import CheckResult, Exercise, judge
+from distill_helpers.course.checks.words import words_of
+
+# Seconds for all calls of one check together; they take a small part of one.
+TIME_LIMIT = 5.0
+
+
+def _check(exercise: Exercise) -> Callable[[Any], CheckResult]:
+    def check(fn: Any) -> CheckResult:
+        return judge(exercise, fn, TIME_LIMIT)
+
+    check.__name__ = check.__qualname__ = exercise.name
+    check.__doc__ = words_of(exercise.name).help
+    return check
