@@ -23,6 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from distill_helpers.course.checks import (
+    temperature,
+)
 from distill_helpers.course.checks.answers import FAILED as FAILED
 from distill_helpers.course.checks.answers import NOT_ATTEMPTED as NOT_ATTEMPTED
 from distill_helpers.course.checks.answers import PASSED as PASSED
@@ -41,3 +44,9 @@ def _check(exercise: Exercise) -> Callable[[Any], CheckResult]:
     check.__name__ = check.__qualname__ = exercise.name
     check.__doc__ = words_of(exercise.name).help
     return check
+
+
+softmax = _check(temperature.SOFTMAX)
+entropy = _check(temperature.ENTROPY)
+forward_kl = _check(temperature.FORWARD_KL)
+perplexity = _check(temperature.PERPLEXITY)
