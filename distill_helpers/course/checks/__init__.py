@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_helpers.course.checks import (
+    start_here,
     temperature,
 )
 from distill_helpers.course.checks.answers import FAILED as FAILED
@@ -45,6 +46,9 @@ def _check(exercise: Exercise) -> Callable[[Any], CheckResult]:
     check.__doc__ = words_of(exercise.name).help
     return check
 
+
+bits_per_byte = _check(start_here.BITS_PER_BYTE)
+top_choices = _check(start_here.TOP_CHOICES)
 
 softmax = _check(temperature.SOFTMAX)
 entropy = _check(temperature.ENTROPY)
