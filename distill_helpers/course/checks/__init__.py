@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_helpers.course.checks import (
+    soft_labels,
     start_here,
     temperature,
 )
@@ -54,3 +55,6 @@ softmax = _check(temperature.SOFTMAX)
 entropy = _check(temperature.ENTROPY)
 forward_kl = _check(temperature.FORWARD_KL)
 perplexity = _check(temperature.PERPLEXITY)
+
+soft_label_loss = _check(soft_labels.SOFT_LABEL_LOSS)
+sampled_labels = _check(soft_labels.SAMPLED_LABELS)
