@@ -26,6 +26,7 @@ from typing import Any
 from distill_helpers.course.checks import (
     soft_labels,
     start_here,
+    storing_soft_labels,
     temperature,
 )
 from distill_helpers.course.checks.answers import FAILED as FAILED
@@ -58,3 +59,7 @@ perplexity = _check(temperature.PERPLEXITY)
 
 soft_label_loss = _check(soft_labels.SOFT_LABEL_LOSS)
 sampled_labels = _check(soft_labels.SAMPLED_LABELS)
+
+tail_bucket = _check(storing_soft_labels.TAIL_BUCKET)
+sampled_estimate = _check(storing_soft_labels.SAMPLED_ESTIMATE)
+cache_shift = _check(storing_soft_labels.CACHE_SHIFT)
