@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_helpers.course.checks import (
+    hard_labels,
     soft_labels,
     start_here,
     storing_soft_labels,
@@ -63,3 +64,7 @@ sampled_labels = _check(soft_labels.SAMPLED_LABELS)
 tail_bucket = _check(storing_soft_labels.TAIL_BUCKET)
 sampled_estimate = _check(storing_soft_labels.SAMPLED_ESTIMATE)
 cache_shift = _check(storing_soft_labels.CACHE_SHIFT)
+
+answer_labels = _check(hard_labels.ANSWER_LABELS)
+shares_run = _check(hard_labels.SHARES_RUN)
+may_ask = _check(hard_labels.MAY_ASK)
