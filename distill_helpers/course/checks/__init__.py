@@ -25,6 +25,7 @@ from typing import Any
 
 from distill_helpers.course.checks import (
     hard_labels,
+    reasoning_traces,
     soft_labels,
     start_here,
     storing_soft_labels,
@@ -68,3 +69,7 @@ cache_shift = _check(storing_soft_labels.CACHE_SHIFT)
 answer_labels = _check(hard_labels.ANSWER_LABELS)
 shares_run = _check(hard_labels.SHARES_RUN)
 may_ask = _check(hard_labels.MAY_ASK)
+
+exact_checker = _check(reasoning_traces.EXACT_CHECKER)
+keep_right = _check(reasoning_traces.KEEP_RIGHT)
+pass_at_k = _check(reasoning_traces.PASS_AT_K)

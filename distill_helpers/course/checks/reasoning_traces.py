@@ -1,0 +1,105 @@
+"""Notebook 05: an exact checker, rejection sampling, and pass@k."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from distill_helpers.course.checks.answers import places, yes_or_no
+from distill_helpers.course.checks.engine import Exercise
+from distill_helpers.course.checks.words import say
+
+
+def _is_right(answer: str, result: int) -> bool:
+    _, semicolon, last = answer.rpartition(";")
+    return bool(semicolon) and last.strip() == str(result)
+
+
+_STEPS = "27+58=85,85+46=131"
+_ENDS = (";131", ";121", ";13", ";1131", "; 131 ", ";131 or so", "", ";131;121", ";")
+
+EXACT_CHECKER = Exercise(
+    "exact_checker",
+    reference=_is_right,
+    inputs=[(_STEPS + end, 131) for end in _ENDS],
+    wrong={
+        "found_anywhere": lambda answer, result: str(result) in answer,
+        "ends_with": lambda answer, result: answer.strip().endswith(str(result)),
+        "begins_with": lambda answer, result: (
+            ";" in answer and answer.rpartition(";")[2].strip().startswith(str(result))
+        ),
+        "first_semicolon": lambda answer, result: (
+            (answer.split(";")[1:2] or [""])[0].strip() == str(result)
+        ),
+        "end_not_needed": lambda answer, result: (
+            re.split("[;=]", answer)[-1].strip() == str(result)
+        ),
+    },
+    adapt=yes_or_no,
+)
+
+Sample = tuple[str, str]
+
+
+def _keep(
+    samples: list[Sample],
+    right: list[bool],
+    same: Callable[[Sample], Any] = lambda sample: sample,
+) -> list[int]:
+    seen: set[Any] = set()
+    kept = []
+    for place, (sample, is_right) in enumerate(zip(samples, right, strict=True)):
+        if is_right and same(sample) not in seen:
+            seen.add(same(sample))
+            kept.append(place)
+    return kept
+
+
+def _first_tries(samples: list[Sample]) -> list[int]:
+    return _keep(samples, [True] * len(samples), itemgetter(0))
+
+
+_SAMPLES = [("1+2", "3"), ("1+2", "4"), ("2+1", "3"), ("1+2", "3"), ("1+2", "2+1;3")]
+_RIGHT = [True, False, True, True, True]
+
+KEEP_RIGHT = Exercise(
+    "keep_right",
+    reference=_keep,
+    inputs=[
+        (_SAMPLES[part], _RIGHT[part])
+        for part in (slice(2), slice(3), slice(4), slice(5), slice(1, 2))
+    ],
+    wrong={
+        "repeats_kept": lambda samples, right: [i for i, ok in enumerate(right) if ok],
+        "wrong_kept": lambda samples, right: _keep(samples, [True] * len(samples)),
+        "answers_alone_compared": partial(_keep, same=itemgetter(1)),
+        "one_per_question": partial(_keep, same=itemgetter(0)),
+        "wrong_ones_block": lambda samples, right: [
+            place for place in _first_tries(samples) if right[place]
+        ],
+    },
+    adapt=places,
+    show=lambda kept: say("places", places=kept.nonzero().flatten().tolist()),
+)
+
+
+def _pass_at_k(drawn: int, right: int, k: int) -> float:
+    return 1 - math.comb(drawn - right, k) / math.comb(drawn, k)
+
+
+PASS_AT_K = Exercise(
+    "pass_at_k",
+    reference=_pass_at_k,
+    inputs=((4, 1, 1), (4, 1, 2), (10, 3, 5), (4, 0, 2), (4, 3, 2), (8, 1, 8)),
+    wrong={
+        "plugged_in": lambda drawn, right, k: 1 - (1 - right / drawn) ** k,
+        "share_right": lambda drawn, right, k: right / drawn,
+        "chances_added": lambda drawn, right, k: min(1.0, k * right / drawn),
+        "none_right": lambda *a: 1 - _pass_at_k(*a),
+        "all_right": lambda drawn, right, k: math.comb(right, k) / math.comb(drawn, k),
+    },
+)
