@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_helpers.course.checks import (
+    co_distillation,
     hard_labels,
     reasoning_traces,
     soft_labels,
@@ -73,3 +74,7 @@ may_ask = _check(hard_labels.MAY_ASK)
 exact_checker = _check(reasoning_traces.EXACT_CHECKER)
 keep_right = _check(reasoning_traces.KEEP_RIGHT)
 pass_at_k = _check(reasoning_traces.PASS_AT_K)
+
+mix_weight = _check(co_distillation.MIX_WEIGHT)
+learn_together = _check(co_distillation.LEARN_TOGETHER)
+ensemble_nll = _check(co_distillation.ENSEMBLE_NLL)
