@@ -26,6 +26,7 @@ from typing import Any
 from distill_helpers.course.checks import (
     co_distillation,
     hard_labels,
+    on_policy,
     reasoning_traces,
     soft_labels,
     start_here,
@@ -78,3 +79,7 @@ pass_at_k = _check(reasoning_traces.PASS_AT_K)
 mix_weight = _check(co_distillation.MIX_WEIGHT)
 learn_together = _check(co_distillation.LEARN_TOGETHER)
 ensemble_nll = _check(co_distillation.ENSEMBLE_NLL)
+
+drawn_reverse_kl = _check(on_policy.DRAWN_REVERSE_KL)
+generalised_jsd = _check(on_policy.GENERALISED_JSD)
+excess_kl = _check(on_policy.EXCESS_KL)
