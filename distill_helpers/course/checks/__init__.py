@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_helpers.course.checks import (
+    choosing_a_method,
     co_distillation,
     hard_labels,
     on_policy,
@@ -83,3 +84,6 @@ ensemble_nll = _check(co_distillation.ENSEMBLE_NLL)
 drawn_reverse_kl = _check(on_policy.DRAWN_REVERSE_KL)
 generalised_jsd = _check(on_policy.GENERALISED_JSD)
 excess_kl = _check(on_policy.EXCESS_KL)
+
+steps_for = _check(choosing_a_method.STEPS_FOR)
+frontier = _check(choosing_a_method.FRONTIER)
