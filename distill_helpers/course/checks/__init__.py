@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_helpers.course.checks import (
+    bug_clinic,
     choosing_a_method,
     co_distillation,
     hard_labels,
@@ -87,3 +88,7 @@ excess_kl = _check(on_policy.EXCESS_KL)
 
 steps_for = _check(choosing_a_method.STEPS_FOR)
 frontier = _check(choosing_a_method.FRONTIER)
+
+plateau = _check(bug_clinic.PLATEAU)
+pieces_add_up = _check(bug_clinic.PIECES_ADD_UP)
+padding_is_silent = _check(bug_clinic.PADDING_IS_SILENT)
