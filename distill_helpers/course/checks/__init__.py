@@ -25,6 +25,7 @@ from typing import Any
 
 from distill_helpers.course.checks import (
     bug_clinic,
+    capstone,
     choosing_a_method,
     co_distillation,
     hard_labels,
@@ -92,3 +93,7 @@ frontier = _check(choosing_a_method.FRONTIER)
 plateau = _check(bug_clinic.PLATEAU)
 pieces_add_up = _check(bug_clinic.PIECES_ADD_UP)
 padding_is_silent = _check(bug_clinic.PADDING_IS_SILENT)
+
+resume_step = _check(capstone.RESUME_STEP)
+reaches = _check(capstone.REACHES)
+break_even = _check(capstone.BREAK_EVEN)
