@@ -7,18 +7,11 @@ import torch.nn.functional as F
 from tiny_models import byte_level_bpe, tiny
 
 from distill_helpers.data import DataError
-from distill_helpers.hard_labels import (
-    Answer,
-    Failure,
-    LabelError,
-    LocalTeacher,
-    learn_answers,
-    own_labels,
-    plan_labels,
-    prompt_ids,
-    read_labels,
-    write_labels,
-)
+from distill_helpers.labels.ask import plan_labels, write_labels
+from distill_helpers.labels.rows import learn_answers, own_labels
+from distill_helpers.labels.store import read_labels
+from distill_helpers.labels.teachers import Answer, Failure, LabelError, LocalTeacher
+from distill_helpers.labels.templates import prompt_ids
 
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}<end>\n"

@@ -21,9 +21,13 @@ from training_runs import SGD, trainer, weights
 from transformers import AutoModelForCausalLM
 
 from distill_helpers.data import DataError, collator_for
+from distill_helpers.labels.cache import SoftLabelCache
+from distill_helpers.labels.cache_files import CacheError
+from distill_helpers.labels.cache_writer import write_cache
+from distill_helpers.labels.schemes import SCHEMES, Scheme
 from distill_helpers.losses import Hidden, SparseTargets, soft_label_loss
-from distill_helpers.soft_label_cache import CacheError, SoftLabelCache, write_cache
-from distill_helpers.soft_label_schemes import SCHEMES, Scheme
+
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +399,7 @@ WRITE = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from tiny_models import byte_level_bpe, ragged_rows, tiny
-from distill_helpers.soft_label_cache import write_cache
+from distill_helpers.labels.cache_writer import write_cache
 bpe = byte_level_bpe()
 print("ready", flush=True)
 write_cache(
@@ -407,7 +411,7 @@ write_cache(
 
 def _writer(path):
     return subprocess.Popen(
-        [sys.executable, "-c", WRITE, str(path), str(Path(__file__).parent)],
+        [sys.executable, "-c", WRITE, str(path), str(TESTS)],
         stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )

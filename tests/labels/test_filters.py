@@ -3,7 +3,7 @@ import unicodedata
 import pytest
 from datasets import Dataset
 
-from distill_helpers.label_filters import (
+from distill_helpers.labels.filters import (
     contaminated,
     duplicate,
     empty,

@@ -15,7 +15,8 @@ from tokenizers import (
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from distill_helpers import data
-from distill_helpers.hard_labels import learn_answers, own_labels, prompt_ids
+from distill_helpers.labels.rows import learn_answers, own_labels
+from distill_helpers.labels.templates import prompt_ids
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<turn>"]
 SIGNS = "<|user|>\n How much is 2 + 2 = 4? <|assistant|>\n The answer: un able."

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill_helpers.soft_label_schemes import (
+from distill_helpers.labels.schemes import (
     decode,
     encode,
     pack_ids,

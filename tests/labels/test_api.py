@@ -14,16 +14,13 @@ import pytest
 from api_server import KEY, MODEL, serving
 from labelling import CONCURRENCY, PROMPTS, ask
 
-from distill_helpers.api_teacher import ApiTeacher, _wanted_pause, find_api_key
-from distill_helpers.hard_labels import (
-    LabelError,
-    plan_labels,
-    read_labels,
-    write_labels,
-)
-from distill_helpers.label_filters import truncated
+from distill_helpers.labels.api import ApiTeacher, find_api_key, wanted_pause
+from distill_helpers.labels.ask import plan_labels, write_labels
+from distill_helpers.labels.filters import truncated
+from distill_helpers.labels.store import read_labels
+from distill_helpers.labels.teachers import LabelError
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def teacher(server, **options):
@@ -547,7 +544,7 @@ def test_a_date_is_waited_for(fault, least, tmp_path):
     ],
 )
 def test_what_a_server_asks_for(headers, seconds):
-    assert _wanted_pause(headers) == seconds
+    assert wanted_pause(headers) == seconds
 
 
 # --- conversations with tools -------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What a teacher gives, on disk: its words and its distributions."""

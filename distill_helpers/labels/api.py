@@ -1,0 +1,463 @@
+"""A teacher behind an OpenAI-compatible API.
+
+The client is the ``openai`` package, imported when a teacher is made. Any server that
+speaks its protocol will do: a company's, or one on this machine.
+
+Taught in notebook 04.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from distill_helpers.labels.filters import ENDED
+from distill_helpers.labels.messages import Message
+from distill_helpers.labels.teachers import Answer, Failure, Request
+from distill_helpers.runtime import in_colab
+
+_KEY = "OPENAI_API_KEY"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# What write_labels decides and writes down; an option would go round it.
+_DECIDED = ("model", "messages", "n", "stream", "max_tokens", "max_completion_tokens")
+# Nothing was done for these, so they may be tried again at once.
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout")
+# A gateway gave up waiting, or could not read what came: the model behind it may have
+# answered, and be paid. 521 and 523 say that it was not reached, 502 and 503 that it
+# failed.
+_GATEWAY_GAVE_UP = (408, 504, 520, 522, 524)
+_LONGEST_PAUSE = 60.0
+# Fields of a message in which servers tell the thoughts before an answer.
+_REASONING = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "thinking_blocks",
+    "reasoning_details",
+)
+# Kinds of parts, by the beginning of their type's name. Notes are not part of a text.
+_TEXT_PARTS = ("text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")
+_NOTE_PARTS = ("reference", "citation")
+
+
+class ApiTeacher:
+    """A chat model behind an OpenAI-compatible API.
+
+    A request that came to nothing for a passing reason (429 with or without
+    ``Retry-After``, a server error, no connection) is tried again with growing pauses.
+    One that may have been paid for (a time-out, here or at a gateway on the way, a
+    connection cut mid-answer, an answer that is none) goes back to ``write_labels``,
+    whose budget counts every try. A wrong key or model name ends the run at once.
+
+    An answer's text may come as a string or as a list of parts. Thoughts that a server
+    tells apart, in parts or in a field such as ``reasoning_content``, are stored as
+    ``reasoning``. What is no whole answer is told by its ``finish_reason``: besides
+    those of the server, ``"tool_calls"`` if it calls a tool, ``"refusal"`` if it only
+    holds a refusal, ``"no_content"`` if it holds nothing at all, and ``"unreadable"``
+    if there are parts beside the text that are not known here. An answer of such parts
+    alone is none.
+
+    Args:
+        model: Its name on the server.
+        base_url: ``None`` for the client's default, or the server's address up to and
+            including ``/v1``.
+        api_key: ``None`` takes the environment's ``OPENAI_API_KEY``, then Colab's
+            store of that name, then asks if somebody is there. A server on this
+            machine needs none, and is sent none. It is kept in the client alone, and
+            never shown.
+        price: Per million prompt tokens and per million answer tokens.
+        licence: What the provider's terms allow for the answers, in your words;
+            stored with each.
+        timeout: Seconds without a byte from the server.
+        max_retries: Further tries of a request that cost nothing.
+        concurrency: Requests under way at a time.
+        token_limit: What the server calls the most tokens of an answer; reasoning
+            models of some providers want ``"max_completion_tokens"``.
+        options: Further parameters of every request, such as ``top_p``; ``None``
+            leaves one out that a server does not take, such as ``seed``.
+    """
+
+    charges = True
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        price: tuple[float, float] | None = None,
+        licence: str = "",
+        timeout: float = 120.0,
+        max_retries: int = 6,
+        concurrency: int = 8,
+        token_limit: str = "max_tokens",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        try:
+            import openai
+        except ImportError:
+            raise ImportError(
+                "ApiTeacher needs the openai package; run: pip install openai"
+            ) from None
+        if timeout <= 0 or max_retries < 0:
+            raise ValueError(
+                f"timeout={timeout} must be positive and max_retries={max_retries} "
+                "not negative"
+            )
+        if price is not None and len(price) != 2:
+            raise ValueError(
+                f"price={price} must be two numbers: per million prompt tokens, and "
+                "per million answer tokens"
+            )
+        self.name = model
+        self.base_url = base_url
+        self.price = price
+        self.licence = licence
+        self.concurrency = concurrency
+        self.max_retries = max_retries
+        self.token_limit = token_limit
+        self.options = dict(options or {})
+        for name in (*_DECIDED, token_limit):
+            if name in self.options:
+                raise ValueError(
+                    f"options holds {name!r}, which write_labels decides and stores; "
+                    "leave it out (see max_new_tokens, samples and token_limit)"
+                )
+        if self.options.get("temperature") is not None:
+            raise ValueError(
+                "options holds a temperature; pass it to write_labels, which stores it"
+            )
+        self._client = openai.OpenAI(
+            api_key=_usable_key(api_key or find_api_key(base_url)),
+            base_url=base_url,
+            timeout=openai.Timeout(timeout, connect=min(timeout, 10.0)),
+            max_retries=0,  # every try is counted
+        )
+
+    def __repr__(self) -> str:
+        where = self.base_url or "the default server"
+        return f"ApiTeacher({self.name!r} at {where})"
+
+    def identity(self) -> dict[str, Any]:
+        """Model name and options: the same model elsewhere is the same teacher."""
+        return {"name": self.name, "options": self.options}
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """At the most: hardly a tokenizer makes more tokens than there are bytes."""
+        size = 0
+        for message in messages:
+            rest = dict(message)
+            if isinstance(message.get("content"), str):
+                size += len(rest.pop("content").encode())
+            size += len(rest.pop("role")) + 8
+            # Tool calls and parts of a content: escaped, as the longest that it gets.
+            size += len(json.dumps(rest)) if rest else 0
+        # What a template adds, and tools or a response format in the options.
+        return size + 256 + len(json.dumps(self.options, default=str).encode())
+
+    def order(self, requests: list[Request]) -> list[Request]:
+        """As they are."""
+        return requests
+
+    def answers(
+        self, take: Callable[[], Request | None], concurrency: int
+    ) -> Generator[tuple[Request, Answer | Failure], None, None]:
+        """Ask, several at a time; see ``teachers.Teacher``.
+
+        If the caller leaves early, what is under way ends within one time-out.
+        """
+        leaving = threading.Event()
+        running: dict[Future[Answer | Failure], Request] = {}
+        pool = ThreadPoolExecutor(concurrency)
+        try:
+            while True:
+                while len(running) < concurrency and (request := take()) is not None:
+                    running[pool.submit(self._ask, request, leaving)] = request
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), future.result()
+        finally:
+            leaving.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, request: Request, leaving: threading.Event) -> Answer | Failure:
+        """One answer, with as many tries as come to nothing and cost nothing."""
+        parameters: dict[str, Any] = {
+            "model": self.name,
+            "messages": list(request.messages),
+            self.token_limit: request.max_new_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+        } | self.options
+        parameters = {k: v for k, v in parameters.items() if v is not None}
+        for attempt in range(self.max_retries + 1):
+            result, pause = self._try(parameters, request)
+            if pause is None or attempt == self.max_retries:
+                break
+            if leaving.wait(pause or _backoff(attempt)):
+                break
+        return result
+
+    def _try(
+        self, parameters: dict[str, Any], request: Request
+    ) -> tuple[Answer | Failure, float | None]:
+        """What came of one try; and, if it may be repeated, after how many seconds.
+
+        0 seconds leave the pause to the caller.
+        """
+        import openai
+
+        try:
+            completion = self._client.chat.completions.create(**parameters)
+        except openai.APIConnectionError as error:  # time-outs too
+            # Only the kind: a cause may quote what was sent, and so the key.
+            kind = type(error.__cause__ or error).__name__
+            unsent = kind in _NO_CONNECTION
+            words = "no connection" if unsent else "no whole answer"
+            return Failure(
+                f"{words} ({kind})", paid=not unsent
+            ), 0.0 if unsent else None
+        except openai.APIStatusError as error:
+            failure = self._refused(error)
+            passing = error.status_code in (409, 429) or error.status_code >= 500
+            again = passing and not (failure.fatal or failure.paid)
+            return failure, wanted_pause(error.response.headers) if again else None
+        except TypeError as error:
+            return Failure(f"options: {error}", fatal=True), None
+        except Exception as error:
+            # What a server sends is untrusted, and may break any parser.
+            kind = type(error).__name__
+            return Failure(f"not an answer ({kind})", paid=True), None
+        try:
+            return self._answer(completion, request), None
+        except Exception as error:
+            kind = type(error).__name__
+            return Failure(f"not an answer ({kind})", paid=True), None
+
+    def _refused(self, error: Any) -> Failure:
+        code = error.status_code
+        # A server's own words may quote the key.
+        words = str(error.message).replace(self._client.api_key, "…")[:200]
+        if code == 401:
+            return Failure(
+                f"the server refused the key (401); check {_KEY}", fatal=True
+            )
+        if code == 404:
+            return Failure(
+                f"the server knows no model {self.name!r}, or base_url lacks its /v1 "
+                "(404)",
+                fatal=True,
+            )
+        if code == 402 or error.code == "insufficient_quota":
+            return Failure(f"the account is used up ({code}): {words}", fatal=True)
+        if code in (400, 403, 413, 422):
+            return Failure(
+                f"the server refused a request ({code}): {words}", alone=True
+            )
+        return Failure(
+            f"the server answered {code}: {words}", paid=code in _GATEWAY_GAVE_UP
+        )
+
+    def _answer(self, completion: Any, request: Request) -> Answer | Failure:
+        choices = getattr(completion, "choices", None)
+        if not choices:
+            return Failure("the server's answer held no choice", paid=True)
+        message, usage = choices[0].message, getattr(completion, "usage", None)
+        content = _read_content(message.content)
+        refusal = getattr(message, "refusal", None)
+        if isinstance(refusal, str) and not content.text:
+            content = replace(content, refusal=refusal)
+        calls = getattr(message, "tool_calls", None)
+        calls = calls or getattr(message, "function_call", None)
+        reason = str(choices[0].finish_reason)
+        if content.unknown and not (content.text or calls) and reason in ENDED:
+            return Failure(
+                "the server's answer is no text, but parts of a kind unknown here: "
+                f"{', '.join(content.unknown)[:100]!r}",
+                paid=True,
+            )
+        told = [_strings(getattr(message, name, None)) for name in _REASONING]
+        thoughts = content.thoughts or next(filter(None, told), "")
+        text = content.text or content.refusal
+
+        def counted(name: str, most: int) -> int:
+            found = getattr(usage, name, None)
+            return int(found) if isinstance(found, int) else most
+
+        return Answer(
+            text=text,
+            finish_reason=_ending(reason, content, bool(calls), bool(thoughts)),
+            prompt_tokens=counted(
+                "prompt_tokens", self.prompt_tokens(request.messages)
+            ),
+            completion_tokens=counted("completion_tokens", request.max_new_tokens),
+            reasoning=thoughts,
+        )
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a message's content holds.
+
+    Attributes:
+        text: The answer.
+        thoughts: Those among its parts.
+        refusal: In words, and in the place of an answer.
+        unknown: Types of other parts.
+        is_string: Whether all of it is one string.
+    """
+
+    text: str = ""
+    thoughts: str = ""
+    refusal: str = ""
+    unknown: tuple[str, ...] = ()
+    is_string: bool = False
+
+
+def _read_content(content: Any) -> _Content:
+    """A content of any shape; what a server sends is untrusted."""
+    if isinstance(content, str):
+        return _Content(content, is_string=True)
+    found: dict[str, list[str]] = {"text": [], "thoughts": [], "refusal": []}
+    unknown = []
+    for part in content if isinstance(content, list) else [content]:
+        if part is None:
+            continue
+        fields = part if isinstance(part, Mapping) else {"type": type(part).__name__}
+        kind = str(fields.get("type") or "text")
+        if isinstance(part, str):
+            found["text"].append(part)
+        elif kind in _TEXT_PARTS and isinstance(fields.get("text"), str | Mapping):
+            found["text"].append(_strings(fields["text"]))
+        elif kind.startswith(_THOUGHT_PARTS):
+            found["thoughts"].append(_strings(part))
+        elif kind == "refusal":
+            found["refusal"].append(_strings(fields.get("refusal")))
+        elif not kind.startswith(_NOTE_PARTS):
+            unknown.append(kind)
+    text, thoughts, refusal = map("".join, found.values())
+    return _Content(text, thoughts, refusal, tuple(unknown))
+
+
+def _strings(value: Any) -> str:
+    """All text of thoughts or of a text, however a server packs it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_strings, value))
+    if isinstance(value, Mapping):
+        names = ("thinking", "reasoning", "summary", "text", "value", "content")
+        return "".join(_strings(value[name]) for name in names if name in value)
+    return ""
+
+
+def _ending(reason: str, content: _Content, calls: bool, thought: bool) -> str:
+    """Why an answer ends there: ``"stop"`` only for one that is whole."""
+    if reason not in ENDED:
+        return reason
+    if calls:
+        return "tool_calls"
+    if content.unknown:
+        return "unreadable"
+    if content.text.strip():
+        return "stop"
+    if content.refusal:
+        return "refusal"
+    # A string without a word may be all that a model wanted to say.
+    return "stop" if content.is_string and not thought else "no_content"
+
+
+def _backoff(attempt: int) -> float:
+    return min(8.0, 0.5 * 2**attempt) * random.uniform(0.75, 1.25)
+
+
+def wanted_pause(headers: Any) -> float:
+    """Seconds that a server asks to wait, up to a minute; 0 if it does not say."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(headers.get(name)) / unit
+        except (TypeError, ValueError):
+            continue
+        if seconds > 0:
+            return min(seconds, _LONGEST_PAUSE)
+    later = _date(headers.get("retry-after"))
+    if later is None:
+        return 0.0
+    # By the server's own clock, which may not be ours.
+    now = _date(headers.get("date")) or datetime.now(UTC)
+    return min(max(0.0, (later - now).total_seconds()), _LONGEST_PAUSE)
+
+
+def _date(text: str | None) -> datetime | None:
+    """A date of HTTP's; ``None`` for what is none."""
+    try:
+        found = parsedate_to_datetime(text or "")
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _usable_key(key: str) -> str:
+    """Without the spaces and line feeds that come along when a key is pasted."""
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("the API key holds characters that no key has; copy it again")
+    return key
+
+
+def find_api_key(base_url: str | None = None) -> str:
+    """The key for a server: environment, then Colab's store, then a question.
+
+    A server on this machine needs none.
+
+    Raises:
+        ValueError: If there is none, and nobody to ask.
+    """
+    if base_url is not None and urlsplit(base_url).hostname in _LOOPBACK:
+        return "none-needed"
+    found = os.environ.get(_KEY) or _from_colab()
+    if found:
+        return found
+    if _somebody_is_there():
+        return getpass.getpass(f"{_KEY} (not shown): ")
+    raise ValueError(
+        f"no API key: set the environment variable {_KEY}, or pass api_key="
+    )
+
+
+def _somebody_is_there() -> bool:
+    ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    kernel = getattr(ipython, "kernel", None)
+    if kernel is not None:
+        return bool(getattr(kernel, "_allow_stdin", False))
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _from_colab() -> str | None:
+    if not in_colab():
+        return None
+    from google.colab import userdata
+
+    try:
+        found: str | None = userdata.get(_KEY)
+    except (
+        userdata.SecretNotFoundError,
+        userdata.NotebookAccessError,
+        userdata.TimeoutException,  # no page of Colab's is open that could answer
+    ):
+        return None
+    return found

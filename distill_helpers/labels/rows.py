@@ -1,0 +1,320 @@
+"""A teacher's answers as rows that a student learns.
+
+Taught in notebook 04.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from distill_helpers.data import DataError, encode_answers, whole_characters
+from distill_helpers.generation import closing_tokens
+from distill_helpers.labels.messages import Message, Prompt, asked_messages, cleaned
+from distill_helpers.labels.store import as_dataset
+from distill_helpers.labels.templates import prompt_text, rendered
+from distill_helpers.losses import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_LOGGER = logging.getLogger(__name__)
+
+_STAND_IN = "An-answer-that-nobody-gives"
+# Variables of chat templates that switch the thoughts of reasoning models off.
+_NO_THOUGHTS: tuple[dict[str, Any], ...] = (
+    {"enable_thinking": False},
+    {"thinking": False},
+)
+
+
+def own_labels(prompts: Sequence[Prompt], answers: Sequence[str]) -> Dataset:
+    """Answers that you have already, in the columns that :func:`learn_answers` reads.
+
+    Args:
+        prompts: As in :func:`write_labels`.
+        answers: One for each; half an emoji in it becomes U+FFFD.
+    """
+    if isinstance(prompts, str) or isinstance(answers, str):
+        raise ValueError("prompts and answers are lists, one answer per prompt")
+    if len(prompts) != len(answers):
+        raise ValueError(
+            f"{len(prompts)} prompts and {len(answers)} answers: one answer per prompt"
+        )
+    for number, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            raise ValueError(
+                f"answers[{number}] is {answer!r:.80}, no string; leave it out, with "
+                "its prompt"
+            )
+    return as_dataset(
+        [
+            {
+                "messages": list(asked_messages(prompt, number)),
+                "answer": whole_characters(answer),
+            }
+            for number, (prompt, answer) in enumerate(
+                zip(prompts, answers, strict=True)
+            )
+        ]
+    )
+
+
+def learn_answers(
+    labels: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    template_options: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Rows in which a student learns the answers, and nothing else.
+
+    The prompt stands in the *student's* chat template and is labelled ``-100``. The
+    answer and the token that ends the turn are learned, or the student would never
+    stop. What a template puts behind that token is left out.
+
+    So that a student learns what it will write, the prompt's ids are those of
+    :func:`prompt_ids`, and the answer goes on from them as
+    :func:`~distill_helpers.data.encode_answers` says, whatever the tokenizer puts
+    before a text. Where the answer begins in a chat template, and what ends it, is
+    found out row by row: the conversation is written with and without the answer, and
+    the one must begin with the other and go on, but for white space, with the answer as
+    given or without the white space around it. A template that does otherwise is
+    refused, with what it did; but thoughts up to ``</think>`` in an answer, which
+    templates of reasoning models rewrite or take out, are learned as given if the
+    prompt or the answer opens them. Thoughts in the column ``reasoning`` are not
+    learned; write them into the answers for that.
+
+    Of an answer that is empty, or white space that the template trims, the end alone
+    is learned, and the log says how often: the student learns to say nothing there.
+    :func:`~distill_helpers.labels.filters.empty` leaves such rows out.
+
+    Args:
+        labels: With ``messages`` and ``answer``, such as :func:`write_labels` returns.
+        tokenizer: Of the student.
+        max_length: Rows with more tokens are left out, and the log says how many: a
+            cut-off answer would teach to stop anywhere. ``None`` keeps all.
+        template_options: Further variables of the chat template, such as
+            ``{"enable_thinking": False}``; to be the same at inference.
+
+    Returns:
+        ``input_ids`` and ``labels`` (unshifted), for
+        :class:`~distill_helpers.trainers.HardLabelTrainer`, in the given order.
+
+    Raises:
+        DataError: If nothing is left.
+        ValueError: If a row cannot be written, with its number and the reason.
+    """
+    from datasets import Dataset
+
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token: the student could not learn to "
+            "stop; set tokenizer.eos_token"
+        )
+    turns = []
+    for number, row in enumerate(labels):
+        try:
+            turns.append(
+                _turn(row["messages"], row["answer"], tokenizer, template_options or {})
+            )
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
+    empty = sum(not turn.answer for turn in turns)
+    if empty:
+        _LOGGER.warning(
+            "%d of %d answers are empty, and the student learns to end at once there; "
+            "label_filters.empty leaves them out",
+            empty,
+            len(turns),
+        )
+    parts = encode_answers(
+        [turn.prompt for turn in turns], [turn.answer for turn in turns], tokenizer
+    )
+    rows = []
+    for (prompt, answer), turn in zip(parts, turns, strict=True):
+        learned = answer + turn.closing
+        if max_length is None or len(prompt) + len(learned) <= max_length:
+            rows.append(
+                {
+                    "input_ids": prompt + learned,
+                    "labels": [IGNORE_INDEX] * len(prompt) + learned,
+                }
+            )
+    left_out = len(labels) - len(rows)
+    if left_out:
+        _LOGGER.warning(
+            "%d of %d answers are longer than max_length=%s with their prompts, and "
+            "are left out",
+            left_out,
+            len(labels),
+            max_length,
+        )
+    if not rows:
+        raise DataError(
+            f"labels holds {len(labels)} answers and none is left to learn; "
+            f"max_length={max_length} may be too small"
+        )
+    return Dataset.from_list(rows)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """An answer where a model will write it.
+
+    Attributes:
+        prompt: Text up to where the model begins.
+        answer: Text that it writes, with what the template puts around it.
+        closing: Ids that end its turn.
+    """
+
+    prompt: str
+    answer: str
+    closing: list[int]
+
+
+def _turn(
+    messages: Sequence[Message],
+    answer: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> _Turn:
+    if not isinstance(answer, str):
+        raise ValueError(
+            f"the answer {answer!r:.80} is no string; leave the row out, with a filter "
+            "of your own or label_filters.empty"
+        )
+    answer = whole_characters(answer)
+    asked = cleaned(messages)
+    prompt = prompt_text(asked, tokenizer, options)
+    if not tokenizer.chat_template:
+        return _Turn(prompt, answer, [tokenizer.eos_token_id])
+    found = _behind(asked, prompt, answer, tokenizer, options)
+    if found is None and "</think>" in answer:
+        found = _with_thoughts(asked, prompt, answer, tokenizer, options)
+    if found is None:
+        raise ValueError(_otherwise(asked, prompt, answer, tokenizer, options))
+    text, after = found
+    between, closing = _parted(after, tokenizer)
+    if not text:  # the end alone
+        return _Turn(prompt, "", closing[-1:])
+    return _Turn(prompt, text + between, closing)
+
+
+def _behind(
+    messages: tuple[Message, ...],
+    prompt: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> tuple[str, str] | None:
+    """What a template writes behind a prompt: the answer's text, and what follows.
+
+    ``None`` if that is another prompt or another answer.
+    """
+    # An empty text is everywhere, so another one shows the place.
+    told = answer if answer.strip() else "."
+    whole = _with_answer(messages, told, tokenizer, options)
+    if not whole.startswith(prompt):
+        return None
+    rest = whole.removeprefix(prompt)
+    told = told if told in rest else told.strip()  # as many templates do
+    before, found, after = rest.partition(told)
+    if not found or before.strip():
+        return None
+    return (before + told if answer.strip() else ""), after
+
+
+def _with_answer(
+    messages: tuple[Message, ...],
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> str:
+    turn = {"role": "assistant", "content": answer}
+    return rendered([*messages, turn], tokenizer, options)
+
+
+def _with_thoughts(
+    messages: tuple[Message, ...],
+    prompt: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> tuple[str, str] | None:
+    """The same for thoughts and an answer, of which the template shows the answer."""
+    opened = prompt.rstrip().endswith("<think>")
+    if opened == answer.lstrip().startswith("<think>"):
+        return None  # opened twice, or by nobody
+    thoughts, mark, said = answer.rpartition("</think>")
+    if not said.strip():
+        return None
+    # In another answer's place the end is told from what the answer says.
+    other = thoughts + mark + said.replace(said.strip(), _STAND_IN)
+    before, found, after = _with_answer(messages, other, tokenizer, options).rpartition(
+        _STAND_IN
+    )
+    whole = _with_answer(messages, answer, tokenizer, options)
+    shared = prompt.rstrip().removesuffix("<think>")
+    if not found or not before.startswith(shared):
+        return None
+    if whole != before + said.strip() + after:
+        return None
+    return answer.rstrip(), after  # which begins with the space that is kept
+
+
+def _parted(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """What follows an answer: text that belongs to its turn, and the ids that end it.
+
+    The text, such as a space, continues the answer and is encoded with it.
+    """
+    closing = closing_tokens(after, tokenizer) or [tokenizer.eos_token_id]
+    between, end, _ = after.partition(str(tokenizer.decode(closing[-1:])))
+    return (between, closing[-1:]) if end and len(closing) > 1 else ("", closing)
+
+
+def _otherwise(
+    messages: tuple[Message, ...],
+    prompt: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any],
+) -> str:
+    """Why a row is refused: what the template did, and what would help."""
+    whole = _with_answer(messages, answer, tokenizer, options)
+    same = len(prompt)
+    while not whole.startswith(prompt[:same]):
+        same -= 1
+    did = f"goes on with {_quoted(whole[same:])}, and not with the answer as given"
+    if same < len(prompt):
+        did = f"writes {_quoted(whole[same:])} in the place of {_quoted(prompt[same:])}"
+    helps = "use a template that only appends (template_options may help)"
+    for off in _NO_THOUGHTS:
+        without = {**options, **off}
+        try:
+            shut = prompt_text(messages, tokenizer, without)
+            found = _behind(messages, shut, answer, tokenizer, without)
+        except ValueError:
+            continue
+        if found is not None:
+            helps = (
+                f"pass template_options={off!r}, here and at inference, for answers "
+                "without thoughts"
+            )
+            break
+    if "<think>" in prompt[-20:] + whole[same:]:
+        opened = prompt.rstrip().endswith("<think>")
+        thoughts = "…</think>" if opened else "<think>…</think>"
+        helps += f"; or keep the thoughts, in answers that are {thoughts!r} + answer"
+    return (
+        "the chat template writes a prompt or an answer differently once both are "
+        f"there, so where the answer begins cannot be told: behind "
+        f"{_quoted(prompt[:same][-40:])} it {did}; {helps}"
+    )
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:80] + "…")
