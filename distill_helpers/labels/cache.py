@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ import torch
 from distill_helpers.labels.cache_files import (
     CacheError,
     check_shard,
-    check_tokenizer,
     read_header,
+    tokenizer_facts,
 )
 from distill_helpers.labels.cache_rows import RowEncoder, row_key
 from distill_helpers.labels.schemes import Scheme, decode, unpack_ids
@@ -45,12 +45,29 @@ class Verification:
     Attributes:
         rows: Rows that the teacher read again.
         positions: Distributions compared.
-        largest_gap: Of the entropies, in nats.
+        largest_gap: The largest difference of two entropies, in nats.
     """
 
     rows: int
     positions: int
     largest_gap: float
+
+
+_DTYPES = {
+    "entropy": np.float32,
+    "log_p": np.float16,
+    "top_ids": np.uint8,
+    "top_weights": np.float16,
+    "draws": np.uint8,
+}
+
+
+class _Place(NamedTuple):
+    """Where a row's distributions are: so many positions of a shard, from the first."""
+
+    shard: int
+    start: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class SoftLabelCache:
                 "rows); write it again with the same options, and it is completed"
             )
         if tokenizer is not None:
-            check_tokenizer(path, header, tokenizer)
+            _check_tokenizer(path, header, tokenizer)
         cache = cls(path, header)
         for shard in header["shards"]:
             check_shard(path / shard["file"], shard, checksums=checksums)
@@ -117,7 +134,7 @@ class SoftLabelCache:
 
     @property
     def temperature(self) -> float:
-        """Of the teacher's softmax."""
+        """The temperature of the teacher's softmax when the cache was written."""
         return float(self.header["temperature"])
 
     @property
@@ -136,8 +153,8 @@ class SoftLabelCache:
         ]
 
     @cached_property
-    def _places(self) -> dict[int, tuple[int, int, int]]:
-        """Row key to (shard, first position, number of positions)."""
+    def _places(self) -> dict[int, _Place]:
+        """Where each row's distributions are, by the row's key."""
         places = {}
         for number, shard in enumerate(self._shards):
             counts = shard.get_tensor("lengths").astype(np.int64) - 1
@@ -148,11 +165,11 @@ class SoftLabelCache:
                 counts.tolist(),
                 strict=True,
             ):
-                places[key] = (number, start, count)
+                places[key] = _Place(number, start, count)
         return places
 
     def _check_positions(self) -> None:
-        found = sum(count for _, _, count in self._places.values())
+        found = sum(place.count for place in self._places.values())
         wanted = self.header["dataset"]["positions"]
         stored = sum(
             int(shard.get_slice("entropy").get_shape()[0]) for shard in self._shards
@@ -207,25 +224,24 @@ class SoftLabelCache:
                 if size < 2:
                     continue
                 raise self._missing(f"row {row} of the batch")
-            number, start, count = place
             for name, column in blank.items():
-                column[row, :count] = self._shards[number].get_slice(name)[
-                    start : start + count
-                ]
+                column[row, : place.count] = self._stored(place, name)
         return self._decoded(blank, input_ids.device)
+
+    def _stored(self, place: _Place, column: str) -> NDArray[Any]:
+        part = slice(place.start, place.start + place.count)
+        values: NDArray[Any] = self._shards[place.shard].get_slice(column)[part]
+        return values
 
     def _blank(self, rows: int, length: int) -> dict[str, NDArray[Any]]:
         if not self._shards:
             return {}
-        names = ("entropy", "log_p", "top_ids", "top_weights", "draws")
         first = self._shards[0]
+        widths = {name: first.get_slice(name).get_shape()[1:] for name in first.keys()}  # noqa: SIM118 (no mapping)
         return {
-            name: np.zeros(
-                (rows, length, *first.get_slice(name).get_shape()[1:]),
-                dtype=_DTYPES[name],
-            )
-            for name in names
-            if name in first.keys()  # noqa: SIM118 (no mapping)
+            name: np.zeros((rows, length, *widths[name]), dtype=dtype)
+            for name, dtype in _DTYPES.items()
+            if name in widths
         }
 
     def _decoded(
@@ -249,17 +265,17 @@ class SoftLabelCache:
         """Let the teacher read some rows again, and compare.
 
         Args:
-            teacher: That the cache should be of; read in eval mode.
+            teacher: The model that the cache should be of; read in eval mode.
             rows: A few rows of the dataset; each must be in the cache. Rows of one
                 token, which have no soft labels, are passed over.
-            tokenizer: Pads.
+            tokenizer: The teacher's; it pads.
             tolerance: Largest difference between a stored entropy and a recomputed
                 one, in nats. Other hardware or batching moves it by less.
 
         Raises:
             CacheError: If a distribution is another one, with the likely cause.
         """
-        writer = RowEncoder(teacher, tokenizer, self.header)
+        encoder = RowEncoder(teacher, tokenizer, self.header)
         worst, positions, compared = 0.0, 0, 0
         for row in rows.with_format("numpy")["input_ids"]:
             ids = np.asarray(row, dtype=np.int32)
@@ -268,52 +284,58 @@ class SoftLabelCache:
             key = row_key(ids)
             if key not in self._places:
                 raise self._missing("a row")
-            number, start, count = self._places[key]
+            place = self._places[key]
             with eval_mode(teacher):
-                fresh = writer.shard([ids.tolist()], np.array([key], dtype=np.uint64))
+                fresh = encoder.encode([ids.tolist()], np.array([key], dtype=np.uint64))
             stored = {
-                name: self._shards[number].get_slice(name)[start : start + count]
+                name: self._stored(place, name)
                 for name in fresh.keys() - {"keys", "lengths"}
             }
             gap = float(np.abs(stored["entropy"] - fresh["entropy"]).max())
-            worst, positions = max(worst, gap), positions + count
+            worst, positions = max(worst, gap), positions + place.count
             compared += 1
             # Not "gap > tolerance", which NaN would pass.
-            if not gap <= tolerance or self._agreement(stored, fresh) < 0.7:
+            if not gap <= tolerance or _agreement(self.scheme, stored, fresh) < 0.7:
                 raise CacheError(
                     f"{self.path} is not of this teacher: {_cause(stored, fresh)} "
                     f"(entropies differ by up to {gap:.2f} nats)"
                 )
         return Verification(compared, positions, worst)
 
-    def _agreement(
-        self, stored: dict[str, NDArray[Any]], fresh: dict[str, NDArray[Any]]
-    ) -> float:
-        """Share of the stored tokens that the teacher would give again.
 
-        The draws come from the same offsets, so they too are the same tokens.
-        """
-        if "log_p" in stored:
-            return float(
-                (stored["log_p"].argmax(-1) == fresh["log_p"].argmax(-1)).mean()
-            )
-        scheme = self.scheme
+def _check_tokenizer(
+    path: Path, header: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    facts = tokenizer_facts(tokenizer)
+    if header["tokenizer"] != facts["tokenizer"]:
+        raise CacheError(
+            f"{path} was written with another tokenizer; its token ids mean other "
+            "words. Use the teacher's tokenizer for the student"
+        )
+    if header["chat_template"] != facts["chat_template"]:
+        raise CacheError(
+            f"{path} was written with another chat template; the same conversation "
+            "becomes other tokens. Give both tokenizers one template"
+        )
+
+
+def _agreement(
+    scheme: Scheme, stored: dict[str, NDArray[Any]], fresh: dict[str, NDArray[Any]]
+) -> float:
+    """Share of the stored tokens that the teacher would give again.
+
+    The draws come from the same offsets, so they too are the same tokens.
+    """
+    if "log_p" in stored:
+        same = [stored["log_p"].argmax(-1) == fresh["log_p"].argmax(-1)]
+    else:
         same = [
             unpack_ids(stored[name], scheme.id_bits, count)
             == unpack_ids(fresh[name], scheme.id_bits, count)
             for name, count in (("top_ids", scheme.top_k), ("draws", scheme.samples))
             if name in stored
         ]
-        return float(np.concatenate(same, -1).mean())
-
-
-_DTYPES = {
-    "entropy": np.float32,
-    "log_p": np.float16,
-    "top_ids": np.uint8,
-    "top_weights": np.float16,
-    "draws": np.uint8,
-}
+    return float(np.concatenate(same, -1).mean())
 
 
 def _cause(stored: dict[str, NDArray[Any]], fresh: dict[str, NDArray[Any]]) -> str:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_helpers.labels.files import replace_file
 from distill_helpers.models import shared_vocabulary_hash
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
@@ -25,15 +26,26 @@ class CacheError(ValueError):
     """A cache is damaged, unfinished, or belongs to something else."""
 
 
-def hash_bytes(data: bytes) -> str:
+def short_hash(data: bytes) -> str:
+    """Sixteen hexadecimal digits that tell one content from another."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def hash_text(text: str) -> str:
-    return hash_bytes(text.encode())
+def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a header records of a tokenizer: its vocabulary and its chat template."""
+    template = str(tokenizer.chat_template or "")
+    return {
+        "tokenizer": shared_vocabulary_hash(tokenizer),
+        "chat_template": short_hash(template.encode()),
+    }
 
 
 def read_header(path: Path) -> dict[str, Any]:
+    """The header of the cache in a folder.
+
+    Raises:
+        CacheError: If there is none, or it is damaged or of another format.
+    """
     file = path / HEADER
     if not file.is_file():
         raise CacheError(f"{path} holds no soft-label cache: {HEADER} is missing")
@@ -51,47 +63,36 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def write_header(path: Path, header: dict[str, Any]) -> None:
+def write_header(path: Path, header: Mapping[str, Any]) -> None:
+    """Put a header in place, all of it or nothing."""
     text = json.dumps(header, indent=1, ensure_ascii=False) + "\n"
     replace_file(path / HEADER, text.encode())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """All of it or nothing, also when the power fails."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_shard(path: Path, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Put a shard in place; returns what :func:`check_shard` compares it with."""
+    from safetensors.numpy import save
 
-
-def check_tokenizer(
-    path: Path, header: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    if header["tokenizer"] != shared_vocabulary_hash(tokenizer):
-        raise CacheError(
-            f"{path} was written with another tokenizer; its token ids mean other "
-            "words. Use the teacher's tokenizer for the student"
-        )
-    if header["chat_template"] != hash_text(str(tokenizer.chat_template or "")):
-        raise CacheError(
-            f"{path} was written with another chat template; the same conversation "
-            "becomes other tokens. Give both tokenizers one template"
-        )
+    data = save(columns)
+    replace_file(path, data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def check_shard(path: Path, shard: Mapping[str, Any], *, checksums: bool) -> None:
+    """Refuse a shard that is missing or cut off and, with checksums, a damaged one.
+
+    Raises:
+        CacheError: With what to do about it.
+    """
+    again = "write the cache again with the same options"
     if not path.is_file():
         raise CacheError(
-            f"{path} is missing; copy the whole folder, or write the cache again with "
-            "the same options, and it is completed"
+            f"{path} is missing; copy the whole folder, or {again}, and it is completed"
         )
     if path.stat().st_size != shard["bytes"]:
         raise CacheError(
             f"{path} has {path.stat().st_size:,} bytes instead of "
-            f"{shard['bytes']:,}; copy it again, or write the cache again with the "
-            "same options, and it is completed"
+            f"{shard['bytes']:,}; copy it again, or {again}, and it is completed"
         )
     if checksums:
         with path.open("rb") as file:
@@ -99,5 +100,5 @@ def check_shard(path: Path, shard: Mapping[str, Any], *, checksums: bool) -> Non
         if found != shard["sha256"]:
             raise CacheError(
                 f"{path} is damaged: its checksum differs; copy it again, or delete it "
-                "and write the cache again with the same options"
+                f"and {again}"
             )

@@ -49,7 +49,7 @@ class RowEncoder:
         self.collate = collator_for(tokenizer)
         self.reader = HeadReader("teacher", fused=True)
 
-    def shard(
+    def encode(
         self, ids: list[list[int]], keys: NDArray[np.uint64], bar: Any = None
     ) -> dict[str, NDArray[Any]]:
         """Columns of all rows, each row's positions one after another."""
@@ -76,15 +76,11 @@ class RowEncoder:
         self, ids: list[list[int]], keys: NDArray[np.uint64]
     ) -> dict[str, NDArray[Any]]:
         device = reading_device(self.teacher)
-        batch = {
-            name: value.to(device)
-            for name, value in self.collate([{"input_ids": row} for row in ids]).items()
-        }
-        read = self.reader.read(self.teacher, batch)
-        head = None
-        if isinstance(read, Hidden):
-            head = read.head.cut(self.scheme.vocabulary)
-        hidden = read.states if isinstance(read, Hidden) else read
+        batch = self.collate([{"input_ids": row} for row in ids])
+        batch = {name: value.to(device) for name, value in batch.items()}
+        hidden, head = self.reader.read(self.teacher, batch), None
+        if isinstance(hidden, Hidden):
+            hidden, head = hidden.states, hidden.head.cut(self.scheme.vocabulary)
         # The last position of a row predicts nothing that is there.
         counted = batch["attention_mask"][:, 1:].bool()
         hidden = hidden[:, :-1][counted]

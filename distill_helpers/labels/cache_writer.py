@@ -5,7 +5,6 @@ Taught in notebook 03.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from dataclasses import asdict, dataclass
@@ -22,18 +21,18 @@ from distill_helpers.labels.cache_files import (
     HEADER,
     CacheError,
     check_shard,
-    hash_bytes,
-    hash_text,
     read_header,
-    replace_file,
+    short_hash,
+    tokenizer_facts,
     write_header,
+    write_shard,
 )
 from distill_helpers.labels.cache_rows import RowEncoder, row_key
+from distill_helpers.labels.files import only_writer
 from distill_helpers.labels.schemes import Scheme, scheme_for
 from distill_helpers.models import (
     eval_mode,
     public_name,
-    shared_vocabulary_hash,
     vocabulary_size,
     weights_hash,
 )
@@ -66,19 +65,21 @@ def write_cache(
     """Store a teacher's soft labels for every row of a dataset.
 
     Args:
-        teacher: Read in eval mode, without gradients, where it is.
+        teacher: The model whose distributions are stored. It is read where it is, in
+            eval mode and without gradients.
         dataset: Rows with ``input_ids``. A row of L tokens gets L − 1 distributions.
             Rows with the same ids are stored once.
         path: A folder; made if it does not exist.
         tokenizer: The teacher's; its content is part of what is recorded. Outputs
             beyond its vocabulary, which only pad a head, are left out.
-        scheme: See the module. The default, ``"hybrid"``, costs 84 bytes a token at a
-            vocabulary of 49,152.
+        scheme: What is kept of a distribution: one of the names that
+            :mod:`distill_helpers.labels.schemes` explains. The default, ``"hybrid"``,
+            costs 84 bytes a token at a vocabulary of 49,152.
         top_k: Tokens kept exactly.
         samples: Tokens drawn.
-        temperature: Of the teacher's softmax; fixed from here on.
-        seed: Of the draws, together with the row's ids and the position: how rows are
-            batched or ordered does not matter.
+        temperature: The temperature of the teacher's softmax; fixed from here on.
+        seed: Fixes the draws, together with the row's ids and the position: how rows
+            are batched or ordered does not matter.
         batch_size: Rows per forward pass.
         resume: Go on with an unfinished cache of the same making, and return a
             finished one. From the first shard on that is missing or too short, a cache
@@ -94,66 +95,25 @@ def write_cache(
         CacheError: If the folder holds a cache of another making, or another process
             is writing it, or the disk is too small.
         ValueError: For options out of range.
-    """
-    from filelock import FileLock, Timeout
 
+    Taught in notebook 03.
+    """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be a positive number")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     rows = _Rows.of(dataset)
-    plan = _header(
-        teacher, tokenizer, rows, scheme, top_k, samples, temperature, seed, batch_size
-    )
-    plan["rows_per_shard"] = _rows_per_shard(plan, rows, shard_bytes)
-    lock = FileLock(path / ".lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        raise CacheError(
-            f"another process is writing to {path}; wait for it, or choose another path"
-        ) from None
-    with held:
-        header = _begin(path, plan, resume=resume)
-        was_there = header["complete"]
-        if not was_there:
-            _check_space(path, header, rows)
-            _write_shards(
-                teacher, dataset, tokenizer, path, header, rows, progress=progress
-            )
-    # The tokenizer is part of the plan, and fresh shards have just been hashed.
-    return SoftLabelCache.open(path, checksums=was_there)
-
-
-def _header(
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: _Rows,
-    scheme: str,
-    top_k: int,
-    samples: int,
-    temperature: float,
-    seed: int,
-    batch_size: int,
-) -> dict[str, Any]:
-    width = int(teacher.config.get_text_config().vocab_size)
-    vocabulary = min(width, vocabulary_size(tokenizer))
-    if rows.highest >= vocabulary:
-        raise ValueError(
-            f"the rows hold token {rows.highest}, and teacher and tokenizer know "
-            f"{vocabulary} together; were they made with another tokenizer?"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    vocabulary = _vocabulary(teacher, tokenizer, rows)
     chosen = scheme_for(scheme, vocabulary, top_k=top_k, samples=samples)
-    return {
+    plan = {
         "format": FORMAT,
         "scheme": asdict(chosen),
         "temperature": temperature,
         "seed": seed,
         "batch_size": batch_size,
-        "tokenizer": shared_vocabulary_hash(tokenizer),
-        "chat_template": hash_text(str(tokenizer.chat_template or "")),
+        **tokenizer_facts(tokenizer),
         "teacher": {
             "name": public_name(teacher),
             "revision": getattr(teacher.config, "_commit_hash", None),
@@ -162,10 +122,38 @@ def _header(
         },
         "dataset": {
             "rows": len(rows.keys),
-            "positions": int((rows.lengths - 1).sum()),
-            "order": hash_bytes(rows.keys.tobytes()),
+            "positions": rows.positions(),
+            "order": short_hash(rows.keys.tobytes()),
         },
     }
+    size = chosen.bytes_per_position * rows.positions()
+    if shard_bytes is None:
+        shard_bytes = min(max(size // _SHARDS, _SHARD_BYTES[0]), _SHARD_BYTES[1])
+    batches = max(1, int(shard_bytes / (size / len(rows.keys)) / batch_size))
+    plan["rows_per_shard"] = batches * batch_size
+    with only_writer(path, path / ".lock", CacheError):
+        header = _begin(path, plan, resume=resume)
+        was_there = header["complete"]
+        if not was_there:
+            _check_space(path, header, rows)
+            encoder = RowEncoder(teacher, tokenizer, header)
+            _write_shards(encoder, dataset, path, header, rows, progress=progress)
+    # The tokenizer is part of the plan, and fresh shards have just been hashed.
+    return SoftLabelCache.open(path, checksums=was_there)
+
+
+def _vocabulary(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: _Rows
+) -> int:
+    """The tokens that teacher and tokenizer share; every row's are among them."""
+    width = int(teacher.config.get_text_config().vocab_size)
+    vocabulary = min(width, vocabulary_size(tokenizer))
+    if rows.highest >= vocabulary:
+        raise ValueError(
+            f"the rows hold token {rows.highest}, and teacher and tokenizer know "
+            f"{vocabulary} together; were they made with another tokenizer?"
+        )
+    return vocabulary
 
 
 @dataclass(frozen=True)
@@ -210,24 +198,14 @@ class _Rows:
         keys = np.array(list(found), dtype=np.uint64)
         return cls(keys, lengths, indices, highest)
 
-
-def _rows_per_shard(
-    header: dict[str, Any], rows: _Rows, shard_bytes: int | None
-) -> int:
-    size = Scheme(**header["scheme"]).bytes_per_position
-    size *= header["dataset"]["positions"]
-    if shard_bytes is None:
-        least, most = _SHARD_BYTES
-        shard_bytes = min(max(size // _SHARDS, least), most)
-    mean = size / len(rows.keys)
-    batches = max(1, int(shard_bytes / mean / header["batch_size"]))
-    return batches * int(header["batch_size"])
+    def positions(self, part: slice = slice(None)) -> int:
+        """Distributions of all rows, or of some: one less than a row has tokens."""
+        return int((self.lengths[part] - 1).sum())
 
 
 def _begin(path: Path, plan: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     """The header to go on with, on disk; half-written files are gone."""
-    file = path / HEADER
-    if file.is_file() and resume:
+    if (path / HEADER).is_file() and resume:
         header = read_header(path)
         for name, wanted in plan.items():
             # However it was cut into shards, it goes on like that.
@@ -239,8 +217,6 @@ def _begin(path: Path, plan: dict[str, Any], *, resume: bool) -> dict[str, Any]:
                 )
         _cut_at_gap(path, header)
     else:
-        for old in path.glob("shard-*"):
-            old.unlink()
         header = plan | {"shards": [], "complete": False}
         write_header(path, header)
     known = {shard["file"] for shard in header["shards"]}
@@ -267,7 +243,7 @@ def _cut_at_gap(path: Path, header: dict[str, Any]) -> None:
 
 def _check_space(path: Path, header: dict[str, Any], rows: _Rows) -> None:
     done = sum(shard["rows"] for shard in header["shards"])
-    left = int((rows.lengths[done:] - 1).sum())
+    left = rows.positions(slice(done, None))
     needed = left * Scheme(**header["scheme"]).bytes_per_position
     free = shutil.disk_usage(path).free
     if needed > free:
@@ -279,44 +255,32 @@ def _check_space(path: Path, header: dict[str, Any], rows: _Rows) -> None:
 
 
 def _write_shards(
-    teacher: PreTrainedModel,
+    encoder: RowEncoder,
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
     path: Path,
     header: dict[str, Any],
     rows: _Rows,
     *,
     progress: bool,
 ) -> None:
-    writer = RowEncoder(teacher, tokenizer, header)
     size = header["rows_per_shard"]
     done = sum(shard["rows"] for shard in header["shards"])
     bar = tqdm(
-        total=int((rows.lengths - 1).sum()),
-        initial=int((rows.lengths[:done] - 1).sum()),
+        total=rows.positions(),
+        initial=rows.positions(slice(done)),
         unit="tok",
         unit_scale=True,
         desc="soft labels",
         disable=not progress,
     )
-    with bar, eval_mode(teacher):
+    with bar, eval_mode(encoder.teacher):
         for start in range(done, len(rows.keys), size):
             part = slice(start, start + size)
             chosen = dataset.with_format(None).select(rows.indices[part])
-            columns = writer.shard(chosen["input_ids"][:], rows.keys[part], bar)
+            columns = encoder.encode(chosen["input_ids"][:], rows.keys[part], bar)
             name = f"shard-{len(header['shards']):05d}.safetensors"
-            facts = _write_file(path / name, columns)
-            header["shards"].append(
-                {"file": name, "rows": len(rows.keys[part]), **facts}
-            )
+            facts = write_shard(path / name, columns)
+            header["shards"].append({"file": name, "rows": len(chosen), **facts})
             write_header(path, header)
     header["complete"] = True
     write_header(path, header)
-
-
-def _write_file(path: Path, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    from safetensors.numpy import save
-
-    data = save(columns)
-    replace_file(path, data)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
