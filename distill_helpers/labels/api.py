@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from distill_helpers.labels.filters import ENDED
 from distill_helpers.labels.messages import Message
-from distill_helpers.labels.teachers import Answer, Failure, Request
+from distill_helpers.labels.teachers import Action, Answer, Failure, Request
 from distill_helpers.runtime import in_colab
 
 _KEY = "OPENAI_API_KEY"
@@ -234,10 +234,10 @@ class ApiTeacher:
         except openai.APIStatusError as error:
             failure = self._refused(error)
             passing = error.status_code in (409, 429) or error.status_code >= 500
-            again = passing and not (failure.fatal or failure.paid)
+            again = passing and failure.action is Action.RETRY and not failure.paid
             return failure, wanted_pause(error.response.headers) if again else None
         except TypeError as error:
-            return Failure(f"options: {error}", fatal=True), None
+            return Failure(f"options: {error}", Action.STOP), None
         except Exception as error:
             # What a server sends is untrusted, and may break any parser.
             kind = type(error).__name__
@@ -253,24 +253,26 @@ class ApiTeacher:
         # A server's own words may quote the key.
         words = str(error.message).replace(self._client.api_key, "…")[:200]
         if code == 401:
-            return Failure(
-                f"the server refused the key (401); check {_KEY}", fatal=True
+            words, action = (
+                f"the server refused the key (401); check {_KEY}",
+                Action.STOP,
             )
-        if code == 404:
-            return Failure(
+        elif code == 404:
+            words = (
                 f"the server knows no model {self.name!r}, or base_url lacks its /v1 "
-                "(404)",
-                fatal=True,
+                "(404)"
             )
-        if code == 402 or error.code == "insufficient_quota":
-            return Failure(f"the account is used up ({code}): {words}", fatal=True)
-        if code in (400, 403, 413, 422):
-            return Failure(
-                f"the server refused a request ({code}): {words}", alone=True
+            action = Action.STOP
+        elif code == 402 or error.code == "insufficient_quota":
+            words, action = f"the account is used up ({code}): {words}", Action.STOP
+        elif code in (400, 403, 413, 422):
+            words, action = (
+                f"the server refused a request ({code}): {words}",
+                Action.SKIP,
             )
-        return Failure(
-            f"the server answered {code}: {words}", paid=code in _GATEWAY_GAVE_UP
-        )
+        else:
+            words, action = f"the server answered {code}: {words}", Action.RETRY
+        return Failure(words, action, paid=code in _GATEWAY_GAVE_UP)
 
     def _answer(self, completion: Any, request: Request) -> Answer | Failure:
         choices = getattr(completion, "choices", None)

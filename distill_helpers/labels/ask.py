@@ -29,22 +29,25 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from distill_helpers.data import whole_characters
-from distill_helpers.labels.budget import Budget, cost_of, tokens_spent
+from distill_helpers.labels.budget import Budget
 from distill_helpers.labels.messages import Prompt, asked_messages
-from distill_helpers.labels.store import LabelFile, as_dataset, read_answers
+from distill_helpers.labels.store import LabelFile, Stored, as_dataset
 from distill_helpers.labels.teachers import (
+    Action,
     Answer,
     Failure,
     LabelError,
     Request,
     Teacher,
+    Tokens,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOGGER = logging.getLogger(__name__)
-# Of a request whose failures may have been paid for; others are the teacher's affair.
+# How often a request is asked whose failures may have been paid for; a teacher repeats
+# those that cost nothing by itself.
 _TRIES = 6
 
 
@@ -54,16 +57,17 @@ class LabelPlan:
 
     Attributes:
         wanted: Answers asked for.
-        stored: Of these, already in the file.
-        missing: Of these, still to be asked for.
-        in_doubt: Asked for once and never stored, because a run was killed; they may
-            have been paid for, and will be asked again.
-        tokens_spent: Of all answers in the file, prompts included, and the most that
-            those in doubt can have taken.
+        stored: Those of them that are in the file already.
+        missing: Those of them that are still to be asked for.
+        in_doubt: Missing answers that were asked for once and never stored, because a
+            run was killed; they may have been paid for, and will be asked again.
+        tokens_spent: Tokens of all answers in the file, prompts included, and the most
+            that those in doubt can have taken.
         tokens_ahead: Most tokens that the missing answers can take.
         tokens_expected: The likely number, if the answers are as long as those that
             are stored; without any, the most.
-        cost_spent: In the currency of the teacher's price; ``None`` without one.
+        cost_spent: The cost of those tokens in the currency of the teacher's price;
+            ``None`` without one.
         cost_ahead: Most that the missing answers can cost.
         cost_expected: The likely cost.
     """
@@ -98,7 +102,7 @@ def write_labels(
     """Ask a teacher for answers, and store each one as it arrives.
 
     Args:
-        teacher: Whom to ask.
+        teacher: The teacher that is asked.
         prompts: Strings (a user's turn each), or conversations as lists of
             ``{"role": …, "content": …}`` that end with the user's turn or a tool's
             result. Whatever else a message holds (``tool_calls``, ``name``, …) is
@@ -108,8 +112,9 @@ def write_labels(
             left alone. What was asked for stands beside it in ``….asked``.
         samples: Answers per prompt; more than one needs a ``temperature``.
         max_new_tokens: Where an answer is cut off.
-        temperature: 0 is greedy.
-        seed: Of sampling. Every answer has a seed of its own that follows from it.
+        temperature: The temperature of sampling; 0 is greedy.
+        seed: Fixes what is sampled. Every answer has a seed of its own that follows
+            from it.
         max_total_tokens: Ask for nothing that could bring the file's answers, prompts
             included, above this. Answers under way, and those that a killed run may
             have paid for, are counted at their worst.
@@ -137,21 +142,23 @@ def write_labels(
 
     Taught in notebook 04.
     """
-    requests = requests_for(
-        teacher, prompts, samples, max_new_tokens, temperature, seed
-    )
+    requests = _requests(teacher, prompts, samples, max_new_tokens, temperature, seed)
     at_once = teacher.concurrency if concurrency is None else concurrency
-    _check_budget(teacher, max_total_tokens, max_cost, at_once)
+    if at_once < 1:
+        raise ValueError(f"concurrency={at_once} must be at least 1")
+    budget = Budget(teacher, max_total_tokens, max_cost)
     with LabelFile.open(Path(path), resume=resume) as file:
-        missing = [r for r in requests.values() if r.key not in file.answers]
-        budget = Budget(teacher, file, max_total_tokens, max_cost)
-        again = sum(bool(file.doubts.get(request.key)) for request in missing)
-        if again:
+        work = _Work(requests, file.stored)
+        missing = work.missing()
+        # What a killed run had under way counts twice: it may have been paid for, and
+        # is asked for again.
+        budget.spend(file.stored.spent())
+        if work.in_doubt():
             _LOGGER.warning(
                 "%s: %d answers were under way when an earlier run ended; they may "
                 "have been paid for, and are asked for again",
                 path,
-                again,
+                work.in_doubt(),
             )
         bar = tqdm(
             total=len(requests),
@@ -161,9 +168,20 @@ def write_labels(
             disable=not progress,
         )
         with bar:
-            failures = _ask(teacher, missing, file, budget, at_once, bar)
-        found = [file.answers[key] for key in requests if key in file.answers]
-    _report(path, len(requests) - len(found), failures, budget)
+            failures = _process_requests(teacher, missing, file, budget, at_once, bar)
+        found = work.found()
+    if len(found) < len(requests):
+        why = "requests failed; call again for the rest"
+        if budget.ended:
+            why = "the budget ends there; raise max_total_tokens or max_cost"
+        if failures:
+            why = f"{why}; the last failure: {failures[-1].reason}"
+        _LOGGER.warning(
+            "%s: %d of the answers asked for are missing: %s",
+            path,
+            len(requests) - len(found),
+            why,
+        )
     return as_dataset(found)
 
 
@@ -180,45 +198,64 @@ def plan_labels(
     """Estimate what :func:`write_labels` would ask for, without asking.
 
     Args:
-        teacher: As there, and so are the others.
-        prompts: See there.
-        path: See there; need not exist.
-        samples: See there.
-        max_new_tokens: See there.
-        temperature: See there.
-        seed: See there.
+        teacher: The teacher that would be asked; all else is the same as in
+            :func:`write_labels`.
+        prompts: Strings or conversations.
+        path: The file, which need not exist.
+        samples: Answers per prompt.
+        max_new_tokens: Where an answer is cut off.
+        temperature: The temperature of sampling; 0 is greedy.
+        seed: Fixes what is sampled.
+
+    Taught in notebook 04.
     """
-    requests = requests_for(
-        teacher, prompts, samples, max_new_tokens, temperature, seed
-    )
-    answers, doubts = read_answers(Path(path))
-    missing = [r for r in requests.values() if r.key not in answers]
-    most = [(teacher.prompt_tokens(r.messages), r.max_new_tokens) for r in missing]
-    worst = (sum(a for a, _ in most), sum(b for _, b in most))
-    seen = [answers[key] for key in requests if key in answers]
-    likely = worst
+    requests = _requests(teacher, prompts, samples, max_new_tokens, temperature, seed)
+    work = _Work(requests, Stored.read(Path(path)))
+    missing, seen = work.missing(), work.found()
+    most = [
+        Tokens(teacher.prompt_tokens(r.messages), r.max_new_tokens) for r in missing
+    ]
+    worst = likely = sum(most, Tokens())
     if seen:
         share = len(missing) / len(seen)
-        likely = (
+        likely = Tokens(
             round(sum(row["prompt_tokens"] for row in seen) * share),
             round(sum(row["completion_tokens"] for row in seen) * share),
         )
-    spent = tokens_spent(answers.values(), doubts)
+    spent = work.stored.spent()
     return LabelPlan(
         wanted=len(requests),
         stored=len(seen),
         missing=len(missing),
-        in_doubt=sum(bool(doubts.get(request.key)) for request in missing),
-        tokens_spent=sum(spent),
-        tokens_ahead=sum(worst),
-        tokens_expected=sum(likely),
-        cost_spent=cost_of(teacher, spent),
-        cost_ahead=cost_of(teacher, worst),
-        cost_expected=cost_of(teacher, likely),
+        in_doubt=work.in_doubt(),
+        tokens_spent=spent.total,
+        tokens_ahead=worst.total,
+        tokens_expected=likely.total,
+        cost_spent=spent.cost(teacher.price),
+        cost_ahead=worst.cost(teacher.price),
+        cost_expected=likely.cost(teacher.price),
     )
 
 
-def requests_for(
+@dataclass(frozen=True)
+class _Work:
+    """What is asked for, by key, and what a file holds of it."""
+
+    requests: dict[str, Request]
+    stored: Stored
+
+    def missing(self) -> list[Request]:
+        return [r for key, r in self.requests.items() if key not in self.stored.answers]
+
+    def found(self) -> list[dict[str, Any]]:
+        answers = self.stored.answers
+        return [answers[key] for key in self.requests if key in answers]
+
+    def in_doubt(self) -> int:
+        return sum(bool(self.stored.doubts.get(r.key)) for r in self.missing())
+
+
+def _requests(
     teacher: Teacher,
     prompts: Sequence[Prompt],
     samples: int,
@@ -267,26 +304,7 @@ def requests_for(
     return found
 
 
-def _check_budget(
-    teacher: Teacher,
-    max_total_tokens: int | None,
-    max_cost: float | None,
-    concurrency: int,
-) -> None:
-    if concurrency < 1:
-        raise ValueError(f"concurrency={concurrency} must be at least 1")
-    for name, value in (("max_total_tokens", max_total_tokens), ("max_cost", max_cost)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}={value} must be positive, or None for no limit")
-    if max_cost is not None and teacher.price is None:
-        raise ValueError(
-            f"max_cost={max_cost} needs a price: pass price=(per million prompt "
-            "tokens, per million answer tokens) to the teacher, or use "
-            "max_total_tokens"
-        )
-
-
-def _ask(
+def _process_requests(
     teacher: Teacher,
     missing: list[Request],
     file: LabelFile,
@@ -298,7 +316,7 @@ def _ask(
     waiting = teacher.order(missing)[::-1]
     tries: Counter[str] = Counter()
     failures: list[Failure] = []
-    silent = alone = 0
+    silent = skipped = 0
     stop: Failure | None = None
 
     def take() -> Request | None:
@@ -327,20 +345,24 @@ def _ask(
             if teacher.charges and not result.paid:
                 file.unmark(request)
             tries[request.key] += 1
-            if result.paid and tries[request.key] < _TRIES:
+            again = result.paid and result.action is Action.RETRY
+            if again and tries[request.key] < _TRIES:
                 waiting.append(request)
             else:
                 failures.append(result)
-            silent += not result.alone
-            alone += result.alone
-            if result.fatal or silent >= max(8, 2 * concurrency) or alone >= 100:
+            if result.action is Action.SKIP:
+                skipped += 1
+            else:
+                silent += 1
+            none_comes = silent >= max(8, 2 * concurrency) or skipped >= 100
+            if result.action is Action.STOP or none_comes:
                 stop = stop or result
     if interrupted.is_set():
         raise KeyboardInterrupt
     if stop is not None:
         raise LabelError(
-            f"{teacher.name}: {stop.reason}. {len(file.answers)} answers are stored in "
-            f"{file.path}; call again to go on"
+            f"{teacher.name}: {stop.reason}. {len(file.stored.answers)} answers are "
+            f"stored in {file.path}; call again to go on"
         )
     return failures
 
@@ -376,17 +398,3 @@ def _row(teacher: Teacher, request: Request, answer: Answer) -> dict[str, Any]:
     facts["reasoning"] = whole_characters(facts["reasoning"])
     facts["messages"] = list(facts["messages"])
     return facts | {"teacher": teacher.name, "licence": teacher.licence}
-
-
-def _report(
-    path: str | Path, unanswered: int, failures: list[Failure], budget: Budget
-) -> None:
-    if unanswered:
-        why = "requests failed; call again for the rest"
-        if budget.ended:
-            why = "the budget ends there; raise max_total_tokens or max_cost"
-        if failures:
-            why = f"{why}; the last failure: {failures[-1].reason}"
-        _LOGGER.warning(
-            "%s: %d of the answers asked for are missing: %s", path, unanswered, why
-        )

@@ -1,93 +1,91 @@
-"""What answers cost, and how far the money reaches.
+"""How far a budget reaches while answers are under way.
 
 Taught in notebook 04.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from distill_helpers.labels.store import Doubts, LabelFile
-from distill_helpers.labels.teachers import Answer, Failure, Request, Teacher
-
-
-def tokens_spent(rows: Iterable[Mapping[str, Any]], doubts: Doubts) -> tuple[int, int]:
-    """Prompt and answer tokens of stored answers, and at the most of those in doubt."""
-    spent = [(row["prompt_tokens"], row["completion_tokens"]) for row in rows]
-    spent += [worst for tries in doubts.values() for worst in tries]
-    return sum(one for one, _ in spent), sum(two for _, two in spent)
-
-
-def cost_of(teacher: Teacher, tokens: tuple[int, int]) -> float | None:
-    if teacher.price is None:
-        return None
-    return sum(n * price for n, price in zip(tokens, teacher.price, strict=True)) / 1e6
+from distill_helpers.labels.teachers import Answer, Failure, Request, Teacher, Tokens
 
 
 class Budget:
-    """Counts what is spent, and reserves the worst of what is under way."""
+    """Counts what is spent, and reserves the worst of what is under way.
+
+    Args:
+        teacher: The teacher, for its price and its count of a prompt's tokens.
+        max_total_tokens: The most tokens of all answers, prompts included.
+        max_cost: The most that they may cost, in the currency of the teacher's price.
+
+    Raises:
+        ValueError: For a limit that is not positive, or one of money without a price.
+    """
 
     def __init__(
         self,
         teacher: Teacher,
-        file: LabelFile,
         max_total_tokens: int | None,
         max_cost: float | None,
     ) -> None:
+        for name, value in (
+            ("max_total_tokens", max_total_tokens),
+            ("max_cost", max_cost),
+        ):
+            if value is not None and value <= 0:
+                raise ValueError(
+                    f"{name}={value} must be positive, or None for no limit"
+                )
+        if max_cost is not None and teacher.price is None:
+            raise ValueError(
+                f"max_cost={max_cost} needs a price: pass price=(per million prompt "
+                "tokens, per million answer tokens) to the teacher, or use "
+                "max_total_tokens"
+            )
         self.teacher = teacher
         self.max_tokens = max_total_tokens
         self.max_cost = max_cost
         self.ended = False
-        # What a killed run had under way may have been paid for, and is asked for
-        # again: it counts twice.
-        self._spent = tokens_spent(file.answers.values(), file.doubts)
-        self._reserved = (0, 0)
-        self._known: dict[str, tuple[int, int]] = {}
+        self._spent = Tokens()
+        self._reserved = Tokens()
+        self._worst: dict[str, Tokens] = {}
+
+    def spend(self, tokens: Tokens) -> None:
+        """Count what was spent before."""
+        self._spent += tokens
 
     def admits(self, request: Request) -> bool:
         """Whether the budget holds even if this and all under way are at their worst.
 
         It may hold later, when those under way turn out cheaper.
         """
-        total = _sum(_sum(self._spent, self._reserved), self.worst(request))
-        over = self.max_tokens is not None and sum(total) > self.max_tokens
-        cost = cost_of(self.teacher, total)
-        if self.max_cost is not None and cost is not None:
-            over = over or cost > self.max_cost
-        self.ended = over
-        return not over
+        total = self._spent + self._reserved + self.worst(request)
+        cost = total.cost(self.teacher.price)
+        self.ended = (
+            self.max_tokens is not None and total.total > self.max_tokens
+        ) or (self.max_cost is not None and cost is not None and cost > self.max_cost)
+        return not self.ended
 
     def reserve(self, request: Request) -> None:
         """Set the worst case aside."""
-        self._reserved = _sum(self._reserved, self.worst(request))
+        self._reserved += self.worst(request)
 
     def settle(self, request: Request, result: Answer | Failure) -> None:
         """Replace the worst case by what it was."""
         worst = self.worst(request)
-        self._reserved = (
-            self._reserved[0] - worst[0],
-            self._reserved[1] - worst[1],
-        )
+        self._reserved -= worst
         if isinstance(result, Answer):
-            worst = (result.prompt_tokens, result.completion_tokens)
-        elif not result.paid:
-            return
-        self._spent = _sum(self._spent, worst)
+            self._spent += Tokens(result.prompt_tokens, result.completion_tokens)
+        elif result.paid:
+            self._spent += worst
 
     def words(self) -> str:
-        """For the progress bar."""
-        cost = cost_of(self.teacher, self._spent)
-        tokens = f"{sum(self._spent):,} tokens"
+        """What is spent, for the progress bar."""
+        cost = self._spent.cost(self.teacher.price)
+        tokens = f"{self._spent.total:,} tokens"
         return tokens if cost is None else f"{tokens}, cost {cost:.4f}"
 
-    def worst(self, request: Request) -> tuple[int, int]:
+    def worst(self, request: Request) -> Tokens:
         """The most tokens that a request can take, of its prompt and its answer."""
-        if request.key not in self._known:
+        if request.key not in self._worst:
             prompt = self.teacher.prompt_tokens(request.messages)
-            self._known[request.key] = (prompt, request.max_new_tokens)
-        return self._known[request.key]
-
-
-def _sum(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
-    return one[0] + two[0], one[1] + two[1]
+            self._worst[request.key] = Tokens(prompt, request.max_new_tokens)
+        return self._worst[request.key]

@@ -67,7 +67,7 @@ class _Place(NamedTuple):
 
     shard: int
     start: int
-    count: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class SoftLabelCache:
         return places
 
     def _check_positions(self) -> None:
-        found = sum(place.count for place in self._places.values())
+        found = sum(place.size for place in self._places.values())
         wanted = self.header["dataset"]["positions"]
         stored = sum(
             int(shard.get_slice("entropy").get_shape()[0]) for shard in self._shards
@@ -225,11 +225,11 @@ class SoftLabelCache:
                     continue
                 raise self._missing(f"row {row} of the batch")
             for name, column in blank.items():
-                column[row, : place.count] = self._stored(place, name)
+                column[row, : place.size] = self._stored(place, name)
         return self._decoded(blank, input_ids.device)
 
     def _stored(self, place: _Place, column: str) -> NDArray[Any]:
-        part = slice(place.start, place.start + place.count)
+        part = slice(place.start, place.start + place.size)
         values: NDArray[Any] = self._shards[place.shard].get_slice(column)[part]
         return values
 
@@ -292,7 +292,7 @@ class SoftLabelCache:
                 for name in fresh.keys() - {"keys", "lengths"}
             }
             gap = float(np.abs(stored["entropy"] - fresh["entropy"]).max())
-            worst, positions = max(worst, gap), positions + place.count
+            worst, positions = max(worst, gap), positions + place.size
             compared += 1
             # Not "gap > tolerance", which NaN would pass.
             if not gap <= tolerance or _agreement(self.scheme, stored, fresh) < 0.7:

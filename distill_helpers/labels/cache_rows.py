@@ -78,9 +78,11 @@ class RowEncoder:
         device = reading_device(self.teacher)
         batch = self.collate([{"input_ids": row} for row in ids])
         batch = {name: value.to(device) for name, value in batch.items()}
-        hidden, head = self.reader.read(self.teacher, batch), None
-        if isinstance(hidden, Hidden):
-            hidden, head = hidden.states, hidden.head.cut(self.scheme.vocabulary)
+        read = self.reader.read(self.teacher, batch)
+        head = None
+        if isinstance(read, Hidden):
+            head = read.head.cut(self.scheme.vocabulary)
+        hidden = read.states if isinstance(read, Hidden) else read
         # The last position of a row predicts nothing that is there.
         counted = batch["attention_mask"][:, 1:].bool()
         hidden = hidden[:, :-1][counted]

@@ -1,5 +1,8 @@
 """The file of answers, to which every answer is appended as it arrives.
 
+Beside it stands a journal (``….asked``) of what was asked for, so that after a kill it
+is known which answers were under way and may have been paid for.
+
 Taught in notebook 04.
 """
 
@@ -10,45 +13,94 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from distill_helpers.data import DataError
-from distill_helpers.labels.teachers import LabelError, Request
+from distill_helpers.labels.files import only_writer
+from distill_helpers.labels.teachers import LabelError, Request, Tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file and its journal hold.
+
+    Attributes:
+        answers: Rows by their requests' keys, in the order of their arrival.
+        doubts: By key the most that each try can have taken of which nothing is known,
+            because a run was killed or a connection cut.
+    """
+
+    answers: dict[str, dict[str, Any]]
+    doubts: dict[str, list[Tokens]]
+
+    @classmethod
+    def read(cls, path: Path) -> Stored:
+        """Read a file and its journal; either may be missing.
+
+        Raises:
+            DataError: If a line of the file is no stored answer.
+        """
+        answers: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(_lines(path), 1):
+            if not _is_row(line):
+                raise DataError(
+                    f"{path}, line {number} is no stored answer: {line[:60]!r}; mend "
+                    "or delete that line, nothing else in the file is lost"
+                )
+            row = json.loads(line)
+            row.setdefault("reasoning", "")  # files of old have none
+            answers[row["key"]] = row
+        doubts: dict[str, list[Tokens]] = defaultdict(list)
+        for line in _lines(_journal(path)):
+            key, *worst = line[1:].split()
+            if line[0] == "+":
+                doubts[key].append(Tokens(int(worst[0]), int(worst[1])))
+            elif doubts[key]:
+                doubts[key].pop()
+        for key in answers:  # the try that was answered is no doubt
+            if doubts[key]:
+                doubts[key].pop()
+        return cls(answers, doubts)
+
+    def spent(self) -> Tokens:
+        """Tokens of all answers and, at the most, of the tries in doubt."""
+        spent = [
+            Tokens(row["prompt_tokens"], row["completion_tokens"])
+            for row in self.answers.values()
+        ]
+        spent += [worst for tries in self.doubts.values() for worst in tries]
+        return sum(spent, Tokens())
 
 
 class LabelFile:
     """An append-only file of answers, with a journal of what was asked for.
 
     One line of JSON per answer, flushed to the disk before anything else happens. The
-    journal has a line for every request before it goes out, so that after a kill it is
-    known which answers were under way.
+    journal has a line for every request before it goes out.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers, self.doubts = read_answers(path)
+        self.stored = Stored.read(path)
         self._file = path.open("ab")
         self._journal = _journal(path).open("ab")
 
     @classmethod
     @contextmanager
     def open(cls, path: Path, *, resume: bool) -> Iterator[LabelFile]:
-        from filelock import FileLock, Timeout
+        """Open a file to append to it, as the only process that does.
 
+        Raises:
+            LabelError: If another process is writing to it.
+            DataError: If it holds something else.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(path.name + ".lock"))
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            raise LabelError(
-                f"another process is writing to {path}; wait for it, or choose "
-                "another path"
-            ) from None
-        with held:
+        with only_writer(path, path.with_name(path.name + ".lock"), LabelError):
             _check_ours(path)
             for part in (path, _journal(path)):
                 if not resume:
@@ -58,9 +110,9 @@ class LabelFile:
             with file._file, file._journal:
                 yield file
 
-    def mark(self, request: Request, worst: tuple[int, int]) -> None:
-        """Note that a request is about to go out, and what it can cost."""
-        self._write(self._journal, f"+{request.key} {worst[0]} {worst[1]}")
+    def mark(self, request: Request, worst: Tokens) -> None:
+        """Note that a request is about to go out, and what it can take."""
+        self._write(self._journal, f"+{request.key} {worst.prompt} {worst.completion}")
 
     def unmark(self, request: Request) -> None:
         """Note that it came to nothing, and cost nothing."""
@@ -69,7 +121,7 @@ class LabelFile:
     def append(self, row: dict[str, Any]) -> None:
         """Store an answer."""
         self._write(self._file, json.dumps(row, ensure_ascii=False))
-        self.answers[row["key"]] = row
+        self.stored.answers[row["key"]] = row
 
     def _write(self, file: Any, line: str) -> None:
         file.write(line.encode() + b"\n")
@@ -112,37 +164,9 @@ def _is_row(line: bytes | str) -> bool:
         return False
 
 
-Doubts: TypeAlias = dict[str, list[tuple[int, int]]]
-
-
-def read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], Doubts]:
-    """Stored answers by key; and per key the worst of what was asked for in vain."""
-    answers = {}
-    if path.is_file():
-        for number, line in enumerate(_lines(path), 1):
-            if not _is_row(line):
-                raise DataError(
-                    f"{path}, line {number} is no stored answer: {line[:60]!r}; mend "
-                    "or delete that line, nothing else in the file is lost"
-                )
-            row = json.loads(line)
-            row.setdefault("reasoning", "")  # files of old have none
-            answers[row["key"]] = row
-    doubts: Doubts = defaultdict(list)
-    if _journal(path).is_file():
-        for line in _lines(_journal(path)):
-            key, *worst = line[1:].split()
-            if line[0] == "+":
-                doubts[key].append((int(worst[0]), int(worst[1])))
-            elif doubts[key]:
-                doubts[key].pop()
-    for key in answers:  # the try that was answered is no doubt
-        if doubts[key]:
-            doubts[key].pop()
-    return answers, doubts
-
-
 def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
     data = path.read_bytes()
     # JSON escapes line feeds, and only those end a line here.
     return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
@@ -157,7 +181,7 @@ def read_labels(path: str | Path) -> Dataset:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; write_labels makes it")
-    answers, _ = read_answers(path)
+    answers = Stored.read(path).answers
     if not answers:
         raise DataError(f"{path} holds no answer yet; call write_labels")
     return as_dataset(list(answers.values()))

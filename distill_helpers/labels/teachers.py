@@ -1,4 +1,8 @@
-"""What a teacher is, what it is asked and what it answers.
+"""Teachers, what they are asked, and what comes back.
+
+A *teacher* answers requests: :class:`LocalTeacher` is a model in this process,
+:class:`~distill_helpers.labels.api.ApiTeacher` any OpenAI-compatible server, and
+whatever has the methods of :class:`Teacher` may take their place.
 
 Taught in notebook 04.
 """
@@ -7,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from distill_helpers.generation import write_batch
@@ -32,8 +37,8 @@ class Request:
             turn is the user's, or a tool's result.
         sample: Number of the answer among those to one prompt.
         max_new_tokens: Where an answer is cut off.
-        temperature: 0 is greedy.
-        seed: Of this answer alone.
+        temperature: The temperature of sampling; 0 is greedy.
+        seed: The seed of this answer alone.
     """
 
     key: str
@@ -49,13 +54,13 @@ class Answer:
     """What came back.
 
     Attributes:
-        text: Without special tokens.
+        text: The answer, without special tokens.
         finish_reason: ``"stop"`` if the teacher ended by itself; ``"length"`` if it
             was cut off.
-        prompt_tokens: As the teacher counts.
-        completion_tokens: As the teacher counts.
-        reasoning: What a server tells of the thoughts before the answer, apart from
-            it; ``""`` if nothing.
+        prompt_tokens: Tokens of the prompt, as the teacher counts.
+        completion_tokens: Tokens of the answer, as the teacher counts.
+        reasoning: The thoughts before the answer, where a server tells them apart from
+            it; ``""`` if it tells none.
     """
 
     text: str
@@ -65,26 +70,79 @@ class Answer:
     reasoning: str = ""
 
 
+class Action(Enum):
+    """What to do after a failure.
+
+    Attributes:
+        RETRY: The cause may pass, so the request may be asked again; but many such
+            failures in a row end the run.
+        SKIP: The fault lies with this request; others may well succeed.
+        STOP: Every other request would fail alike, so nothing more is asked.
+    """
+
+    RETRY = "retry"
+    SKIP = "skip"
+    STOP = "stop"
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a request has no answer.
 
     Attributes:
         reason: A sentence.
-        fatal: Whether every other request would fail alike.
+        action: What to do about it.
         paid: Whether the teacher may have worked for it all the same. Such a request
-            is asked again a few times, if the budget admits it once more.
-        alone: Whether the fault lies with this request, and others may well succeed.
+            stays on the bill and, with ``RETRY``, is asked again a few times in the
+            same run, if the budget admits it once more. One that cost nothing is left
+            to the next run: the teacher itself has tried as often as it likes.
     """
 
     reason: str
-    fatal: bool = False
+    action: Action = Action.RETRY
     paid: bool = False
-    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Numbers of tokens, of prompts and of answers apart, for they differ in price."""
+
+    prompt: int = 0
+    completion: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.prompt + self.completion
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt + other.prompt, self.completion + other.completion)
+
+    def __sub__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt - other.prompt, self.completion - other.completion)
+
+    def cost(self, price: tuple[float, float] | None) -> float | None:
+        """In the price's currency, or ``None`` without a price.
+
+        Args:
+            price: The price of a million prompt tokens, and of a million answer tokens.
+        """
+        if price is None:
+            return None
+        return (self.prompt * price[0] + self.completion * price[1]) / 1e6
 
 
 class Teacher(Protocol):
-    """Something that answers; see :class:`LocalTeacher`."""
+    """Something that answers, such as a :class:`LocalTeacher`.
+
+    Attributes:
+        name: Stored with each answer.
+        licence: What may be done with the answers; stored with each.
+        price: Per million prompt tokens and per million answer tokens; ``None`` if
+            there is none.
+        charges: Whether a request that was cut off may have to be paid for.
+        concurrency: Requests under way at a time, unless a call says otherwise.
+    """
 
     name: str
     licence: str
@@ -117,10 +175,10 @@ class LocalTeacher:
     """A causal language model in this process.
 
     Args:
-        model: Where it is; answers are read in eval mode.
-        tokenizer: Of the model. With a chat template, prompts are put into it;
+        model: The model, which stays where it is; answers are read in eval mode.
+        tokenizer: The model's tokenizer. With a chat template, prompts are put into it;
             without one, a prompt is a string that the model goes on from.
-        licence: Of the answers, in your words; stored with each.
+        licence: The licence of the answers, in your words; stored with each.
         concurrency: Prompts per batch.
         template_options: Further variables of the chat template, such as
             ``{"enable_thinking": False}``.
@@ -168,7 +226,7 @@ class LocalTeacher:
     def answers(
         self, take: Callable[[], Request | None], concurrency: int
     ) -> Generator[tuple[Request, Answer | Failure], None, None]:
-        """Answer in batches; see :class:`Teacher`."""
+        """Answer in batches; the arguments are those of :meth:`Teacher.answers`."""
         while True:
             batch: list[Request] = []
             while len(batch) < concurrency and (request := take()) is not None:

@@ -10,7 +10,13 @@ from distill_helpers.data import DataError
 from distill_helpers.labels.ask import plan_labels, write_labels
 from distill_helpers.labels.rows import learn_answers, own_labels
 from distill_helpers.labels.store import read_labels
-from distill_helpers.labels.teachers import Answer, Failure, LabelError, LocalTeacher
+from distill_helpers.labels.teachers import (
+    Action,
+    Answer,
+    Failure,
+    LabelError,
+    LocalTeacher,
+)
 from distill_helpers.labels.templates import prompt_ids
 
 CHATML = (
@@ -216,7 +222,7 @@ def test_failures_leave_the_rest_alone_and_are_asked_again(path, caplog):
 
 
 def test_a_fatal_failure_stops_and_keeps_what_is_there(path):
-    parrot = Parrot(fail={"b": Failure("no entry", fatal=True)})
+    parrot = Parrot(fail={"b": Failure("no entry", Action.STOP)})
     with pytest.raises(LabelError, match=r"parrot: no entry. 1 answers are stored"):
         write(parrot, list("abc"), path, concurrency=1)
     assert parrot.asked == ["a", "b"]
