@@ -14,7 +14,7 @@ from distill_helpers.data import DataError, encode_answers, whole_characters
 from distill_helpers.generation import closing_tokens
 from distill_helpers.labels.messages import Message, Prompt, asked_messages, cleaned
 from distill_helpers.labels.store import as_dataset
-from distill_helpers.labels.templates import prompt_text, rendered
+from distill_helpers.labels.templates import ChatTemplate
 from distill_helpers.losses import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -115,12 +115,11 @@ def learn_answers(
             "the tokenizer has no end-of-text token: the student could not learn to "
             "stop; set tokenizer.eos_token"
         )
+    template = ChatTemplate(tokenizer, template_options or {})
     turns = []
     for number, row in enumerate(labels):
         try:
-            turns.append(
-                _turn(row["messages"], row["answer"], tokenizer, template_options or {})
-            )
+            turns.append(_turn(template, row["messages"], row["answer"]))
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
     empty = sum(not turn.answer for turn in turns)
@@ -176,94 +175,26 @@ class _Turn:
     closing: list[int]
 
 
-def _turn(
-    messages: Sequence[Message],
-    answer: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-) -> _Turn:
+def _turn(template: ChatTemplate, messages: Sequence[Message], answer: Any) -> _Turn:
     if not isinstance(answer, str):
         raise ValueError(
             f"the answer {answer!r:.80} is no string; leave the row out, with a filter "
             "of your own or label_filters.empty"
         )
-    answer = whole_characters(answer)
-    asked = cleaned(messages)
-    prompt = prompt_text(asked, tokenizer, options)
+    row = _Row.of(template, cleaned(messages), whole_characters(answer))
+    tokenizer = template.tokenizer
     if not tokenizer.chat_template:
-        return _Turn(prompt, answer, [tokenizer.eos_token_id])
-    found = _behind(asked, prompt, answer, tokenizer, options)
+        return _Turn(row.prompt, row.answer, [tokenizer.eos_token_id])
+    found = row.plainly()
     if found is None and "</think>" in answer:
-        found = _with_thoughts(asked, prompt, answer, tokenizer, options)
+        found = row.with_thoughts()
     if found is None:
-        raise ValueError(_otherwise(asked, prompt, answer, tokenizer, options))
+        raise ValueError(row.refusal())
     text, after = found
     between, closing = _parted(after, tokenizer)
     if not text:  # the end alone
-        return _Turn(prompt, "", closing[-1:])
-    return _Turn(prompt, text + between, closing)
-
-
-def _behind(
-    messages: tuple[Message, ...],
-    prompt: str,
-    answer: str,
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-) -> tuple[str, str] | None:
-    """What a template writes behind a prompt: the answer's text, and what follows.
-
-    ``None`` if that is another prompt or another answer.
-    """
-    # An empty text is everywhere, so another one shows the place.
-    told = answer if answer.strip() else "."
-    whole = _with_answer(messages, told, tokenizer, options)
-    if not whole.startswith(prompt):
-        return None
-    rest = whole.removeprefix(prompt)
-    told = told if told in rest else told.strip()  # as many templates do
-    before, found, after = rest.partition(told)
-    if not found or before.strip():
-        return None
-    return (before + told if answer.strip() else ""), after
-
-
-def _with_answer(
-    messages: tuple[Message, ...],
-    answer: str,
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-) -> str:
-    turn = {"role": "assistant", "content": answer}
-    return rendered([*messages, turn], tokenizer, options)
-
-
-def _with_thoughts(
-    messages: tuple[Message, ...],
-    prompt: str,
-    answer: str,
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-) -> tuple[str, str] | None:
-    """The same for thoughts and an answer, of which the template shows the answer."""
-    opened = prompt.rstrip().endswith("<think>")
-    if opened == answer.lstrip().startswith("<think>"):
-        return None  # opened twice, or by nobody
-    thoughts, mark, said = answer.rpartition("</think>")
-    if not said.strip():
-        return None
-    # In another answer's place the end is told from what the answer says.
-    other = thoughts + mark + said.replace(said.strip(), _STAND_IN)
-    before, found, after = _with_answer(messages, other, tokenizer, options).rpartition(
-        _STAND_IN
-    )
-    whole = _with_answer(messages, answer, tokenizer, options)
-    shared = prompt.rstrip().removesuffix("<think>")
-    if not found or not before.startswith(shared):
-        return None
-    if whole != before + said.strip() + after:
-        return None
-    return answer.rstrip(), after  # which begins with the space that is kept
+        return _Turn(row.prompt, "", closing[-1:])
+    return _Turn(row.prompt, text + between, closing)
 
 
 def _parted(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
@@ -276,44 +207,109 @@ def _parted(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[i
     return (between, closing[-1:]) if end and len(closing) > 1 else ("", closing)
 
 
-def _otherwise(
-    messages: tuple[Message, ...],
-    prompt: str,
-    answer: str,
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-) -> str:
-    """Why a row is refused: what the template did, and what would help."""
-    whole = _with_answer(messages, answer, tokenizer, options)
-    same = len(prompt)
-    while not whole.startswith(prompt[:same]):
-        same -= 1
-    did = f"goes on with {_quoted(whole[same:])}, and not with the answer as given"
-    if same < len(prompt):
-        did = f"writes {_quoted(whole[same:])} in the place of {_quoted(prompt[same:])}"
-    helps = "use a template that only appends (template_options may help)"
-    for off in _NO_THOUGHTS:
-        without = {**options, **off}
-        try:
-            shut = prompt_text(messages, tokenizer, without)
-            found = _behind(messages, shut, answer, tokenizer, without)
-        except ValueError:
-            continue
-        if found is not None:
-            helps = (
-                f"pass template_options={off!r}, here and at inference, for answers "
-                "without thoughts"
+@dataclass(frozen=True)
+class _Row:
+    """A conversation, its answer, and what a chat template makes of both.
+
+    Attributes:
+        template: The student's.
+        asked: The conversation up to the answer.
+        prompt: The same as the student reads it.
+        answer: The answer as given.
+    """
+
+    template: ChatTemplate
+    asked: tuple[Message, ...]
+    prompt: str
+    answer: str
+
+    @classmethod
+    def of(
+        cls, template: ChatTemplate, asked: tuple[Message, ...], answer: str
+    ) -> _Row:
+        return cls(template, asked, template.prompt(asked), answer)
+
+    def _whole(self, answer: str) -> str:
+        return self.template.with_answer(self.asked, answer)
+
+    def _opened(self) -> bool:
+        return self.prompt.rstrip().endswith("<think>")
+
+    def plainly(self) -> tuple[str, str] | None:
+        """What a template writes behind the prompt: the answer, and what follows.
+
+        ``None`` if that is another prompt or another answer.
+        """
+        # An empty text is everywhere, so another one shows the place.
+        told = self.answer if self.answer.strip() else "."
+        whole = self._whole(told)
+        if not whole.startswith(self.prompt):
+            return None
+        rest = whole.removeprefix(self.prompt)
+        told = told if told in rest else told.strip()  # as many templates do
+        before, found, after = rest.partition(told)
+        if not found or before.strip():
+            return None
+        return (before + told if self.answer.strip() else ""), after
+
+    def with_thoughts(self) -> tuple[str, str] | None:
+        """The same for thoughts and an answer, of which the template shows the answer.
+
+        ``None`` if the thoughts are opened twice or by nobody, or no answer follows.
+        """
+        answer = self.answer
+        if self._opened() == answer.lstrip().startswith("<think>"):
+            return None
+        thoughts, mark, said = answer.rpartition("</think>")
+        if not said.strip():
+            return None
+        # In another answer's place the end is told from what the answer says.
+        other = thoughts + mark + said.replace(said.strip(), _STAND_IN)
+        before, found, after = self._whole(other).rpartition(_STAND_IN)
+        shared = self.prompt.rstrip().removesuffix("<think>")
+        if not found or not before.startswith(shared):
+            return None
+        if self._whole(answer) != before + said.strip() + after:
+            return None
+        return answer.rstrip(), after  # which begins with the space that is kept
+
+    def refusal(self) -> str:
+        """Why the row is refused: what the template did, and what would help."""
+        prompt, whole = self.prompt, self._whole(self.answer)
+        same = len(prompt)
+        while not whole.startswith(prompt[:same]):
+            same -= 1
+        did = f"goes on with {_quoted(whole[same:])}, and not with the answer as given"
+        if same < len(prompt):
+            did = (
+                f"writes {_quoted(whole[same:])} in the place of "
+                f"{_quoted(prompt[same:])}"
             )
-            break
-    if "<think>" in prompt[-20:] + whole[same:]:
-        opened = prompt.rstrip().endswith("<think>")
-        thoughts = "…</think>" if opened else "<think>…</think>"
-        helps += f"; or keep the thoughts, in answers that are {thoughts!r} + answer"
-    return (
-        "the chat template writes a prompt or an answer differently once both are "
-        f"there, so where the answer begins cannot be told: behind "
-        f"{_quoted(prompt[:same][-40:])} it {did}; {helps}"
-    )
+        helps = "use a template that only appends (template_options may help)"
+        for off in _NO_THOUGHTS:
+            without = ChatTemplate(
+                self.template.tokenizer, {**self.template.options, **off}
+            )
+            try:
+                found = _Row.of(without, self.asked, self.answer).plainly()
+            except ValueError:
+                continue
+            if found is not None:
+                helps = (
+                    f"pass template_options={off!r}, here and at inference, for "
+                    "answers without thoughts"
+                )
+                break
+        if "<think>" in prompt[-20:] + whole[same:]:
+            thoughts = "…</think>" if self._opened() else "<think>…</think>"
+            helps += (
+                f"; or keep the thoughts, in answers that are {thoughts!r} + answer"
+            )
+        return (
+            "the chat template writes a prompt or an answer differently once both are "
+            f"there, so where the answer begins cannot be told: behind "
+            f"{_quoted(prompt[:same][-40:])} it {did}; {helps}"
+        )
 
 
 def _quoted(text: str) -> str:

@@ -6,7 +6,8 @@ Taught in notebook 04.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill_helpers.data import whole_characters
@@ -43,70 +44,72 @@ def prompt_text(
         ValueError: If the tokenizer's chat template cannot write the conversation, or
             leaves out or garbles what is in it: tool calls, contents in parts.
     """
-    asked = cleaned(messages)
-    options = template_options or {}
-    if tokenizer.chat_template:
-        text = rendered(asked, tokenizer, options, add_generation_prompt=True)
-        _check_nothing_is_lost(asked, text, tokenizer, options)
-        return text
-    if len(asked) > 1:
-        raise ValueError(
-            f"the tokenizer has no chat template, and a prompt has {len(asked)} "
-            "messages; use a chat model, or prompts that are strings"
-        )
-    content = asked[0].get("content")
-    if not isinstance(content, str):
-        raise ValueError(
-            f"the tokenizer has no chat template, and a prompt's content is no string: "
-            f"{content!r:.80}; use a chat model, or prompts that are strings"
-        )
-    return content
+    return ChatTemplate(tokenizer, template_options or {}).prompt(cleaned(messages))
 
 
-def rendered(
-    messages: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-    **more: Any,
-) -> str:
-    from jinja2 import TemplateError
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a tokenizer writes a conversation down.
 
-    try:
-        text: Any = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, **more, **options
-        )
-    except (TemplateError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"the chat template cannot write a conversation of the turns "
-            f"{[message['role'] for message in messages]} ({error}); it may not know "
-            "tool calls or contents in parts: change the messages, the template or "
-            "template_options"
-        ) from None
-    return whole_characters(str(text))
+    Attributes:
+        tokenizer: The tokenizer, with a chat template or without.
+        options: Further variables of the template.
+    """
 
+    tokenizer: PreTrainedTokenizerBase
+    options: Mapping[str, Any]
 
-def _check_nothing_is_lost(
-    messages: tuple[Message, ...],
-    text: str,
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-) -> None:
-    """Refuse what a template drops in silence, or writes as Python writes it."""
-    for place, message in enumerate(messages):
-        content = message.get("content", "")
-        others: list[tuple[str, Any]] = [
-            (name, _changed(message[name], key))
-            for name in ("tool_calls", "function_call")
-            for key in ("name", "arguments")
-            if name in message
-        ]
-        if message["role"] in ("tool", "function") and isinstance(content, str):
-            others.append(("content", f"{content} 1"))
-        for name, other in others:
-            turns = list(messages)
-            turns[place] = message | {name: other}
-            if turns[place] != message and text == rendered(
-                turns, tokenizer, options, add_generation_prompt=True
+    def prompt(self, asked: tuple[Message, ...]) -> str:
+        """The text that an answer goes on from; :func:`prompt_text` says more."""
+        if self.tokenizer.chat_template:
+            text = self._written(asked, add_generation_prompt=True)
+            for place, message in enumerate(asked):
+                self._refuse_lost_fields(asked, place, text)
+                _refuse_garbled_parts(message.get("content"), text)
+            return text
+        if len(asked) > 1:
+            raise ValueError(
+                f"the tokenizer has no chat template, and a prompt has {len(asked)} "
+                "messages; use a chat model, or prompts that are strings"
+            )
+        content = asked[0].get("content")
+        if not isinstance(content, str):
+            raise ValueError(
+                f"the tokenizer has no chat template, and a prompt's content is no "
+                f"string: {content!r:.80}; use a chat model, or prompts that are "
+                "strings"
+            )
+        return content
+
+    def with_answer(self, asked: tuple[Message, ...], answer: str) -> str:
+        """The conversation once the answer is there."""
+        return self._written([*asked, {"role": "assistant", "content": answer}])
+
+    def _written(self, messages: Sequence[Message], **more: Any) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text: Any = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, **more, **self.options
+            )
+        except (TemplateError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(
+                f"the chat template cannot write a conversation of the turns "
+                f"{[message['role'] for message in messages]} ({error}); it may not "
+                "know tool calls or contents in parts: change the messages, the "
+                "template or template_options"
+            ) from None
+        return whole_characters(str(text))
+
+    def _refuse_lost_fields(
+        self, asked: tuple[Message, ...], place: int, text: str
+    ) -> None:
+        """Refuse a template whose prompt is the same without what a message holds."""
+        message = asked[place]
+        for name, other in _other_values(message):
+            turns = [*asked[:place], message | {name: other}, *asked[place + 1 :]]
+            if turns[place] != message and text == self._written(
+                turns, add_generation_prompt=True
             ):
                 raise ValueError(
                     f"the chat template leaves {name} of the {message['role']}'s turn "
@@ -114,18 +117,33 @@ def _check_nothing_is_lost(
                     "the model would not see it; use a model whose template knows "
                     "tools, or prompts without tool_calls and their results"
                 )
-        for part in content if isinstance(content, list) else ():
-            if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-                raise ValueError(
-                    f"a message's content has the part {part!r:.80}, which is no text; "
-                    "a model of text cannot read it, so leave it out"
-                )
-            raw = str(part) in text or json.dumps(part, ensure_ascii=False) in text
-            if raw or part["text"].strip() not in text:
-                raise ValueError(
-                    "the chat template does not know a content that is a list of "
-                    "parts; join the parts' texts to one string"
-                )
+
+
+def _refuse_garbled_parts(content: Any, text: str) -> None:
+    """Refuse parts that are no text, or that a template writes as Python does."""
+    for part in content if isinstance(content, list) else ():
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            raise ValueError(
+                f"a message's content has the part {part!r:.80}, which is no text; "
+                "a model of text cannot read it, so leave it out"
+            )
+        raw = str(part) in text or json.dumps(part, ensure_ascii=False) in text
+        if raw or part["text"].strip() not in text:
+            raise ValueError(
+                "the chat template does not know a content that is a list of "
+                "parts; join the parts' texts to one string"
+            )
+
+
+def _other_values(message: Message) -> Iterator[tuple[str, Any]]:
+    """Fields that a prompt has to show, each with another value."""
+    for name in ("tool_calls", "function_call"):
+        for key in ("name", "arguments"):
+            if name in message:
+                yield name, _changed(message[name], key)
+    content = message.get("content", "")
+    if message["role"] in ("tool", "function") and isinstance(content, str):
+        yield "content", f"{content} 1"
 
 
 def _changed(calls: Any, key: str) -> Any:
