@@ -14,15 +14,14 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from distill_helpers.labels.filters import ENDED
+from distill_helpers.labels.api_content import read_message
 from distill_helpers.labels.messages import Message
 from distill_helpers.labels.teachers import Action, Answer, Failure, Request
 from distill_helpers.runtime import in_colab
@@ -38,18 +37,6 @@ _NO_CONNECTION = ("ConnectError", "ConnectTimeout")
 # failed.
 _GATEWAY_GAVE_UP = (408, 504, 520, 522, 524)
 _LONGEST_PAUSE = 60.0
-# Fields of a message in which servers tell the thoughts before an answer.
-_REASONING = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thinking_blocks",
-    "reasoning_details",
-)
-# Kinds of parts, by the beginning of their type's name. Notes are not part of a text.
-_TEXT_PARTS = ("text", "output_text")
-_THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")
-_NOTE_PARTS = ("reference", "citation")
 
 
 class ApiTeacher:
@@ -168,13 +155,13 @@ class ApiTeacher:
         return size + 256 + len(json.dumps(self.options, default=str).encode())
 
     def order(self, requests: list[Request]) -> list[Request]:
-        """As they are."""
+        """The requests as they are."""
         return requests
 
     def answers(
         self, take: Callable[[], Request | None], concurrency: int
     ) -> Generator[tuple[Request, Answer | Failure], None, None]:
-        """Ask, several at a time; see ``teachers.Teacher``.
+        """Ask, several at a time; the arguments are those of ``Teacher.answers``.
 
         If the caller leaves early, what is under way ends within one time-out.
         """
@@ -253,134 +240,51 @@ class ApiTeacher:
         # A server's own words may quote the key.
         words = str(error.message).replace(self._client.api_key, "…")[:200]
         if code == 401:
-            words, action = (
-                f"the server refused the key (401); check {_KEY}",
+            return Failure(
+                f"the server refused the key (401); check {_KEY}", Action.STOP
+            )
+        if code == 404:
+            return Failure(
+                f"the server knows no model {self.name!r}, or base_url lacks its /v1 "
+                "(404)",
                 Action.STOP,
             )
-        elif code == 404:
-            words = (
-                f"the server knows no model {self.name!r}, or base_url lacks its /v1 "
-                "(404)"
+        if code == 402 or error.code == "insufficient_quota":
+            return Failure(f"the account is used up ({code}): {words}", Action.STOP)
+        if code in (400, 403, 413, 422):
+            return Failure(
+                f"the server refused a request ({code}): {words}", Action.SKIP
             )
-            action = Action.STOP
-        elif code == 402 or error.code == "insufficient_quota":
-            words, action = f"the account is used up ({code}): {words}", Action.STOP
-        elif code in (400, 403, 413, 422):
-            words, action = (
-                f"the server refused a request ({code}): {words}",
-                Action.SKIP,
-            )
-        else:
-            words, action = f"the server answered {code}: {words}", Action.RETRY
-        return Failure(words, action, paid=code in _GATEWAY_GAVE_UP)
+        return Failure(
+            f"the server answered {code}: {words}", paid=code in _GATEWAY_GAVE_UP
+        )
 
     def _answer(self, completion: Any, request: Request) -> Answer | Failure:
-        choices = getattr(completion, "choices", None)
-        if not choices:
+        if not getattr(completion, "choices", None):
             return Failure("the server's answer held no choice", paid=True)
-        message, usage = choices[0].message, getattr(completion, "usage", None)
-        content = _read_content(message.content)
-        refusal = getattr(message, "refusal", None)
-        if isinstance(refusal, str) and not content.text:
-            content = replace(content, refusal=refusal)
-        calls = getattr(message, "tool_calls", None)
-        calls = calls or getattr(message, "function_call", None)
-        reason = str(choices[0].finish_reason)
-        if content.unknown and not (content.text or calls) and reason in ENDED:
+        choice, usage = completion.choices[0], getattr(completion, "usage", None)
+        content = read_message(choice.message)
+        reason = content.ending(str(choice.finish_reason))
+        if reason is None:
             return Failure(
                 "the server's answer is no text, but parts of a kind unknown here: "
                 f"{', '.join(content.unknown)[:100]!r}",
                 paid=True,
             )
-        told = [_strings(getattr(message, name, None)) for name in _REASONING]
-        thoughts = content.thoughts or next(filter(None, told), "")
-        text = content.text or content.refusal
 
         def counted(name: str, most: int) -> int:
             found = getattr(usage, name, None)
             return int(found) if isinstance(found, int) else most
 
         return Answer(
-            text=text,
-            finish_reason=_ending(reason, content, bool(calls), bool(thoughts)),
+            text=content.text or content.refusal,
+            finish_reason=reason,
             prompt_tokens=counted(
                 "prompt_tokens", self.prompt_tokens(request.messages)
             ),
             completion_tokens=counted("completion_tokens", request.max_new_tokens),
-            reasoning=thoughts,
+            reasoning=content.thoughts,
         )
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What a message's content holds.
-
-    Attributes:
-        text: The answer.
-        thoughts: Those among its parts.
-        refusal: In words, and in the place of an answer.
-        unknown: Types of other parts.
-        is_string: Whether all of it is one string.
-    """
-
-    text: str = ""
-    thoughts: str = ""
-    refusal: str = ""
-    unknown: tuple[str, ...] = ()
-    is_string: bool = False
-
-
-def _read_content(content: Any) -> _Content:
-    """A content of any shape; what a server sends is untrusted."""
-    if isinstance(content, str):
-        return _Content(content, is_string=True)
-    found: dict[str, list[str]] = {"text": [], "thoughts": [], "refusal": []}
-    unknown = []
-    for part in content if isinstance(content, list) else [content]:
-        if part is None:
-            continue
-        fields = part if isinstance(part, Mapping) else {"type": type(part).__name__}
-        kind = str(fields.get("type") or "text")
-        if isinstance(part, str):
-            found["text"].append(part)
-        elif kind in _TEXT_PARTS and isinstance(fields.get("text"), str | Mapping):
-            found["text"].append(_strings(fields["text"]))
-        elif kind.startswith(_THOUGHT_PARTS):
-            found["thoughts"].append(_strings(part))
-        elif kind == "refusal":
-            found["refusal"].append(_strings(fields.get("refusal")))
-        elif not kind.startswith(_NOTE_PARTS):
-            unknown.append(kind)
-    text, thoughts, refusal = map("".join, found.values())
-    return _Content(text, thoughts, refusal, tuple(unknown))
-
-
-def _strings(value: Any) -> str:
-    """All text of thoughts or of a text, however a server packs it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "".join(map(_strings, value))
-    if isinstance(value, Mapping):
-        names = ("thinking", "reasoning", "summary", "text", "value", "content")
-        return "".join(_strings(value[name]) for name in names if name in value)
-    return ""
-
-
-def _ending(reason: str, content: _Content, calls: bool, thought: bool) -> str:
-    """Why an answer ends there: ``"stop"`` only for one that is whole."""
-    if reason not in ENDED:
-        return reason
-    if calls:
-        return "tool_calls"
-    if content.unknown:
-        return "unreadable"
-    if content.text.strip():
-        return "stop"
-    if content.refusal:
-        return "refusal"
-    # A string without a word may be all that a model wanted to say.
-    return "stop" if content.is_string and not thought else "no_content"
 
 
 def _backoff(attempt: int) -> float:

@@ -312,7 +312,7 @@ def _process_requests(
     concurrency: int,
     bar: tqdm[Any],
 ) -> list[Failure]:
-    """Ask for all that is missing and affordable; what failed for good."""
+    """Ask for all that is missing and affordable; returns what failed for good."""
     waiting = teacher.order(missing)[::-1]
     tries: Counter[str] = Counter()
     failures: list[Failure] = []

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOGGER = logging.getLogger(__name__)
-
 _STAND_IN = "An-answer-that-nobody-gives"
 # Variables of chat templates that switch the thoughts of reasoning models off.
 _NO_THOUGHTS: tuple[dict[str, Any], ...] = (
@@ -35,7 +34,8 @@ def own_labels(prompts: Sequence[Prompt], answers: Sequence[str]) -> Dataset:
     """Answers that you have already, in the columns that :func:`learn_answers` reads.
 
     Args:
-        prompts: As in :func:`write_labels`.
+        prompts: Strings, or conversations as lists of messages, such as
+            :func:`~distill_helpers.labels.ask.write_labels` takes.
         answers: One for each; half an emoji in it becomes U+FFFD.
     """
     if isinstance(prompts, str) or isinstance(answers, str):
@@ -44,23 +44,16 @@ def own_labels(prompts: Sequence[Prompt], answers: Sequence[str]) -> Dataset:
         raise ValueError(
             f"{len(prompts)} prompts and {len(answers)} answers: one answer per prompt"
         )
-    for number, answer in enumerate(answers):
+    rows = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if not isinstance(answer, str):
             raise ValueError(
                 f"answers[{number}] is {answer!r:.80}, no string; leave it out, with "
                 "its prompt"
             )
-    return as_dataset(
-        [
-            {
-                "messages": list(asked_messages(prompt, number)),
-                "answer": whole_characters(answer),
-            }
-            for number, (prompt, answer) in enumerate(
-                zip(prompts, answers, strict=True)
-            )
-        ]
-    )
+        messages = list(asked_messages(prompt, number))
+        rows.append({"messages": messages, "answer": whole_characters(answer)})
+    return as_dataset(rows)
 
 
 def learn_answers(
@@ -77,9 +70,9 @@ def learn_answers(
     stop. What a template puts behind that token is left out.
 
     So that a student learns what it will write, the prompt's ids are those of
-    :func:`prompt_ids`, and the answer goes on from them as
-    :func:`~distill_helpers.data.encode_answers` says, whatever the tokenizer puts
-    before a text. Where the answer begins in a chat template, and what ends it, is
+    :func:`~distill_helpers.labels.templates.prompt_ids`, and the answer goes on from
+    them as :func:`~distill_helpers.data.encode_answers` says, whatever the tokenizer
+    puts before a text. Where the answer begins in a chat template, and what ends it, is
     found out row by row: the conversation is written with and without the answer, and
     the one must begin with the other and go on, but for white space, with the answer as
     given or without the white space around it. A template that does otherwise is
@@ -88,13 +81,14 @@ def learn_answers(
     prompt or the answer opens them. Thoughts in the column ``reasoning`` are not
     learned; write them into the answers for that.
 
-    Of an answer that is empty, or white space that the template trims, the end alone
-    is learned, and the log says how often: the student learns to say nothing there.
+    Where an answer is empty, or white space that the template trims, the end alone is
+    learned, and the log says how often: the student learns to say nothing there.
     :func:`~distill_helpers.labels.filters.empty` leaves such rows out.
 
     Args:
-        labels: With ``messages`` and ``answer``, such as :func:`write_labels` returns.
-        tokenizer: Of the student.
+        labels: Rows with ``messages`` and ``answer``, such as
+            :func:`~distill_helpers.labels.ask.write_labels` returns.
+        tokenizer: The student's tokenizer.
         max_length: Rows with more tokens are left out, and the log says how many: a
             cut-off answer would teach to stop anywhere. ``None`` keeps all.
         template_options: Further variables of the chat template, such as

@@ -63,7 +63,7 @@ class Scheme:
 
     @property
     def bytes_per_position(self) -> int:
-        """Of one distribution, entropy included."""
+        """Bytes that one distribution takes, entropy included."""
         if self.name == "full":
             return 2 * self.vocabulary + 4
         ids = [self.top_k, self.samples]
