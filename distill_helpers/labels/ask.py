@@ -1,11 +1,10 @@
 """Labels that a teacher writes: asked for, paid for, and never lost.
 
-A *teacher* answers prompts: :class:`LocalTeacher` is a model in this process,
-:class:`~distill_helpers.labels.api.ApiTeacher` any OpenAI-compatible server.
-:func:`write_labels` asks it for what is missing, appends every answer to a file as it
-arrives, and stops before a budget is exceeded. A second call, also after a kill, goes
-on where the first was cut off. What to keep of the answers is decided by
-:mod:`distill_helpers.labels.filters`; :func:`learn_answers` turns them into rows for
+:func:`write_labels` asks a teacher (:mod:`distill_helpers.labels.teachers`) for what is
+missing, appends every answer to a file as it arrives, and stops before a budget is
+exceeded. A second call, also after a kill, goes on where the first was cut off. What to
+keep of the answers is decided by :mod:`distill_helpers.labels.filters`;
+:func:`~distill_helpers.labels.rows.learn_answers` turns them into rows for
 :class:`~distill_helpers.trainers.HardLabelTrainer`.
 
 Taught in notebook 04. Paper: Kim and Rush 2016 (sequence-level distillation,

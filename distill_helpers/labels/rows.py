@@ -120,7 +120,7 @@ def learn_answers(
     if empty:
         _LOGGER.warning(
             "%d of %d answers are empty, and the student learns to end at once there; "
-            "label_filters.empty leaves them out",
+            "labels.filters.empty leaves them out",
             empty,
             len(turns),
         )
@@ -173,7 +173,7 @@ def _turn(template: ChatTemplate, messages: Sequence[Message], answer: Any) -> _
     if not isinstance(answer, str):
         raise ValueError(
             f"the answer {answer!r:.80} is no string; leave the row out, with a filter "
-            "of your own or label_filters.empty"
+            "of your own or labels.filters.empty"
         )
     row = _Row.of(template, cleaned(messages), whole_characters(answer))
     tokenizer = template.tokenizer

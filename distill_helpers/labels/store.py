@@ -173,7 +173,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def read_labels(path: str | Path) -> Dataset:
-    """Every answer of a file that :func:`write_labels` wrote, in its order.
+    """Every answer of a file that ``write_labels`` wrote, in its order.
 
     Raises:
         DataError: If there is no such file, or nothing in it.

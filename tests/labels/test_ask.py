@@ -592,7 +592,7 @@ def test_of_an_empty_answer_the_end_is_learned_and_counted(template, empty, capl
     given = prompt_ids([{"role": "user", "content": "b"}], tokenizer)
     assert rows[1]["input_ids"] == [*given, tokenizer.eos_token_id]
     assert "1 of 2 answers are empty" in caplog.text
-    assert "label_filters.empty" in caplog.text
+    assert "labels.filters.empty" in caplog.text
 
 
 def test_an_answer_that_is_none_is_named(bpe):
