@@ -237,11 +237,13 @@ class SoftLabelCache:
         if not self._shards:
             return {}
         first = self._shards[0]
-        widths = {name: first.get_slice(name).get_shape()[1:] for name in first.keys()}  # noqa: SIM118 (no mapping)
+        stored = set(first.keys())
         return {
-            name: np.zeros((rows, length, *widths[name]), dtype=dtype)
+            name: np.zeros(
+                (rows, length, *first.get_slice(name).get_shape()[1:]), dtype=dtype
+            )
             for name, dtype in _DTYPES.items()
-            if name in widths
+            if name in stored
         }
 
     def _decoded(
