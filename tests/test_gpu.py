@@ -120,6 +120,6 @@ def test_the_plan_is_what_is_allocated():
 
 
 def test_a_gpu_that_no_table_knows_is_measured(monkeypatch):
-    monkeypatch.setattr("distill_helpers.planning.DEVICES", {})
+    monkeypatch.setattr("distill_helpers.planning.devices.DEVICES", {})
     found = this_gpu()
     assert found.half_flops > found.full_flops > 1e11

@@ -19,11 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from distill_helpers import planning
 from distill_helpers.losses.fused import working_bytes
 from distill_helpers.models import prepare_packaged_teacher
-from distill_helpers.planning import DEVICES, Step, plan, rehearse
+from distill_helpers.planning import DEVICES, Step, plan, rehearsal, rehearse
 from distill_helpers.profiles import get_profile
 from distill_helpers.trainers import SoftLabels
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 T4_GIB = 14.6
 # The largest training step of each lesson's `gpu` path, and how many further copies of
 # the student's weights lie beside it.
@@ -467,7 +467,7 @@ def test_what_stops_without_content_is_refused_in_words(monkeypatch, capfd):
     def stops(*_):
         torch.ones(3).fill_(2).numpy()  # asks a fake tensor for its content
 
-    monkeypatch.setattr(planning, "_one_step", stops)
+    monkeypatch.setattr(rehearsal, "run_step", stops)
     with pytest.raises(ValueError, match=r"models=llama: .*cannot be planned.*measure"):
         rehearse(step())
     monkeypatch.undo()
