@@ -24,9 +24,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +38,7 @@ from course import Course, Lesson, load_course
 from kernels import KERNEL_NAME, kernel_environment, use_this_python
 from lesson_source import first_line, render, tags
 from nbformat import NotebookNode
+from run_report import Result
 
 FINDING = "application/vnd.distill-helpers+json"
 PROFILES = ("smoke", "cpu", "gpu")
@@ -46,29 +46,6 @@ PROFILES = ("smoke", "cpu", "gpu")
 SMOKE_WARNING, SMOKE_LIMIT = 25.0, 40.0
 # The second run of a cell, under ``--twice``.
 AGAIN = "again"
-
-
-@dataclass
-class Result:
-    """What came of one notebook."""
-
-    name: str
-    seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    findings: list[dict[str, Any]] = field(default_factory=list)
-    changes: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether the run may count this notebook as passed."""
-        return not self.failures
-
-    @property
-    def verdicts(self) -> str:
-        """Its checks and verdicts, counted by status."""
-        counts = Counter(f"{one['kind']} {one['status']}" for one in self.findings)
-        return ", ".join(f"{count} × {what}" for what, count in counts.items()) or "–"
 
 
 # In the child: one notebook ---------------------------------------------------------

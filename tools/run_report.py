@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from course import Course
 from nbformat import NotebookNode
-
-if TYPE_CHECKING:
-    from run_notebooks import Result
 
 PAGE = """\
 <!doctype html>
@@ -54,6 +53,29 @@ ROW = """\
 <td class="number">{seconds:.1f}
 <td><span class="{status_class}">{status}</span>
 <td>{verdicts}{details}</tr>"""
+
+
+@dataclass
+class Result:
+    """What came of one notebook."""
+
+    name: str
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run may count this notebook as passed."""
+        return not self.failures
+
+    @property
+    def verdicts(self) -> str:
+        """Its checks and verdicts, counted by status."""
+        counts = Counter(f"{one['kind']} {one['status']}" for one in self.findings)
+        return ", ".join(f"{count} × {what}" for what, count in counts.items()) or "–"
 
 
 def write_page(notebook: NotebookNode, path: Path) -> None:
