@@ -60,10 +60,10 @@ notebooks-check: setup
 	@.venv/bin/python tools/build_notebooks.py check
 
 studies: setup
-	@.venv/bin/python -m distill_helpers studies --recheck
+	@.venv/bin/python tools/run_studies.py --recheck
 
 studies-anew: setup
-	@.venv/bin/python -m distill_helpers studies; status=$$?; \
+	@.venv/bin/python tools/run_studies.py; status=$$?; \
 	.venv/bin/python tools/readme_tables.py && exit $$status
 
 readme: setup

@@ -15,14 +15,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from distill_helpers.data import glosses
+from distill_helpers.data import data_path, glosses
 from distill_helpers.evaluation import generate
-from distill_helpers.hard_labels import prompt_text
+from distill_helpers.hard_labels import (
+    learn_answers,
+    own_labels,
+    prompt_text,
+    read_labels,
+)
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEST, VALIDATION, LABELLED = 2000, 400, 600
+# Glosses of the pool to which the shipped answers of a teacher belong.
+POOL = 4000
 # The longest answer that is right, with room for one that is not.
 MAX_ANSWER_TOKENS = 24
 
@@ -176,3 +184,26 @@ def judge(
         batch_size=batch_size,
     )
     return judge_answers(texts, asked)
+
+
+def learned_rows(known: Sequence[Gloss], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Turn glosses with their right answers into rows for ``HardLabelTrainer``.
+
+    Args:
+        known: The glosses.
+        tokenizer: The student's tokenizer.
+    """
+    labels = own_labels([g.prompt for g in known], [g.answer for g in known])
+    return learn_answers(labels, tokenizer)
+
+
+def pool_labels() -> Dataset:
+    """Read the shipped answers of a teacher, in the order of the pool's glosses.
+
+    The file has them in the order in which they came, the longest prompts first;
+    ``tools/label_glosses.py`` made it.
+    """
+    labels = read_labels(data_path("gloss_labels.jsonl"))
+    places = {gloss.prompt: place for place, gloss in enumerate(splits().pool)}
+    asked = [messages[0]["content"] for messages in labels["messages"]]
+    return labels.select(sorted(range(len(asked)), key=lambda row: places[asked[row]]))

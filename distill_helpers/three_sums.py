@@ -16,9 +16,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from distill_helpers.data import data_path
+from distill_helpers.evaluation import exact_match
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from distill_helpers.models import Loaded
 
 SMALLEST, LARGEST = 10, 99
 TEST_SIZE = 2000
@@ -123,3 +126,22 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
 def prompts(chosen: Sequence[Problem]) -> list[str]:
     """The problems as a model reads them."""
     return [problem.prompt for problem in chosen]
+
+
+def share_right(loaded: Loaded, chosen: Sequence[Problem] | None = None) -> float:
+    """Return the share of problems whose result a model gets right.
+
+    Args:
+        loaded: The model with its tokenizer.
+        chosen: What it is asked. Default: the frozen test set.
+    """
+    asked = test_problems() if chosen is None else chosen
+    share, _ = exact_match(
+        loaded.model,
+        loaded.tokenizer,
+        prompts(asked),
+        lambda index, text: is_right(asked[index], text),
+        max_new_tokens=MAX_ANSWER_TOKENS,
+        batch_size=500,
+    )
+    return share

@@ -14,7 +14,7 @@ KERNEL_NAME = "python3"
 # many short loops of a step; so they spin for a moment first (libgomp's own variable,
 # which others ignore). Read once, when torch is loaded. The same stands, for those who
 # come by another way, in the Makefile, in the set-up cell (template.py) and in the
-# command line (distill_helpers/cli.py).
+# command line (distill_helpers/cli/commands.py).
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 
 

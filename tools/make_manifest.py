@@ -21,7 +21,7 @@ WORDNET = {
         "characters in 12 supersenses, at most 1,000 each, seed 0"
     ),
 }
-OURS = {"licence": "Apache-2.0", "origin": "distill pretrain-tiny"}
+OURS = {"licence": "Apache-2.0", "origin": "tools/make_tiny_teachers.py"}
 SUMS = {
     "licence": "Apache-2.0",
     "origin": "distill_helpers.three_sums.make_frozen_test(), seed in the module",
@@ -34,7 +34,7 @@ LABELS = {
     "licence": (
         "prompts: WordNet 3.0 licence, see LICENSE.wordnet; answers: Apache-2.0"
     ),
-    "origin": "distill label-glosses: SmolLM2-135M-Instruct, trained on 600 glosses",
+    "origin": "tools/label_glosses.py: SmolLM2-135M-Instruct, trained on 600 glosses",
 }
 
 ABOUT = {"licence": "Apache-2.0", "origin": "written for the course"}

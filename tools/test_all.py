@@ -54,7 +54,7 @@ def colab_steps() -> dict[str, list[str]]:
     """The same package, installed from its wheel among older neighbours."""
     # -P keeps the repository off the path: the wheel is what is tested. The tools of
     # the repository are not on Colab, and older libraries warn of other things.
-    options = ["-W", "default", "--ignore=tests/test_tools.py"]
+    options = ["-W", "default", "--ignore=tests/repo/test_tools.py"]
     options += ["--ignore=tests/test_packaging.py"]
     options += ["--ignore=tests/test_gpu_notebooks.py"]
     options += ["--ignore=tests/test_browser.py"]

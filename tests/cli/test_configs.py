@@ -6,9 +6,8 @@ from tiny_models import byte_level_bpe, tiny
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from distill_helpers import runtime
-from distill_helpers.configs import (
-    PlanOptions,
-    TrainOptions,
+from distill_helpers.cli.configs import PlanOptions, TrainOptions
+from distill_helpers.cli.runs import (
     build_trainer,
     planned_models,
     resolve_student,

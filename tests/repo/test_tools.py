@@ -27,7 +27,7 @@ from lesson_source import LessonError, read_cells, render, tags
 from nbclient import NotebookClient
 from nbformat.v4 import new_output
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 COURSE = """
 repository = "https://github.com/somebody/some-course"
@@ -635,7 +635,7 @@ def test_make_lets_threads_wait_asleep(chosen, monkeypatch, tmp_path):
 # tried in test_colab.py.)
 WORKER = """
 import concurrent.futures, multiprocessing, os, sys
-from distill_helpers.cli import main
+import run_studies
 
 def load():
     import torch
@@ -643,7 +643,7 @@ def load():
 if __name__ == "__main__":
     assert os.environ.get("OMP_WAIT_POLICY") == (sys.argv[1] or None)
     try:
-        main(["studies", "--help"])
+        run_studies.main(["--help"])
     except SystemExit:
         assert "torch" not in sys.modules
     context = multiprocessing.get_context("spawn")
@@ -671,7 +671,7 @@ def test_torch_of_a_study_s_worker_waits_asleep(chosen, monkeypatch, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     monkeypatch.syspath_prepend(str(ROOT))
-    paths = [str(ROOT), os.environ["PYTHONPATH"]]
+    paths = [str(ROOT), str(ROOT / "tools"), os.environ["PYTHONPATH"]]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     command = [sys.executable, str(script), chosen or ""]
     assert torch_found(command, monkeypatch, chosen) == {PATIENT[chosen]}

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tiny_models import byte_level_bpe
 
 from distill_helpers.cli import main
-from distill_helpers.configs import TrainOptions, build_trainer, write_config
+from distill_helpers.cli.configs import TrainOptions, write_config
+from distill_helpers.cli.runs import build_trainer
 from distill_helpers.data import data_folder, data_path
 from distill_helpers.evaluation import generate
 from distill_helpers.models import load_tiny_teacher
@@ -320,21 +321,6 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         )
     ]
     assert logs[0] == pytest.approx(logs[1], abs=1e-4)
-
-
-@pytest.mark.slow
-def test_label_glosses_writes_a_file_that_goes_on(tmp_path, capsys):
-    output = tmp_path / "labels.jsonl"
-    options = ["--output", str(output), "--steps", "1", "--judged", "3"]
-    assert main(["label-glosses", *options, "--count", "2"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report == json.loads((tmp_path / "labels.report.json").read_text())
-    assert [report[name]["count"] for name in ("test", "pool")] == [3, 2]
-    first = output.read_text().splitlines()
-    assert len(first) == 2
-    assert main(["label-glosses", *options, "--count", "4"]) == 0
-    # The same seed gives the same teacher, whose answers are not asked for again.
-    assert output.read_text().splitlines()[:2] == first
 
 
 def test_plan_says_what_fits(tmp_path, capsys):

@@ -9,7 +9,7 @@ from distill_helpers.data import austen, pack
 from distill_helpers.evaluation import evaluate
 from distill_helpers.models import load_tiny_teacher
 
-RECORDED = Path(__file__).resolve().parent.parent / "results" / "pretraining.json"
+RECORDED = Path(__file__).resolve().parents[2] / "results" / "pretraining.json"
 
 
 @pytest.mark.slow

@@ -1,0 +1,12 @@
+"""The command line: ``distill …`` or ``python -m distill_helpers …``.
+
+``commands`` has the subcommands, ``configs`` their options as dataclasses, which a
+``--config`` file fills in as well, and ``runs`` makes models, rows and trainers of the
+options. Importing this room loads no torch, and neither does ``--help``.
+
+Taught in notebook 03, used whole in the capstone.
+"""
+
+from distill_helpers.cli.commands import main
+
+__all__ = ["main"]

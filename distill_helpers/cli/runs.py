@@ -1,0 +1,386 @@
+"""From the options of a run to its models, rows and trainer.
+
+Taught in notebook 10.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distill_helpers import limits
+from distill_helpers.cli.configs import PlanOptions, TextOptions, TrainOptions
+from distill_helpers.data import (
+    DataError,
+    austen,
+    data_folder,
+    load_corpus,
+    pack,
+    pack_examples,
+)
+from distill_helpers.gloss_task import glosses_of
+from distill_helpers.hard_labels import learn_answers
+from distill_helpers.heads import isolates_examples
+from distill_helpers.models import (
+    Loaded,
+    ModelError,
+    build_student,
+    config_of_kept,
+    load_model,
+    load_teacher,
+    load_tiny_teacher,
+    prune_layers,
+    public_name,
+    student_config,
+)
+from distill_helpers.planning import config_of, models_of
+from distill_helpers.profiles import get_profile
+from distill_helpers.questions import read_questions
+from distill_helpers.soft_label_cache import SoftLabelCache
+from distill_helpers.trainers import (
+    HardLabelTrainer,
+    SoftLabelTrainer,
+    last_complete_checkpoint,
+    training_arguments,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from distill_helpers.profiles import Profile
+    from distill_helpers.trainers import DistillationTrainer
+
+_RUN = "training_run.json"
+_LOGGER = logging.getLogger(__name__)
+# Where no learning rate is given. What a pretrained student knows does not survive
+# steps that suit a small fresh one.
+_FRESH_RATE, _PRETRAINED_RATE = 8e-3, 2e-4
+# Other names that begin alike are folders, or names on the hub.
+_TINY = {"tiny-prose": "prose", "tiny-sums": "sums"}
+
+
+def resolve_teacher(name: str, profile: Profile) -> Loaded:
+    """Load the teacher that an option names, frozen, onto the profile's device.
+
+    Args:
+        name: ``packaged``, ``tiny-prose``, ``tiny-sums``, a folder, or a name on the
+            hub.
+        profile: Its device and dtype; it also says what ``packaged`` means.
+
+    Raises:
+        ModelError: If there is no model of that name.
+    """
+    if name == "packaged":
+        return load_teacher(profile)
+    if name in _TINY:
+        return load_tiny_teacher(_TINY[name], device=profile.device)
+    return _load(name, dtype=profile.teacher_dtype, device=profile.device, frozen=True)
+
+
+def _load(name: str, **options: Any) -> Loaded:
+    try:
+        return load_model(name, **options)
+    except OSError as error:
+        raise ModelError(
+            f"{name!r} is no folder with a model and its tokenizer, and the hub gives "
+            f"none of that name: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def resolve_student(
+    name: str, teacher: Loaded, profile: Profile, *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load or make the student that an option names, trainable, with its tokenizer.
+
+    Args:
+        name: ``fresh:LAYERSxWIDTH``, ``pruned:LAYERS``, a folder, or a name on the hub.
+        teacher: What a pruned student is made of; a fresh one takes its tokenizer.
+        profile: Where the student is put.
+        seed: Draws the weights of a fresh student.
+
+    Raises:
+        ValueError: If the name has not that form, or the teacher too few layers.
+    """
+    kind = name.partition(":")[0]
+    if kind == "fresh":
+        student = build_student(teacher.tokenizer, **_fresh_size(name), seed=seed)
+    elif kind == "pruned":
+        student = prune_layers(teacher.model, _kept_of(name, teacher.model.config))
+    else:
+        return _load(name, device=profile.device)
+    student.to(profile.device)  # type: ignore[arg-type]
+    return student, teacher.tokenizer
+
+
+def _fresh_size(name: str) -> dict[str, int]:
+    layers, _, width = name.partition(":")[2].partition("x")
+    if not (layers.isdigit() and width.isdigit()):
+        raise ValueError(f"student={name!r} must look like fresh:2x96")
+    return {"layers": int(layers), "width": int(width)}
+
+
+def _kept_of(name: str, teacher: Any) -> list[int]:
+    """The layers that ``pruned:20`` keeps: the first and the last ones."""
+    size = name.partition(":")[2]
+    there = teacher.get_text_config().num_hidden_layers
+    if not size.isdigit() or not 2 <= int(size) <= there:
+        raise ValueError(
+            f"student={name!r} must look like pruned:20, with 2 to {there} layers"
+        )
+    front = (int(size) + 1) // 2
+    return [*range(front), *range(there - int(size) + front, there)]
+
+
+def planned_models(options: PlanOptions, profile: Profile) -> tuple[Any, Any]:
+    """Return what ``plan`` takes for the teacher and the student that options name.
+
+    Only configurations are read, and no model is loaded. The vocabulary of a fresh
+    student is that of the teacher's output head, which may have some rows more than the
+    tokenizer has tokens.
+    """
+    teacher, student = models_of(profile)
+    if options.teacher in _TINY:
+        teacher = config_of(data_folder(f"tiny_{_TINY[options.teacher]}"))
+    elif options.teacher not in ("", "packaged"):
+        teacher = config_of(options.teacher)
+    kind = options.student.partition(":")[0]
+    if kind == "pruned":
+        kept = _kept_of(options.student, teacher)
+        count = teacher.get_text_config().num_hidden_layers
+        student = config_of_kept(teacher, kept, count)
+    elif kind == "fresh":
+        vocabulary = teacher.get_text_config().vocab_size
+        student = student_config(vocabulary, **_fresh_size(options.student))
+    elif options.student:
+        student = config_of(options.student)
+    return teacher, student
+
+
+def load_rows(options: TextOptions, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Pack the text that the options name into rows."""
+    if options.text == "austen":
+        texts: Any = austen(options.split)
+    elif options.text == "glosses":
+        texts = [f"{one.word}: {one.gloss}." for one in glosses_of(options.split)]
+    elif options.split != type(options).split:
+        raise ValueError(
+            f"split={options.split!r} is of the bundled texts alone; keep a part of "
+            f"{options.text} in a file of its own"
+        )
+    else:
+        texts = load_corpus(options.text)
+    return _some(pack(texts, tokenizer, options.length), options, options.text)
+
+
+def load_answers(
+    options: TrainOptions, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+) -> Dataset:
+    """Make rows of the answers that the options name, with masked prompts.
+
+    Several to a row where the student can tell them apart, else one.
+    """
+    labels = read_questions(options.answers)
+    rows = learn_answers(labels, tokenizer, max_length=options.length)
+    batch = torch.tensor([rows[0]["input_ids"]] * options.batch_size)
+    if isolates_examples(student, batch):
+        rows = pack_examples(rows, options.length)
+    else:
+        _LOGGER.warning(
+            "%s: answers go one to a row, which takes more padding, for a %s would let "
+            "those that share a row read one another",
+            options.answers,
+            type(student).__name__,
+        )
+    return _some(rows, options, options.answers)
+
+
+def _some(rows: Dataset, options: TextOptions, source: str) -> Dataset:
+    if not options.rows:
+        return rows
+    if options.rows > len(rows):
+        raise DataError(
+            f"rows={options.rows}, but {source} gives {len(rows)} rows of "
+            f"{options.length} tokens; ask for fewer, or shorter ones"
+        )
+    return rows.shuffle(seed=options.seed).select(range(options.rows))
+
+
+def check_length(options: TextOptions, *models: PreTrainedModel) -> None:
+    """Refuse rows that are longer than what a model can tell positions in.
+
+    Also where it computes its positions, which :func:`limits.check_length` lets pass
+    with a warning: nobody reads a warning before a run of hours.
+    """
+    for model in models:
+        most = getattr(limits.text_config(model), "max_position_embeddings", None)
+        if most is not None and options.length > most:
+            raise ValueError(
+                f"length={options.length}, but {public_name(model)} has learned no "
+                f"more than {most} positions; take shorter rows"
+            )
+
+
+def build_trainer(
+    kind: str,
+    options: TrainOptions,
+    *,
+    teacher: Loaded | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **overrides: Any,
+) -> DistillationTrainer:
+    """Make the run that the options describe, ready for ``train``.
+
+    ``trainer.train(resume_from_checkpoint=True)`` goes on from the last complete
+    checkpoint in ``options.output``, or starts. ``distill train`` does the same. More
+    ``steps`` continue a finished run; another change is another run, and refused.
+
+    Args:
+        kind: ``"soft"`` or ``"hard"``.
+        options: Names teacher, student, data and numbers.
+        teacher: The teacher that the options name, if it is loaded already.
+        callbacks: Callbacks that the trainer calls.
+        overrides: Further fields of ``TrainingArguments``.
+
+    Raises:
+        ValueError: For options that do not go together, each with its remedy.
+
+    Taught in notebook 10.
+    """
+    if kind not in ("soft", "hard"):
+        raise ValueError(f"kind={kind!r} must be 'soft' or 'hard'")
+    if kind == "hard" and options.cache:
+        raise ValueError("cache=… holds soft labels; use: distill train soft")
+    if kind == "soft" and options.answers:
+        raise ValueError("answers=… are hard labels; use: distill train hard")
+    profile = get_profile(options.profile)
+    _take_own_gpu(profile)
+    made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
+    if (kind == "hard" or options.cache) and not made_of_teacher:
+        # What it says is there already: a large teacher need not be loaded.
+        student, tokenizer = _load(options.student, device=profile.device)
+    else:
+        teacher = teacher or resolve_teacher(options.teacher, profile)
+        student, tokenizer = resolve_student(
+            options.student, teacher, profile, seed=options.seed
+        )
+    if options.plain_prompts:
+        tokenizer = copy.deepcopy(tokenizer)  # the teacher keeps its template
+        tokenizer.chat_template = None
+    check_length(options, student, *([teacher.model] if teacher else []))
+    if options.answers:
+        rows = load_answers(options, tokenizer, student)
+    else:
+        rows = load_rows(options, tokenizer)
+    rate = options.learning_rate
+    if not rate:
+        is_fresh = options.student.startswith("fresh:")
+        rate = _FRESH_RATE if is_fresh else _PRETRAINED_RATE
+    optimizing = _chosen(options, "seed", "weight_decay", "optim", "max_grad_norm")
+    mixing = {}
+    if kind == "soft":
+        mixing = _chosen(options, "temperature", "alpha", "divergence")
+    saving = {"save_steps": options.save_steps} if options.save_steps else {}
+    size = _chosen(options, "steps", "batch_size", "gradient_accumulation_steps")
+    common: dict[str, Any] = {
+        "args": training_arguments(
+            profile,
+            learning_rate=rate,
+            output_dir=options.output,
+            mixed_precision=options.mixed_precision,
+            **size,
+            **optimizing,
+            **(saving | overrides),
+        ),
+        "train_dataset": rows,
+        "tokenizer": tokenizer,
+        "callbacks": list(callbacks),
+    }
+    facts = {
+        "kind": kind,
+        "student": options.student,
+        "hash of the rows": _data_hash(rows),
+        "learning_rate": rate,
+        "rows of a step": options.batch_size * options.gradient_accumulation_steps,
+        **optimizing,
+        **mixing,
+    }
+    if made_of_teacher or (kind == "soft" and not options.cache):
+        packaged = options.teacher == "packaged"
+        facts["teacher"] = profile.teacher if packaged else options.teacher
+    store = None
+    if options.cache:
+        store = SoftLabelCache.open(options.cache, tokenizer=tokenizer, dataset=rows)
+        facts["cache"] = {name: store.header[name] for name in ("teacher", "scheme")}
+    _refuse_other_run(options.output, facts)
+    if kind == "hard":
+        return HardLabelTrainer(student, **common)
+    lesson: Any = store
+    if lesson is None:
+        assert teacher is not None
+        lesson = teacher.model
+    return SoftLabelTrainer(
+        student,
+        teacher=lesson,
+        teacher_tokenizer=None if teacher is None else teacher.tokenizer,
+        **mixing,
+        **common,
+    )
+
+
+def _chosen(options: TrainOptions, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
+
+
+def _take_own_gpu(profile: Profile) -> None:
+    """Where each of several processes has a GPU, let "cuda" mean this process's own.
+
+    The trainer says so too, but only after all have loaded their models onto the first.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if profile.device == "cuda" and rank is not None:
+        # As accelerate counts them.
+        torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+
+
+def _data_hash(rows: Dataset) -> str:
+    """Hash what is learned, in order: not files' names, which may change."""
+    digest = hashlib.blake2b(digest_size=8)
+    columns = rows.with_format("numpy")
+    for name in ("input_ids", "labels"):
+        if name in rows.column_names:
+            for row in columns[name]:
+                digest.update(row.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_other_run(output: str, facts: dict[str, Any]) -> None:
+    """Refuse a folder whose checkpoints are of another run; else note whose they are.
+
+    A run of more steps is the same run, and goes on.
+    """
+    file = Path(output) / _RUN
+    facts = json.loads(json.dumps(facts))
+    if last_complete_checkpoint(output) is None:
+        if os.environ.get("RANK", "0") == "0":
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return
+    if not file.is_file():  # of somebody's own trainer
+        return
+    there = json.loads(file.read_text(encoding="utf-8"))
+    for name in dict.fromkeys([*facts, *there]):
+        if there.get(name) != facts.get(name):
+            raise ValueError(
+                f"output={output!r} holds a run with {name}={there.get(name)!r}, and "
+                f"now it is {facts.get(name)!r}; choose another output, or delete "
+                "that folder"
+            )

@@ -1,0 +1,135 @@
+"""Runs the course's studies and publishes rows and verdicts: ``make studies-anew``.
+
+With ``--recheck`` (``make studies``) it publishes nothing: it runs one published seed
+of every arm anew and fails if a number or a verdict disagrees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_helpers.cli.commands import exit_status, wait_asleep
+
+
+def _progress(runs: Iterable[Any], total: int, title: str) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(runs, total=total, desc=title, unit="run")
+
+
+def publish(
+    only: Sequence[str] | None, work: Path, results: Path, workers: int | None
+) -> int:
+    """Run studies, publish their rows, and put their verdicts to the known ones.
+
+    Args:
+        only: Names of studies; ``None`` runs all.
+        work: The folder of finished runs.
+        results: The folder where rows and verdicts are published.
+        workers: Processes; ``None`` takes one for every core.
+
+    Returns:
+        1 if a verdict changed, else 0.
+    """
+    from distill_helpers import studies
+
+    verdicts = results / "studies" / "verdicts.json"
+    known = []
+    if verdicts.is_file():
+        known = json.loads(verdicts.read_text(encoding="utf-8"))
+    fresh: list[dict[str, Any]] = []
+    for name in only or studies.STUDIES:
+        study = studies.load_study(name)
+        found = studies.run_study(study, work, workers=workers, progress=_progress)
+        studies.publish(found, results / "studies")
+        for claim in study.claims:
+            print(studies.judge(found, claim))
+        fresh += studies.verdict_rows(found)
+    ran = {row["study"] for row in fresh}
+    merged = [row for row in known if row["study"] not in ran] + fresh
+    merged.sort(key=lambda row: studies.STUDIES.index(row["study"]))
+    verdicts.write_text(
+        json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    before = {(row["study"], row["name"]): row["status"] for row in known}
+    changed = False
+    for row in fresh:
+        was = before.get((row["study"], row["name"]), row["status"])
+        if was != row["status"]:
+            changed = True
+            print(
+                f"verdict changed: {row['study']}/{row['name']}: was {was}, is "
+                f"{row['status']}",
+                file=sys.stderr,
+            )
+    return 1 if changed else 0
+
+
+def recheck(only: Sequence[str] | None, work: Path, workers: int | None) -> int:
+    """Run one published seed of every arm anew, and compare; publish nothing.
+
+    Args:
+        only: Names of studies; ``None`` runs all.
+        work: The folder of finished runs.
+        workers: Processes; ``None`` takes one for every core.
+
+    Returns:
+        1 if a number or a verdict disagrees, else 0.
+    """
+    from distill_helpers import studies
+
+    wrong = []
+    for name in only or studies.STUDIES:
+        found, changed = studies.recheck_study(
+            studies.load_results(name), work, workers=workers, progress=_progress
+        )
+        for one in found:
+            print(one)
+        wrong += [str(one) for one in found if one.status == "outside"]
+        wrong += [f"verdict changed: {line}" for line in changed]
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    wait_asleep()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", help="names of studies; default: all")
+    parser.add_argument("--workers", type=int, help="processes; default: cores")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/studies"),
+        help="where finished runs are kept, so that a second call goes on",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        help="where rows and verdicts are published (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recheck",
+        action="store_true",
+        help="publish nothing: run one published seed of every arm anew (about 80 "
+        "minutes for all studies on two cores) and fail if a number or a verdict "
+        "disagrees",
+    )
+    chosen = parser.parse_args(arguments)
+
+    def run() -> int:
+        if chosen.recheck:
+            return recheck(chosen.only, chosen.work, chosen.workers)
+        return publish(chosen.only, chosen.work, chosen.results, chosen.workers)
+
+    return exit_status(parser.prog, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
