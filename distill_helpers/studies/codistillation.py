@@ -11,27 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
-from distill_helpers.codistillation import (
-    CoDistillationTrainer,
-    Ensemble,
-    MixSchedule,
-    Partners,
-)
-from distill_helpers.data import collator_for
-from distill_helpers.evaluation import evaluate, held_out_nll
+from distill_helpers.codistillation import CoDistillationTrainer, Ensemble, MixSchedule
+from distill_helpers.evaluation import evaluate
 from distill_helpers.models import RememberingTeacher, build_student
-from distill_helpers.studies import Claim, Run, Study, count_tflops, tiny_arguments
 from distill_helpers.studies.soft_labels import BATCH_SIZE, Pair, load_pair
-from distill_helpers.trainers import (
-    HardLabelTrainer,
-    KeepBest,
-    SoftLabelTrainer,
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import (
+    Recipe,
+    Trained,
+    count_tflops,
+    first_batch,
+    train_tiny,
 )
+from distill_helpers.trainers import SoftLabelTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,13 +60,13 @@ class Task:
     """What the models of a run have in common.
 
     Attributes:
-        tokenizer: Of all of them.
-        rows: They learn from.
+        tokenizer: The tokenizer of all of them.
+        rows: What they learn from.
         judge: Held-out loss of a model; the lowest chooses the checkpoint.
-        steps: Of the teacher, and of every student where steps are equal.
+        steps: Steps of the teacher, and of every student where steps are equal.
         batch_size: Rows of a step.
-        teacher_shape: Layers and width.
-        options: Further training arguments, the same for every arm.
+        teacher_shape: Layers and width of the teacher.
+        adam_beta2: How AdamW averages squares, the same for every arm.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -78,7 +75,7 @@ class Task:
     steps: int
     batch_size: int
     teacher_shape: tuple[int, int]
-    options: tuple[tuple[str, Any], ...] = ()
+    adam_beta2: float = 0.95
 
     def student(self, seed: int) -> PreTrainedModel:
         """2 layers, 96 wide, from scratch."""
@@ -102,10 +99,10 @@ class Grown:
     """What came of one arm.
 
     Attributes:
-        student: At its best validation checkpoint.
+        student: The student at its best validation checkpoint.
         partner: The teacher or the peer at that step, or when it was finished.
         ensemble: The mean of two students, where two were averaged.
-        validation_loss: The student's.
+        validation_loss: The student's held-out loss there.
         log: What the trainer logged.
     """
 
@@ -122,7 +119,7 @@ def prose_task(pair: Pair, setting: str, seed: int, steps: int = STEPS) -> Task:
     return Task(
         tokenizer=pair.tokenizer,
         rows=pair.train.shuffle(seed=seed).select(range(count)),
-        judge=lambda model: held_out_nll(model, pair.validation, pair.tokenizer),
+        judge=pair.validation_nll,
         steps=steps,
         batch_size=BATCH_SIZE,
         teacher_shape=(4, 192),
@@ -134,83 +131,61 @@ def grow(
     arm: str,
     *,
     seed: int,
-    learning_rate: float,
-    weight_decay: float = 0.1,
     steps: int | None = None,
+    **recipe: Unpack[Recipe],
 ) -> Grown:
     """Train one arm from scratch.
 
     Args:
         task: Models, rows and judge.
         arm: One of ``ARMS``.
-        seed: Of weights and order.
-        learning_rate: Peak, of all models alike.
-        weight_decay: Of AdamW.
-        steps: Of the student; default: the task's. A teacher that comes first takes
-            as many.
+        seed: Decides weights and order.
+        steps: Steps of the student; default: the task's. A teacher that comes first
+            takes as many.
+        recipe: Learning rate and weight decay, of all models alike.
     """
     steps = steps or task.steps
 
-    def train(kind: Callable[..., Any], models: Any, count: int, **more: Any) -> Any:
-        trainer = kind(
+    def learn(models: Any, steps: int, judged: bool, trainer: Any = None) -> Trained:
+        return train_tiny(
             models,
-            args=tiny_arguments(
-                steps=count,
-                learning_rate=learning_rate,
-                batch_size=task.batch_size,
-                weight_decay=weight_decay,
-                seed=seed,
-                **dict(task.options),
-            ),
-            train_dataset=task.rows,
-            tokenizer=task.tokenizer,
-            **more,
+            task.rows,
+            task.tokenizer,
+            task.judge if judged else None,
+            every=max(1, steps // 5),
+            trainer=trainer,
+            steps=steps,
+            batch_size=task.batch_size,
+            adam_beta2=task.adam_beta2,
+            seed=seed,
+            **recipe,
         )
-        trainer.train()
-        return trainer
-
-    def grown(
-        kind: Callable[..., Any],
-        models: Any,
-        *,
-        partner: PreTrainedModel | None = None,
-        ensemble: Ensemble | None = None,
-        **more: Any,
-    ) -> Grown:
-        keep = KeepBest(
-            lambda trained: task.judge(_student_of(trained)), every=max(1, steps // 5)
-        )
-        trainer = train(kind, models, steps, callbacks=[keep], **more)
-        keep.restore(trainer.model)
-        log = tuple(trainer.state.log_history)
-        return Grown(student, partner, ensemble, keep.best, log)
 
     student = task.student(seed)
-    if arm == ALONE:
-        return grown(HardLabelTrainer, student)
+    models: Any = student
+    ensemble = partner = None
+    trainer: Any = None
     if arm == TWO:
-        other = task.student(seed + 500)
-        grown(HardLabelTrainer, other)
-        both = Ensemble({"one": student, "other": other})
-        return grown(HardLabelTrainer, student, partner=other, ensemble=both)
-    partner = task.student(seed + 500) if arm == PEERS else task.teacher(seed)
-    if arm == AFTER:
-        train(HardLabelTrainer, partner, steps)
-        remembering = RememberingTeacher(partner)
-        return grown(SoftLabelTrainer, student, partner=partner, teacher=remembering)
-    if arm == HEAD_START:
-        train(HardLabelTrainer, partner, task.head_start)
-    return grown(
-        CoDistillationTrainer,
-        {"partner": partner, "student": student},
-        partner=partner,
-        teacher=None if arm == PEERS else "partner",
-        schedule=SCHEDULES[arm],
-    )
-
-
-def _student_of(trained: nn.Module) -> nn.Module:
-    return trained.models["student"] if isinstance(trained, Partners) else trained
+        partner = task.student(seed + 500)
+        learn(partner, steps, judged=True)
+        ensemble = Ensemble({"one": student, "other": partner})
+    elif arm == AFTER:
+        partner = task.teacher(seed)
+        learn(partner, steps, judged=False)
+        teacher = RememberingTeacher(partner)
+        trainer = partial(SoftLabelTrainer, teacher=teacher)
+    elif arm != ALONE:
+        partner = task.student(seed + 500) if arm == PEERS else task.teacher(seed)
+        if arm == HEAD_START:
+            learn(partner, task.head_start, judged=False)
+        models = {"partner": partner, "student": student}
+        trainer = partial(
+            CoDistillationTrainer,
+            teacher=None if arm == PEERS else "partner",
+            schedule=SCHEDULES[arm],
+        )
+    trained = learn(models, steps, judged=True, trainer=trainer)
+    return Grown(student, partner, ensemble, trained.validation, trained.log)
 
 
 @dataclass(frozen=True)
@@ -218,9 +193,9 @@ class Cost:
     """TFLOPs of one step.
 
     Attributes:
-        student: Forward and backward.
-        teacher: Likewise.
-        labelling: The teacher's forward alone.
+        student: Forward and backward pass of the student.
+        teacher: The same of the teacher.
+        labelling: The teacher's forward pass alone.
     """
 
     student: float
@@ -247,11 +222,7 @@ class Cost:
 
 def count_cost(task: Task) -> Cost:
     """Count one step of each model."""
-    batch = collator_for(task.tokenizer)(
-        [task.rows[index] for index in range(task.batch_size)]
-    )
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-
+    inputs = first_batch(task.rows, task.tokenizer, task.batch_size)
     teacher = task.teacher(0)
     return Cost(
         student=count_tflops(task.student(0), inputs, backward=True),
@@ -265,27 +236,21 @@ def _prose_cost() -> Cost:
     return count_cost(prose_task(load_pair(), FEW, 0))
 
 
-def student_steps(arm: str, setting: str) -> int:
-    """Steps of the student: the same for all, or what the pair's FLOPs buy."""
-    if setting != EQUAL:
-        return STEPS
-    cost = _prose_cost()
-    return cost.steps(arm, cost.of(RAMP, STEPS, 0))
-
-
 def _run(run: Run) -> dict[str, float]:
     pair = load_pair()
     task = prose_task(pair, run.setting, run.seed)
-    steps = student_steps(run.arm, run.setting)
-    grown = grow(task, run.arm, seed=run.seed, steps=steps, **dict(run.options))
+    cost, steps = _prose_cost(), STEPS
+    if run.setting == EQUAL:
+        steps = cost.steps(run.arm, cost.of(RAMP, STEPS, 0))
+    grown = grow(task, run.arm, steps=steps, **run.recipe)
     best = grown.ensemble or grown.student
     test = evaluate(best, pair.test, pair.tokenizer)
-    found = {
+    found: dict[str, Any] = {
         "validation_nll": grown.validation_loss,
         "nll": test.nll,
         "bits_per_byte": test.bits_per_byte,
         "steps": steps,
-        "tflops": _prose_cost().of(run.arm, steps, task.head_start),
+        "tflops": cost.of(run.arm, steps, task.head_start),
         "partner_nll": float("nan"),
         "agreement": float("nan"),
         "kl_to_partner": float("nan"),
@@ -294,22 +259,19 @@ def _run(run: Run) -> dict[str, float]:
         compared = evaluate(
             grown.student, pair.test, pair.tokenizer, teacher=grown.partner
         )
-        assert compared.agreement is not None
-        assert compared.kl_to_teacher is not None
         found["agreement"] = compared.agreement
         found["kl_to_partner"] = compared.kl_to_teacher
         found["partner_nll"] = evaluate(grown.partner, pair.test, pair.tokenizer).nll
     return found
 
 
+_claim = partial(Claim, metric="nll", arm=RAMP, baseline=MIX, setting=MANY)
 STUDY = Study(
     name="codistillation",
     question="Does it pay to let teacher and student grow together?",
     arms=ARMS,
     settings=(FEW, MANY, EQUAL),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (4e-3, 8e-3)
-    ),
+    grid=cells(4e-3, 8e-3),
     run=_run,
     select="validation_nll",
     left_out=tuple(
@@ -320,70 +282,45 @@ STUDY = Study(
     ),
     # Declared after exploring on seed 0, before confirming.
     claims=(
-        Claim(
-            name="noisy_start",
-            text="With soft labels alone from the start, the student ends worse than "
-            "with none",
-            metric="nll",
+        _claim(
+            "noisy_start",
+            "With soft labels alone from the start, the student ends worse than with "
+            "none",
             arm=ALONE,
             baseline=SOFT,
-            setting=MANY,
             margin=0.1,
         ),
-        Claim(
-            name="ramp_helps",
-            text="A ramp beats an equal mix from the start",
-            metric="nll",
-            arm=RAMP,
-            baseline=MIX,
-            setting=MANY,
-        ),
-        Claim(
-            name="head_start_helps",
-            text="So does a teacher that is half a training run ahead",
-            metric="nll",
+        _claim("ramp_helps", "A ramp beats an equal mix from the start"),
+        _claim(
+            "head_start_helps",
+            "So does a teacher that is half a training run ahead",
             arm=HEAD_START,
-            baseline=MIX,
-            setting=MANY,
             margin=0.05,
         ),
-        Claim(
-            name="pays_few",
-            text="With 800 rows, a co-distilled student beats one alone",
-            metric="nll",
-            arm=RAMP,
+        _claim(
+            "pays_few",
+            "With 800 rows, a co-distilled student beats one alone",
             baseline=ALONE,
             setting=FEW,
         ),
-        Claim(
-            name="pays_many",
-            text="With 3,000 rows, it still does",
-            metric="nll",
-            arm=RAMP,
-            baseline=ALONE,
-            setting=MANY,
-        ),
-        Claim(
-            name="peers_pay",
-            text="With 800 rows, a peer of its own size helps a student, too",
-            metric="nll",
+        _claim("pays_many", "With 3,000 rows, it still does", baseline=ALONE),
+        _claim(
+            "peers_pay",
+            "With 800 rows, a peer of its own size helps a student, too",
             arm=PEERS,
             baseline=ALONE,
             setting=FEW,
         ),
-        Claim(
-            name="after_is_better",
-            text="Distilling from the teacher when it is finished is better still",
-            metric="nll",
+        _claim(
+            "after_is_better",
+            "Distilling from the teacher when it is finished is better still",
             arm=AFTER,
             baseline=RAMP,
-            setting=MANY,
         ),
-        Claim(
-            name="equal_flops",
-            text="For the operations of the pair, a student that simply trains longer "
-            "on its own comes further",
-            metric="nll",
+        _claim(
+            "equal_flops",
+            "For the operations of the pair, a student that simply trains longer on "
+            "its own comes further",
             arm=ALONE,
             baseline=RAMP,
             setting=EQUAL,

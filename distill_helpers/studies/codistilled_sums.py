@@ -10,12 +10,9 @@ mix, which was ahead of the ramp on exploring seed 0, where both were tried by h
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from distill_helpers import three_sums
-from distill_helpers.evaluation import held_out_nll
-from distill_helpers.models import load_tiny_teacher
-from distill_helpers.studies import Claim, Run, Study
 from distill_helpers.studies.codistillation import (
     AFTER,
     ALONE,
@@ -26,12 +23,8 @@ from distill_helpers.studies.codistillation import (
     count_cost,
     grow,
 )
-from distill_helpers.studies.shared_task import (
-    BATCH_SIZE,
-    VALIDATION_SEED,
-    score,
-    worked,
-)
+from distill_helpers.studies.shared_task import BATCH_SIZE, load_task, score, worked
+from distill_helpers.studies.study import Claim, Run, Study, cells
 
 STEPS = 1000
 ARMS = (ALONE, MIX, PEERS, AFTER)
@@ -41,17 +34,16 @@ SAME_STEPS, EQUAL = "2000", "2000, equal FLOPs"
 def sums_task(setting: str, seed: int, steps: int = STEPS) -> Task:
     """Worked sums, as many as the setting says, drawn by the seed."""
     count = int(setting.split(",")[0])
-    tokenizer = load_tiny_teacher("sums").tokenizer
-    validation = worked(three_sums.problems(500, seed=VALIDATION_SEED), tokenizer)
+    task = load_task()
     return Task(
-        tokenizer=tokenizer,
-        rows=worked(three_sums.problems(count, seed=seed), tokenizer),
-        judge=lambda model: held_out_nll(model, validation, tokenizer, batch_size=250),
+        tokenizer=task.teacher.tokenizer,
+        rows=worked(three_sums.problems(count, seed=seed), task.teacher.tokenizer),
+        judge=task.validation_nll,
         steps=steps,
         batch_size=BATCH_SIZE,
         teacher_shape=(4, 128),
         # With 0.95, students begin to carry at any time, or not at all: notebook 05.
-        options=(("adam_beta2", 0.99),),
+        adam_beta2=0.99,
     )
 
 
@@ -60,17 +52,12 @@ def _cost() -> Cost:
     return count_cost(sums_task(SAME_STEPS, 0))
 
 
-def student_steps(arm: str, setting: str) -> int:
-    """Steps of the student: the same for all, or what the pair's FLOPs buy."""
-    if setting != EQUAL:
-        return STEPS
-    return _cost().steps(arm, _cost().of(MIX, STEPS, 0))
-
-
 def _run(run: Run) -> dict[str, float]:
     task = sums_task(run.setting, run.seed)
-    steps = student_steps(run.arm, run.setting)
-    grown = grow(task, run.arm, seed=run.seed, steps=steps, **dict(run.options))
+    cost, steps = _cost(), STEPS
+    if run.setting == EQUAL:
+        steps = cost.steps(run.arm, cost.of(MIX, STEPS, 0))
+    grown = grow(task, run.arm, steps=steps, **run.recipe)
     partner = float("nan")
     if grown.partner is not None:
         partner = score(grown.partner, task.tokenizer)
@@ -79,60 +66,54 @@ def _run(run: Run) -> dict[str, float]:
         "exact_match": score(grown.student, task.tokenizer),
         "partner_exact_match": partner,
         "steps": steps,
-        "tflops": _cost().of(run.arm, steps, task.head_start),
+        "tflops": cost.of(run.arm, steps, task.head_start),
         "test_problems": three_sums.TEST_SIZE,
     }
 
 
+_claim = partial(
+    Claim,
+    metric="exact_match",
+    baseline=ALONE,
+    setting=SAME_STEPS,
+    higher_is_better=True,
+)
 STUDY = Study(
     name="codistilled_sums",
     question="Does it pay to learn to add beside a larger model?",
     arms=ARMS,
     settings=(SAME_STEPS, EQUAL),
     # One cell, for time: what `shared_task` chose for students of this shape.
-    grid=((("learning_rate", 4e-3), ("weight_decay", 0.1)),),
+    grid=cells(4e-3),
     run=_run,
     select="validation_nll",
     left_out=tuple((arm, EQUAL) for arm in ARMS if arm != ALONE),
     # Declared after exploring on seed 0, before confirming.
     claims=(
-        Claim(
-            name="sums_pay",
-            text="On 2,000 worked sums, a co-distilled student beats one alone",
-            metric="exact_match",
+        _claim(
+            "sums_pay",
+            "On 2,000 worked sums, a co-distilled student beats one alone",
             arm=MIX,
-            baseline=ALONE,
-            setting=SAME_STEPS,
-            higher_is_better=True,
         ),
-        Claim(
-            name="sums_peers",
-            text="A peer of its own size helps a student to add, too",
-            metric="exact_match",
+        _claim(
+            "sums_peers",
+            "A peer of its own size helps a student to add, too",
             arm=PEERS,
-            baseline=ALONE,
-            setting=SAME_STEPS,
-            higher_is_better=True,
         ),
-        Claim(
-            name="sums_after",
-            text="Distilling from the teacher when it is finished is better still",
-            metric="exact_match",
+        _claim(
+            "sums_after",
+            "Distilling from the teacher when it is finished is better still",
             arm=AFTER,
             baseline=MIX,
-            setting=SAME_STEPS,
-            higher_is_better=True,
         ),
-        Claim(
-            name="sums_flops",
-            text="For the operations of the pair, a student alone comes further",
-            metric="exact_match",
+        _claim(
+            "sums_flops",
+            "For the operations of the pair, a student alone comes further",
             arm=ALONE,
             baseline=MIX,
             setting=EQUAL,
             baseline_setting=SAME_STEPS,
             margin=5.0,
-            higher_is_better=True,
         ),
     ),
 )

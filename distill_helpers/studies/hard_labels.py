@@ -8,7 +8,8 @@ Taught in notebook 04.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -18,8 +19,8 @@ from distill_helpers.gloss_labels import learned_rows, pool_labels
 from distill_helpers.gloss_task import Judged, judge, read_answer, splits
 from distill_helpers.hard_labels import learn_answers
 from distill_helpers.models import Loaded, load_tiny_teacher
-from distill_helpers.studies import Claim, Run, Study, tiny_arguments
-from distill_helpers.trainers import HardLabelTrainer, KeepBest
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import Recipe, train_tiny
 
 STEPS = 300
 BATCH_SIZE = 16
@@ -43,38 +44,23 @@ def choose_rows(arm: str, setting: str, tokenizer: Any) -> Dataset:
 
 
 def train_student(
-    rows: Dataset,
-    *,
-    seed: int,
-    learning_rate: float,
-    weight_decay: float = 0.1,
-    steps: int = STEPS,
-    progress: bool = False,
+    rows: Dataset, *, seed: int, steps: int = STEPS, **recipe: Unpack[Recipe]
 ) -> tuple[Loaded, float]:
     """The student at its best validation checkpoint, and its NLL there."""
     model, tokenizer = load_tiny_teacher("prose")
-    model.requires_grad_(True)
     validation = learned_rows(splits().validation, tokenizer)
-    keep = KeepBest(
+    trained = train_tiny(
+        model.requires_grad_(True),
+        rows,
+        tokenizer,
         lambda student: held_out_nll(student, validation, tokenizer),
         every=max(1, steps // 10),
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        **recipe,
     )
-    HardLabelTrainer(
-        model,
-        args=tiny_arguments(
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=BATCH_SIZE,
-            weight_decay=weight_decay,
-            seed=seed,
-            progress=progress,
-        ),
-        train_dataset=rows,
-        tokenizer=tokenizer,
-        callbacks=[keep],
-    ).train()
-    keep.restore(model)
-    return Loaded(model, tokenizer), keep.best
+    return Loaded(trained.model, tokenizer), trained.validation
 
 
 def judge_student(student: Loaded, count: int | None = None) -> Judged:
@@ -84,12 +70,8 @@ def judge_student(student: Loaded, count: int | None = None) -> Judged:
 
 def _run(run: Run) -> dict[str, float]:
     tokenizer = load_tiny_teacher("prose").tokenizer
-    student, validation_nll = train_student(
-        choose_rows(run.arm, run.setting, tokenizer),
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-    )
+    rows = choose_rows(run.arm, run.setting, tokenizer)
+    student, validation_nll = train_student(rows, **run.recipe)
     judged = judge_student(student)
     return {
         "validation_nll": validation_nll,
@@ -99,6 +81,14 @@ def _run(run: Run) -> dict[str, float]:
     }
 
 
+_claim = partial(
+    Claim,
+    metric="accuracy",
+    arm=TAUGHT,
+    baseline=ALONE,
+    baseline_setting=NONE,
+    higher_is_better=True,
+)
 STUDY = Study(
     name="hard_labels",
     question="What is a large teacher's writing worth to a small student?",
@@ -108,44 +98,27 @@ STUDY = Study(
         *((ALONE, setting) for setting in (SOME, MOST)),
         *((arm, NONE) for arm in (TAUGHT, RIGHT)),
     ),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (1e-3, 3e-3)
-    ),
+    grid=cells(1e-3, 3e-3),
     run=_run,
     select="validation_nll",
     claims=(
-        Claim(
-            name="teacher_helps",
-            text="4,000 of the teacher's answers add 5 points to 600 labels",
-            metric="accuracy",
-            arm=TAUGHT,
-            baseline=ALONE,
+        _claim(
+            "teacher_helps",
+            "4,000 of the teacher's answers add 5 points to 600 labels",
             setting=MOST,
-            baseline_setting=NONE,
             margin=0.05,
-            higher_is_better=True,
         ),
-        Claim(
-            name="nearly_the_truth",
-            text="They keep 80 % of what 4,000 true labels would add",
-            metric="accuracy",
-            arm=TAUGHT,
-            baseline=ALONE,
+        _claim(
+            "nearly_the_truth",
+            "They keep 80 % of what 4,000 true labels would add",
             reference=RIGHT,
             share=0.8,
             setting=MOST,
-            baseline_setting=NONE,
-            higher_is_better=True,
         ),
-        Claim(
-            name="few_help_too",
-            text="1,000 of the teacher's answers already add something",
-            metric="accuracy",
-            arm=TAUGHT,
-            baseline=ALONE,
+        _claim(
+            "few_help_too",
+            "1,000 of the teacher's answers already add something",
             setting=SOME,
-            baseline_setting=NONE,
-            higher_is_better=True,
         ),
     ),
 )

@@ -9,82 +9,56 @@ that were trained three times as long. Taught in notebook 02.
 
 from __future__ import annotations
 
-from distill_helpers.models import build_student
-from distill_helpers.studies import Claim, Run, Study, count_tflops
+from functools import partial
+
+import torch
+
 from distill_helpers.studies.soft_labels import (
     BATCH_SIZE,
+    LABELS,
     LENGTH,
-    Pair,
+    SOFT,
     load_pair,
     train_arm,
 )
-
-ARMS = ("labels", "soft T=1")
-
-
-def count_flops(pair: Pair, arm: str, steps: int) -> tuple[float, float]:
-    """TFLOPs of a training run: the student's, and the teacher's on top."""
-    student = build_student(pair.tokenizer, layers=2, width=96)
-    ids = student.dummy_inputs["input_ids"].new_zeros(BATCH_SIZE, LENGTH)
-    calls = steps if arm != "labels" else 0
-    return (
-        steps * count_tflops(student, {"input_ids": ids}, backward=True),
-        calls * count_tflops(pair.teacher.teacher, {"input_ids": ids}, backward=False),
-    )
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import count_training
 
 
 def _run(run: Run) -> dict[str, float]:
     pair = load_pair()
+    rows = pair.train.shuffle(seed=run.seed)
     steps = int(run.setting)
-    trained = train_arm(
-        pair,
-        pair.train.shuffle(seed=run.seed),
-        run.arm,
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-        steps=steps,
-    )
-    student_tflops, teacher_tflops = count_flops(pair, run.arm, steps)
-    assert trained.test.kl_to_teacher is not None
+    trained = train_arm(pair, rows, run.arm, steps=steps, **run.recipe)
+    teacher = None if run.arm == LABELS else pair.teacher.teacher
+    ids = torch.zeros(BATCH_SIZE, LENGTH, dtype=torch.long)
     return {
-        "validation_nll": trained.validation_nll,
-        "nll": trained.test.nll,
-        "bits_per_byte": trained.test.bits_per_byte,
-        "kl_to_teacher": trained.test.kl_to_teacher,
-        "nll_calibrated": trained.calibrated_nll,
-        "student_tflops": student_tflops,
-        "teacher_tflops": teacher_tflops,
-        "test_tokens": trained.test.tokens,
+        **trained.columns("validation_nll", "nll", "bits_per_byte", "kl_to_teacher"),
+        **trained.columns("nll_calibrated"),
+        **count_training(trained.model, teacher, {"input_ids": ids}, steps),
+        **trained.columns("test_tokens"),
     }
 
 
+_claim = partial(Claim, metric="nll", arm=SOFT, baseline=LABELS)
 STUDY = Study(
     name="longer_training",
     question="Where does the gain of soft labels end?",
-    arms=ARMS,
+    arms=(LABELS, SOFT),
     settings=("1000", "3000"),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (8e-3, 1.6e-2)
-    ),
+    grid=cells(8e-3, 1.6e-2),
     run=_run,
     select="validation_nll",
     claims=(
-        Claim(
-            name="long_run",
-            text="After 3,000 steps, soft labels (T=1) still beat labels alone",
-            metric="nll",
-            arm="soft T=1",
-            baseline="labels",
+        _claim(
+            "long_run",
+            "After 3,000 steps, soft labels (T=1) still beat labels alone",
             setting="3000",
             margin=0.05,
         ),
-        Claim(
-            name="labels_for_longer",
-            text="1,000 steps with soft labels beat 3,000 steps with labels alone",
-            metric="nll",
-            arm="soft T=1",
-            baseline="labels",
+        _claim(
+            "labels_for_longer",
+            "1,000 steps with soft labels beat 3,000 steps with labels alone",
             setting="1000",
             baseline_setting="3000",
         ),

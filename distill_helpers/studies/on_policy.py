@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import copy
 import random
-import time
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from datasets import Dataset
 
@@ -34,21 +32,21 @@ from distill_helpers.on_policy import (
     join_row,
     measure_exposure,
 )
-from distill_helpers.studies import Claim, Run, Study, tiny_arguments
 from distill_helpers.studies.reasoning_traces import (
     TRACES,
-    VALIDATION_SEED,
     choose_rows,
     score,
-    share_right,
     write_traces,
+    wrong_judge,
 )
-from distill_helpers.trainers import HardLabelTrainer, KeepBest, SoftLabelTrainer
+from distill_helpers.studies.shared_task import BATCH_SIZE
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import Recipe, Trained, train_tiny
+from distill_helpers.trainers import SoftLabelTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BATCH_SIZE = 64
 QUESTIONS = 1500
 SETTING = str(QUESTIONS)
 WARM_STEPS, STEPS = 1500, 400
@@ -70,23 +68,6 @@ DIVERGENCE = {
 ARMS = (WARM, MORE, SOFT, FRESH, *DIVERGENCE, SOFT_TIME)
 # Answers that the teacher writes at a time.
 _TOGETHER = 1000
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A student at its best validation checkpoint.
-
-    Attributes:
-        model: The student.
-        validation_wrong: Share of wrong results there.
-        seconds: Processor time of the steps, without looking at the validation.
-        log: What the trainer logged.
-    """
-
-    model: PreTrainedModel
-    validation_wrong: float
-    seconds: float
-    log: list[dict[str, float]]
 
 
 def teacher_rows(seed: int, questions: int = QUESTIONS) -> Dataset:
@@ -129,14 +110,12 @@ def warm_start(
     """A student that has learned the teacher's answers; where every arm begins."""
     tokenizer = load_tiny_teacher("sums").tokenizer
     return _train(
-        HardLabelTrainer,
         build_student(tokenizer, layers=2, width=96, seed=seed),
         teacher_rows(seed, questions),
-        seed=seed,
+        validation,
         steps=steps,
+        seed=seed,
         learning_rate=2e-3,
-        weight_decay=0.1,
-        validation=validation,
     )
 
 
@@ -145,106 +124,64 @@ def go_on(
     arm: str,
     *,
     seed: int,
-    learning_rate: float,
-    weight_decay: float,
     steps: int | None = None,
     questions: int = QUESTIONS,
     validation: int = VALIDATION_SIZE,
+    **recipe: Unpack[Recipe],
 ) -> Trained:
     """Train a copy of a student that has had its warm start.
 
     Args:
         warm: From :func:`warm_start`; not changed.
         arm: One of ``ARMS``, but not ``WARM``.
-        seed: Of the order, the questions, and what is drawn.
-        learning_rate: At the highest.
-        weight_decay: Of AdamW.
+        seed: Decides the order, the questions, and what is drawn.
         steps: Default: what the study gives the arm.
-        questions: That the teacher has answered.
+        questions: How many the teacher has answered.
         validation: Problems that choose the checkpoint.
+        recipe: Learning rate and weight decay.
     """
     if steps is None:
         steps = AS_LONG if arm == SOFT_TIME else STEPS
     teacher = load_tiny_teacher("sums").model
     rows = teacher_rows(seed, questions)
-    kind: Any = HardLabelTrainer
-    options: dict[str, Any] = {}
+    trainer: Any = None
     if arm in (SOFT, SOFT_TIME):
-        kind = SoftLabelTrainer
-        options = {"teacher": RememberingTeacher(teacher)}
+        trainer = partial(SoftLabelTrainer, teacher=RememberingTeacher(teacher))
     elif arm == FRESH:
-        kind = SoftLabelTrainer
-        options = {"teacher": teacher}
+        trainer = partial(SoftLabelTrainer, teacher=teacher)
         rows = sampled_rows(seed, questions, -(-steps * BATCH_SIZE // questions))
     elif arm in DIVERGENCE:
-        kind = OnPolicyTrainer
-        options = {
-            "teacher": teacher,
-            "divergence": DIVERGENCE[arm],
-            "on_policy_share": 0.5 if arm == HALF else 1.0,
-            "max_new_tokens": three_sums.MAX_ANSWER_TOKENS,
-        }
+        trainer = partial(
+            OnPolicyTrainer,
+            teacher=teacher,
+            divergence=DIVERGENCE[arm],
+            on_policy_share=0.5 if arm == HALF else 1.0,
+            max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
+        )
+    student = copy.deepcopy(warm)
     return _train(
-        kind,
-        copy.deepcopy(warm),
-        rows,
-        seed=seed,
-        steps=steps,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        validation=validation,
-        **options,
+        student, rows, validation, steps=steps, seed=seed, trainer=trainer, **recipe
     )
 
 
 def _train(
-    kind: Any,
-    model: PreTrainedModel,
-    rows: Dataset,
-    *,
-    seed: int,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float,
-    validation: int,
-    **options: Any,
+    model: PreTrainedModel, rows: Dataset, validation: int, *, steps: int, **more: Any
 ) -> Trained:
-    tokenizer = load_tiny_teacher("sums").tokenizer
-    asked = tuple(three_sums.problems(validation, seed=VALIDATION_SEED))
-    looking = 0.0
-
-    def wrong(network: Any) -> float:
-        nonlocal looking
-        began = time.process_time()
-        found = 1 - share_right(network, tokenizer, asked)
-        looking += time.process_time() - began
-        return found
-
-    keep = KeepBest(wrong, every=max(1, steps // 4))
-    trainer = kind(
+    return train_tiny(
         model,
-        args=tiny_arguments(
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=BATCH_SIZE,
-            weight_decay=weight_decay,
-            adam_beta2=0.99,
-            seed=seed,
-        ),
-        train_dataset=rows,
-        tokenizer=tokenizer,
-        callbacks=[keep],
-        **options,
+        rows,
+        load_tiny_teacher("sums").tokenizer,
+        wrong_judge(validation),
+        every=max(1, steps // 4),
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        adam_beta2=0.99,
+        **more,
     )
-    began = time.process_time()
-    trainer.train()
-    seconds = time.process_time() - began - looking
-    keep.restore(model)
-    return Trained(model.eval(), keep.best, seconds, trainer.state.log_history)
 
 
 def exposure(model: PreTrainedModel, count: int = 600) -> ExposureBias:
-    """Of a student, on the first problems of the frozen test."""
+    """The exposure bias of a student, on the first problems of the frozen test."""
     teacher = load_tiny_teacher("sums")
     asked = three_sums.prompts(three_sums.test_problems()[:count])
     prompts = teacher.tokenizer(asked, add_special_tokens=False)["input_ids"]
@@ -256,16 +193,10 @@ def exposure(model: PreTrainedModel, count: int = 600) -> ExposureBias:
 def _run(run: Run) -> dict[str, float]:
     trained = warm_start(run.seed)
     if run.arm != WARM:
-        trained = go_on(
-            trained.model,
-            run.arm,
-            seed=run.seed,
-            learning_rate=run.option("learning_rate"),
-            weight_decay=run.option("weight_decay"),
-        )
+        trained = go_on(trained.model, run.arm, **run.recipe)
     found = exposure(trained.model)
     return {
-        "validation_wrong": trained.validation_wrong,
+        "validation_wrong": trained.validation,
         "exact_match": score(trained.model, TRACES),
         "excess_kl": found.excess,
         "repetition": 100 * found.student_repetition,
@@ -275,60 +206,47 @@ def _run(run: Run) -> dict[str, float]:
     }
 
 
+_claim = partial(
+    Claim, metric="exact_match", arm=REVERSE, setting=SETTING, higher_is_better=True
+)
 STUDY = Study(
     name="on_policy",
     question="Does it pay to learn from one's own text?",
     arms=ARMS,
     settings=(SETTING,),
-    grid=((("learning_rate", 2e-3), ("weight_decay", 0.1)),),
+    grid=cells(2e-3),
     run=_run,
     select="validation_wrong",
     confirm_seeds=(500, 501, 502, 503, 504),
     # Declared after the first round, before this one.
     claims=(
-        Claim(
-            name="own_beats_traces",
-            text="Own text (reverse KL) beats more of the teacher's traces",
-            metric="exact_match",
-            arm=REVERSE,
+        _claim(
+            "own_beats_traces",
+            "Own text (reverse KL) beats more of the teacher's traces",
             baseline=MORE,
-            setting=SETTING,
-            higher_is_better=True,
         ),
-        Claim(
-            name="own_beats_soft",
-            text="It also beats soft labels on the teacher's traces",
-            metric="exact_match",
-            arm=REVERSE,
+        _claim(
+            "own_beats_soft",
+            "It also beats soft labels on the teacher's traces",
             baseline=SOFT,
-            setting=SETTING,
-            higher_is_better=True,
         ),
-        Claim(
-            name="own_beats_new",
-            text="Own text beats new text by the teacher, both with forward KL",
-            metric="exact_match",
+        _claim(
+            "own_beats_new",
+            "Own text beats new text by the teacher, both with forward KL",
             arm=FORWARD,
             baseline=FRESH,
-            setting=SETTING,
-            higher_is_better=True,
         ),
-        Claim(
-            name="own_heals",
-            text="Own text (reverse KL) leaves less excess KL than more traces",
+        _claim(
+            "own_heals",
+            "Own text (reverse KL) leaves less excess KL than more traces",
             metric="excess_kl",
-            arm=REVERSE,
+            higher_is_better=False,
             baseline=MORE,
-            setting=SETTING,
         ),
-        Claim(
-            name="own_in_time",
-            text="Own text (reverse KL) beats soft labels that have as much time",
-            metric="exact_match",
-            arm=REVERSE,
+        _claim(
+            "own_in_time",
+            "Own text (reverse KL) beats soft labels that have as much time",
             baseline=SOFT_TIME,
-            setting=SETTING,
-            higher_is_better=True,
         ),
     ),
 )

@@ -8,7 +8,7 @@ pruned model gains from the teacher's distribution, on several yardsticks. Runs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from distill_helpers.data import austen, pack, spread
@@ -21,7 +21,8 @@ from distill_helpers.models import (
     shared_vocabulary,
 )
 from distill_helpers.profiles import Profile, get_profile
-from distill_helpers.studies import Claim, Run, Study
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import columns
 from distill_helpers.trainers import (
     HardLabelTrainer,
     SoftLabelTrainer,
@@ -89,38 +90,32 @@ def repair(
     profile: Profile,
     *,
     seed: int,
-    learning_rate: float,
-    weight_decay: float,
     steps: int = STEPS,
     progress: bool = False,
+    **recipe: Any,
 ) -> Evaluation:
     """Train a pruned student in place, on labels or soft labels; judge it."""
-    batch_size = profile.pick(smoke=1, cpu=BATCH_SIZE, gpu=BATCH_SIZE)
-    options: dict[str, Any] = {
-        "args": training_arguments(
-            profile,
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            seed=seed,
-            disable_tqdm=not progress,
-        ),
-        "train_dataset": pair.train.shuffle(seed=seed).select(
-            range(steps * batch_size)
-        ),
-        "tokenizer": pair.teacher.tokenizer,
-    }
+    trainer: Any = HardLabelTrainer
     if arm == "soft":
-        trainer: Any = SoftLabelTrainer(
-            student,
+        trainer = partial(
+            SoftLabelTrainer,
             teacher=pair.teacher.model,
             teacher_tokenizer=pair.teacher.tokenizer,
-            **options,
         )
-    else:
-        trainer = HardLabelTrainer(student, **options)
-    trainer.train()
+    batch_size = profile.pick(smoke=1, cpu=BATCH_SIZE, gpu=BATCH_SIZE)
+    trainer(
+        student,
+        args=training_arguments(
+            profile,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            disable_tqdm=not progress,
+            **recipe,
+        ),
+        train_dataset=pair.train.shuffle(seed=seed).select(range(steps * batch_size)),
+        tokenizer=pair.teacher.tokenizer,
+    ).train()
     return judge_student(pair, student)
 
 
@@ -139,24 +134,14 @@ def _run(run: Run) -> dict[str, float]:
     profile = get_profile("cpu")
     pair = load_pair(profile)
     student = start_student(pair, profile)
-    found = repair(
-        pair,
-        student,
-        run.arm,
-        profile,
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-    )
-    assert found.kl_to_teacher is not None
+    found = repair(pair, student, run.arm, profile, **run.recipe)
     assert found.agreement is not None
+    validation_nll = held_out_nll(
+        student, pair.validation, pair.teacher.tokenizer, batch_size=4
+    )
     return {
-        "nll_validation": held_out_nll(
-            student, pair.validation, pair.teacher.tokenizer, batch_size=4
-        ),
-        "nll": found.nll,
-        "bits_per_byte": found.bits_per_byte,
-        "kl_to_teacher": found.kl_to_teacher,
+        "nll_validation": validation_nll,
+        **columns(found, "nll", "bits_per_byte", "kl_to_teacher"),
         "agreement": 100 * found.agreement,
         "ece": found.ece,
         "test_tokens": found.tokens,
@@ -164,44 +149,34 @@ def _run(run: Run) -> dict[str, float]:
     }
 
 
+_claim = partial(Claim, arm="soft", baseline="labels", setting="20 steps")
 STUDY = Study(
     name="real_pair",
     question="How should a pruned SmolLM2 be repaired: on labels or on soft labels?",
     arms=("labels", "soft"),
     settings=("20 steps",),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.0)) for rate in (2e-4, 5e-4)
-    ),
+    grid=cells(2e-4, 5e-4, weight_decay=0.0),
     run=_run,
     select="nll_validation",
     threads=2,
     claims=(
-        Claim(
-            name="real_kl",
-            text="Soft labels bring the pruned student closer to its teacher (KL)",
+        _claim(
+            "real_kl",
+            "Soft labels bring the pruned student closer to its teacher (KL)",
             metric="kl_to_teacher",
-            arm="soft",
-            baseline="labels",
-            setting="20 steps",
             margin=0.1,
         ),
-        Claim(
-            name="real_agreement",
-            text="Soft labels make it choose the teacher's token more often (points)",
+        _claim(
+            "real_agreement",
+            "Soft labels make it choose the teacher's token more often (points)",
             metric="agreement",
-            arm="soft",
-            baseline="labels",
-            setting="20 steps",
             margin=1.0,
             higher_is_better=True,
         ),
-        Claim(
-            name="real_nll",
-            text="Soft labels also give the lower NLL on the text itself",
+        _claim(
+            "real_nll",
+            "Soft labels also give the lower NLL on the text itself",
             metric="nll",
-            arm="soft",
-            baseline="labels",
-            setting="20 steps",
         ),
     ),
 )

@@ -18,9 +18,10 @@ teacher did not learn from.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from distill_helpers import three_sums
 from distill_helpers.data import mask_prompts
@@ -31,23 +32,24 @@ from distill_helpers.models import (
     load_tiny_teacher,
     parameter_count,
 )
-from distill_helpers.studies import Claim, Run, Study, tiny_arguments
-from distill_helpers.three_sums import Problem
-from distill_helpers.trainers import (
-    HardLabelTrainer,
-    KeepBest,
-    SoftLabelTrainer,
+from distill_helpers.studies.shared_task import (
+    BATCH_SIZE,
+    STEPS,
+    VALIDATION_SEED,
+    share_right,
 )
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import Recipe, Trained, mean_length, train_tiny
+from distill_helpers.three_sums import Problem
+from distill_helpers.trainers import SoftLabelTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BATCH_SIZE = 64
-STEPS = 1200
-VALIDATION_SEED = 777
 # The teacher learned from the problems of seed 0; what it is asked here is drawn anew.
 QUESTIONS_SEED = 5000
+VALIDATION_SIZE = 500
 TEACHER = "the teacher"
 AGAIN = "the teacher, retrained"
 ANSWERS = "answers only"
@@ -72,23 +74,6 @@ class Traces:
     problems: tuple[Problem, ...]
     texts: tuple[str, ...]
     right: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A student at its best validation checkpoint.
-
-    Attributes:
-        model: The student.
-        validation_wrong: Share of wrong results there.
-        rows: Answers that it learned from.
-        tokens: Tokens that went through training, prompts included.
-    """
-
-    model: PreTrainedModel
-    validation_wrong: float
-    rows: int
-    tokens: float
 
 
 @lru_cache(maxsize=2)
@@ -122,85 +107,44 @@ def choose_rows(
     return mask_prompts(prompts, texts, tokenizer)
 
 
-def mean_length(rows: Dataset) -> float:
-    """Tokens of a row, prompt included."""
-    return sum(map(len, rows["input_ids"])) / len(rows)
-
-
-def share_right(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    chosen: tuple[Problem, ...],
-    *,
-    results_only: bool = False,
-) -> float:
-    """Exact match; a student of results alone writes no semicolon."""
-    texts = generate(
-        model,
-        tokenizer,
-        three_sums.prompts(chosen),
-        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
-        batch_size=1000,
+def wrong_judge(count: int, *, results_only: bool = False) -> Callable[[Any], float]:
+    """Share of wrong results on so many validation problems: chooses checkpoints."""
+    tokenizer = load_tiny_teacher("sums").tokenizer
+    asked = three_sums.problems(count, seed=VALIDATION_SEED)
+    return lambda model: (
+        1 - share_right(model, tokenizer, asked, results_only=results_only)
     )
-    if results_only:
-        texts = [f";{text}" for text in texts]
-    return sum(map(three_sums.is_right, chosen, texts)) / len(chosen)
 
 
 def train_student(
-    traces: Traces,
-    arm: str,
-    *,
-    seed: int,
-    learning_rate: float,
-    weight_decay: float,
-    steps: int = STEPS,
-    progress: bool = False,
+    traces: Traces, arm: str, *, seed: int, steps: int = STEPS, **recipe: Unpack[Recipe]
 ) -> Trained:
     """Train one student of an arm; or the teacher itself, for as much compute."""
-    teacher = load_tiny_teacher("sums")
-    tokenizer = teacher.tokenizer
+    teacher, tokenizer = load_tiny_teacher("sums")
     rows = choose_rows(traces, arm, tokenizer, seed=seed)
-    student = build_student(tokenizer, layers=2, width=96, seed=seed)
-    batch_size = BATCH_SIZE
+    model = build_student(tokenizer, layers=2, width=96, seed=seed)
+    batch_size, trainer = BATCH_SIZE, None
     if arm == AGAIN:
-        model = teacher.model.requires_grad_(True)
-        steps = round(steps * parameter_count(student) / parameter_count(model))
-    else:
-        model = student
-    if arm == ANSWERS:
+        steps = round(steps * parameter_count(model) / parameter_count(teacher))
+        model = teacher.requires_grad_(True)
+    elif arm == ANSWERS:
         whole = mean_length(choose_rows(traces, TRACES, tokenizer))
         batch_size = round(BATCH_SIZE * whole / mean_length(rows))
-    validation = tuple(three_sums.problems(500, seed=VALIDATION_SEED))
-    keep = KeepBest(
-        lambda network: (
-            1 - share_right(network, tokenizer, validation, results_only=arm == ANSWERS)
-        ),
+    elif arm == SOFT:
+        trainer = partial(SoftLabelTrainer, teacher=RememberingTeacher(teacher))
+    return train_tiny(
+        model,
+        rows,
+        tokenizer,
+        wrong_judge(VALIDATION_SIZE, results_only=arm == ANSWERS),
         every=max(1, steps // 6),
+        trainer=trainer,
+        steps=steps,
+        batch_size=batch_size,
+        adam_beta2=0.99,
+        seed=seed,
+        **recipe,
     )
-    options: dict[str, Any] = {
-        "args": tiny_arguments(
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            weight_decay=weight_decay,
-            adam_beta2=0.99,
-            seed=seed,
-            progress=progress,
-        ),
-        "train_dataset": rows,
-        "tokenizer": tokenizer,
-        "callbacks": [keep],
-    }
-    if arm == SOFT:
-        remembering = RememberingTeacher(teacher.model)
-        trainer: Any = SoftLabelTrainer(model, teacher=remembering, **options)
-    else:
-        trainer = HardLabelTrainer(model, **options)
-    trainer.train()
-    keep.restore(model)
-    tokens = steps * batch_size * mean_length(rows)
-    return Trained(model.eval(), keep.best, len(rows), tokens)
 
 
 def score(model: PreTrainedModel, arm: str, count: int | None = None) -> float:
@@ -223,15 +167,10 @@ def _run(run: Run) -> dict[str, float]:
             "trained_tokens": 0,
             "test_problems": three_sums.TEST_SIZE,
         }
-    trained = train_student(
-        write_traces(int(run.setting), run.seed),
-        run.arm,
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-    )
+    traces = write_traces(int(run.setting), run.seed)
+    trained = train_student(traces, run.arm, **run.recipe)
     return {
-        "validation_wrong": trained.validation_wrong,
+        "validation_wrong": trained.validation,
         "exact_match": score(trained.model, run.arm),
         "rows": trained.rows,
         "trained_tokens": round(trained.tokens),
@@ -239,75 +178,54 @@ def _run(run: Run) -> dict[str, float]:
     }
 
 
+_claim = partial(
+    Claim, metric="exact_match", arm=RIGHT, setting=MOST, higher_is_better=True
+)
 STUDY = Study(
     name="reasoning_traces",
     question="What is in a trace, and can a student pass its teacher?",
     arms=ARMS,
     settings=(FEW, SOME, MOST),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (1e-3, 2e-3)
-    ),
+    grid=cells(1e-3, 2e-3),
     run=_run,
     select="validation_wrong",
     confirm_seeds=(300, 301, 302, 303, 304),
     # Fewer questions only for the curve of how many are enough.
     left_out=tuple((arm, few) for arm in ARMS if arm != RIGHT for few in (FEW, SOME)),
     claims=(
-        Claim(
-            name="steps_help",
-            text="Whole traces beat their results alone by 45 points",
-            metric="exact_match",
+        _claim(
+            "steps_help",
+            "Whole traces beat their results alone by 45 points",
             arm=TRACES,
             baseline=ANSWERS,
-            setting=MOST,
             margin=45.0,
-            higher_is_better=True,
         ),
-        Claim(
-            name="filter_helps",
-            text="Only right traces beat as many unfiltered ones",
-            metric="exact_match",
-            arm=RIGHT,
+        _claim(
+            "filter_helps",
+            "Only right traces beat as many unfiltered ones",
             baseline=AS_MANY,
-            setting=MOST,
-            higher_is_better=True,
         ),
-        Claim(
-            name="passes_teacher",
-            text="A student of the right traces passes its teacher",
-            metric="exact_match",
-            arm=RIGHT,
+        _claim(
+            "passes_teacher",
+            "A student of the right traces passes its teacher",
             baseline=TEACHER,
-            setting=MOST,
-            higher_is_better=True,
         ),
-        Claim(
-            name="passes_retrained",
-            text="It also passes the teacher trained on its own right traces",
-            metric="exact_match",
-            arm=RIGHT,
+        _claim(
+            "passes_retrained",
+            "It also passes the teacher trained on its own right traces",
             baseline=AGAIN,
-            setting=MOST,
-            higher_is_better=True,
         ),
-        Claim(
-            name="soft_traces",
-            text="Soft labels on the right traces beat the traces' own tokens",
-            metric="exact_match",
+        _claim(
+            "soft_traces",
+            "Soft labels on the right traces beat the traces' own tokens",
             arm=SOFT,
             baseline=RIGHT,
-            setting=MOST,
-            higher_is_better=True,
         ),
-        Claim(
-            name="more_questions",
-            text="20,000 questions beat 5,000",
-            metric="exact_match",
-            arm=RIGHT,
+        _claim(
+            "more_questions",
+            "20,000 questions beat 5,000",
             baseline=RIGHT,
-            setting=MOST,
             baseline_setting=SOME,
-            higher_is_better=True,
         ),
     ),
 )

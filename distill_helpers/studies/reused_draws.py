@@ -10,29 +10,31 @@ Taught in notebook 03.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill_helpers.losses import SparseTargets
-from distill_helpers.soft_label_cache import SoftLabelCache, write_cache
-from distill_helpers.studies import Claim, Run, Study, stored_labels
+from distill_helpers.soft_label_cache import SoftLabelCache
+from distill_helpers.studies import stored_labels
 from distill_helpers.studies.soft_labels import (
     BATCH_SIZE,
     STEPS,
-    Pair,
     load_pair,
     train_student,
 )
+from distill_helpers.studies.stored_labels import DEFAULT, FULL, store
+from distill_helpers.studies.study import Claim, Run, Study
 
 EPOCHS = 12
 ONCE = "1 epoch"
 REUSED = "12 epochs"
 FRESH = "12 epochs, fresh draws"
-DEFAULT = stored_labels.DEFAULT
+DRAWS = "12 draws"
 STORED: dict[str, dict[str, Any]] = {
-    "12 draws": {"scheme": "sampled", "samples": 12},
+    DRAWS: {"scheme": "sampled", "samples": 12},
     DEFAULT: stored_labels.STORED[DEFAULT],
 }
 
@@ -52,7 +54,7 @@ class FreshDraws:
 
     @property
     def temperature(self) -> float:
-        """Of the teacher's softmax."""
+        """The temperature of the teacher's softmax."""
         return self.caches[0].temperature
 
     @property
@@ -76,80 +78,59 @@ def _run(run: Run) -> dict[str, float]:
     rows = pair.train.shuffle(seed=run.seed).select(range(count))
     with tempfile.TemporaryDirectory() as folder:
         teacher: Any = pair.teacher
-        if run.arm != "full":
+        if run.arm != FULL:
             drawn = epochs if run.setting == FRESH else 1
             caches = [
-                _write(pair, rows, Path(folder) / str(i), run, i) for i in range(drawn)
+                store(
+                    pair,
+                    rows,
+                    Path(folder) / str(epoch),
+                    STORED[run.arm],
+                    run.seed * EPOCHS + epoch,
+                )
+                for epoch in range(drawn)
             ]
             teacher = FreshDraws(caches, STEPS // drawn)
-        trained = train_student(
-            pair,
-            rows,
-            teacher,
-            {},
-            seed=run.seed,
-            learning_rate=run.option("learning_rate"),
-            weight_decay=run.option("weight_decay"),
-        )
-    test = trained.test
-    assert test.kl_to_teacher is not None
-    return {
-        "validation_nll": trained.validation_nll,
-        "nll": test.nll,
-        "kl_to_teacher": test.kl_to_teacher,
-        "ece": test.ece,
-        "test_tokens": test.tokens,
-    }
-
-
-def _write(pair: Pair, rows: Any, path: Path, run: Run, epoch: int) -> SoftLabelCache:
-    return write_cache(
-        pair.teacher.teacher,
-        rows,
-        path,
-        tokenizer=pair.tokenizer,
-        seed=run.seed * EPOCHS + epoch,
-        progress=False,
-        **STORED[run.arm],
+        trained = train_student(pair, rows, teacher, {}, **run.recipe)
+    return trained.columns(
+        "validation_nll", "nll", "kl_to_teacher", "ece", "test_tokens"
     )
 
 
+_claim = partial(Claim, metric="nll")
 STUDY = Study(
     name="reused_draws",
     question="Do stored draws that are read again and again become a bias?",
-    arms=("full", *STORED),
+    arms=(FULL, *STORED),
     settings=(ONCE, REUSED, FRESH),
     grid=stored_labels.STUDY.grid,
     run=_run,
     select="validation_nll",
     claims=(
-        Claim(
-            name="fresh_draws_help",
-            text="12 draws a token: new ones every epoch beat one set read 12 times",
-            metric="nll",
-            arm="12 draws",
+        _claim(
+            "fresh_draws_help",
+            "12 draws a token: new ones every epoch beat one set read 12 times",
+            arm=DRAWS,
             setting=FRESH,
-            baseline="12 draws",
+            baseline=DRAWS,
             baseline_setting=REUSED,
         ),
-        Claim(
-            name="hybrid_forgives",
-            text="8 exact tokens and 24 draws: reading one set 12 times costs less "
-            "than 0.02 nats",
-            metric="nll",
+        _claim(
+            "hybrid_forgives",
+            "8 exact tokens and 24 draws: reading one set 12 times costs less than "
+            "0.02 nats",
             arm=DEFAULT,
             setting=REUSED,
             baseline=DEFAULT,
             baseline_setting=FRESH,
             margin=-0.02,
         ),
-        Claim(
-            name="draws_once",
-            text="Read once, 12 draws cost less than 0.05 nats against everything",
-            metric="nll",
-            arm="12 draws",
+        _claim(
+            "draws_once",
+            "Read once, 12 draws cost less than 0.05 nats against everything",
+            arm=DRAWS,
             setting=ONCE,
-            baseline="full",
+            baseline=FULL,
             margin=-0.05,
         ),
     ),

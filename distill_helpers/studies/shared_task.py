@@ -12,28 +12,27 @@ are the same, single runs are not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from distill_helpers import three_sums
-from distill_helpers.data import collator_for, mask_prompts
-from distill_helpers.evaluation import exact_match, held_out_nll
+from distill_helpers.data import mask_prompts
+from distill_helpers.evaluation import generate, held_out_nll
 from distill_helpers.models import (
     Loaded,
     RememberingTeacher,
     build_student,
     load_tiny_teacher,
 )
-from distill_helpers.studies import Claim, Run, Study, count_tflops, tiny_arguments
-from distill_helpers.trainers import (
-    HardLabelTrainer,
-    KeepBest,
-    SoftLabelTrainer,
-)
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import Recipe, count_training, first_batch, train_tiny
+from distill_helpers.trainers import SoftLabelTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 64
@@ -49,6 +48,13 @@ class Task:
     teacher: Loaded
     remembering: RememberingTeacher
     validation: Dataset
+
+    def validation_nll(self, model: nn.Module) -> float:
+        """The number that chooses checkpoints."""
+        nll: float = held_out_nll(
+            model, self.validation, self.teacher.tokenizer, batch_size=250
+        )
+        return nll
 
 
 @lru_cache
@@ -73,127 +79,97 @@ def worked(
 
 
 def train_student(
-    arm: str,
-    count: int,
-    *,
-    seed: int,
-    learning_rate: float,
-    weight_decay: float,
-    steps: int = STEPS,
-    progress: bool = False,
+    arm: str, count: int, *, seed: int, steps: int = STEPS, **recipe: Unpack[Recipe]
 ) -> tuple[PreTrainedModel, float]:
     """Train one student on ``count`` problems; return it and its validation NLL."""
     task = load_task()
     tokenizer = task.teacher.tokenizer
-    student = build_student(tokenizer, layers=2, width=96, seed=seed)
-    keep = KeepBest(
-        lambda model: held_out_nll(model, task.validation, tokenizer, batch_size=250),
-        every=max(1, steps // 3),
-    )
-    options: dict[str, Any] = {
-        "args": tiny_arguments(
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=BATCH_SIZE,
-            weight_decay=weight_decay,
-            seed=seed,
-            progress=progress,
-        ),
-        "train_dataset": worked(three_sums.problems(count, seed=seed), tokenizer),
-        "tokenizer": tokenizer,
-        "callbacks": [keep],
-    }
+    trainer = None
     if arm == "soft":
-        trainer: Any = SoftLabelTrainer(student, teacher=task.remembering, **options)
-    else:
-        trainer = HardLabelTrainer(student, **options)
-    trainer.train()
-    keep.restore(student)
-    return student, keep.best
+        trainer = partial(SoftLabelTrainer, teacher=task.remembering)
+    trained = train_tiny(
+        build_student(tokenizer, layers=2, width=96, seed=seed),
+        worked(three_sums.problems(count, seed=seed), tokenizer),
+        tokenizer,
+        task.validation_nll,
+        every=max(1, steps // 3),
+        trainer=trainer,
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        **recipe,
+    )
+    return trained.model, trained.validation
+
+
+def share_right(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Sequence[three_sums.Problem],
+    *,
+    results_only: bool = False,
+    batch_size: int = 1000,
+) -> float:
+    """Exact match; a student of results alone writes no semicolon."""
+    texts = generate(
+        model,
+        tokenizer,
+        three_sums.prompts(chosen),
+        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
+        batch_size=batch_size,
+    )
+    if results_only:
+        texts = [f";{text}" for text in texts]
+    return sum(map(three_sums.is_right, chosen, texts)) / len(chosen)
 
 
 def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    count: int = three_sums.TEST_SIZE,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int | None = None
 ) -> float:
-    """Exact match on the first ``count`` problems of the frozen test, in percent."""
+    """Exact match on the frozen test, or its first problems, in percent."""
     test = three_sums.test_problems()[:count]
-    share, _ = exact_match(
-        model,
-        tokenizer,
-        three_sums.prompts(test),
-        lambda index, text: three_sums.is_right(test[index], text),
-        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
-        batch_size=500,
-    )
-    return 100 * share
-
-
-def count_flops(arm: str) -> tuple[float, float]:
-    """TFLOPs of a whole training run: the student's, and the teacher's on top."""
-    task = load_task()
-    tokenizer = task.teacher.tokenizer
-    batch = collator_for(tokenizer)(
-        [task.validation[index] for index in range(BATCH_SIZE)]
-    )
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    student = build_student(tokenizer, layers=2, width=96)
-    calls = STEPS if arm == "soft" else 0
-    return (
-        STEPS * count_tflops(student, inputs, backward=True),
-        calls * count_tflops(task.teacher.model, inputs, backward=False),
-    )
+    return 100 * share_right(model, tokenizer, test, batch_size=500)
 
 
 def _run(run: Run) -> dict[str, float]:
-    student, validation_nll = train_student(
-        run.arm,
-        int(run.setting),
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-    )
-    tokenizer = load_task().teacher.tokenizer
-    student_tflops, teacher_tflops = count_flops(run.arm)
+    student, validation_nll = train_student(run.arm, int(run.setting), **run.recipe)
+    task = load_task()
+    teacher, tokenizer = task.teacher
     return {
         "validation_nll": validation_nll,
         "exact_match": score(student, tokenizer),
-        "student_tflops": student_tflops,
-        "teacher_tflops": teacher_tflops,
+        **count_training(
+            student,
+            teacher if run.arm == "soft" else None,
+            first_batch(task.validation, tokenizer, BATCH_SIZE),
+            STEPS,
+        ),
         "test_problems": three_sums.TEST_SIZE,
     }
 
 
+_claim = partial(
+    Claim, metric="exact_match", arm="soft", baseline="labels", higher_is_better=True
+)
 STUDY = Study(
     name="shared_task",
     question="Do soft labels of an 80 % teacher help on worked sums?",
     arms=ARMS,
     settings=("2000", "8000"),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (4e-3, 8e-3)
-    ),
+    grid=cells(4e-3, 8e-3),
     run=_run,
     select="validation_nll",
     claims=(
-        Claim(
-            name="sums_some",
-            text="With 2,000 worked sums, soft labels beat labels alone",
-            metric="exact_match",
-            arm="soft",
-            baseline="labels",
+        _claim(
+            "sums_some",
+            "With 2,000 worked sums, soft labels beat labels alone",
             setting="2000",
             margin=5.0,
-            higher_is_better=True,
         ),
-        Claim(
-            name="sums_many",
-            text="With 8,000 worked sums, soft labels still beat labels alone",
-            metric="exact_match",
-            arm="soft",
-            baseline="labels",
+        _claim(
+            "sums_many",
+            "With 8,000 worked sums, soft labels still beat labels alone",
             setting="8000",
-            higher_is_better=True,
         ),
     ),
 )

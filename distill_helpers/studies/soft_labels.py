@@ -6,9 +6,10 @@ same order in every arm; only the target changes. Taught in notebook 02.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from distill_helpers.data import austen, pack, spread
 from distill_helpers.evaluation import (
@@ -18,19 +19,14 @@ from distill_helpers.evaluation import (
     held_out_nll,
 )
 from distill_helpers.models import RememberingTeacher, build_student, load_tiny_teacher
-from distill_helpers.studies import Claim, Run, Study, tiny_arguments
-from distill_helpers.trainers import (
-    HardLabelTrainer,
-    KeepBest,
-    SoftLabelTrainer,
-    StoredLabels,
-    relabel,
-)
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import Recipe, Trained, train_tiny
+from distill_helpers.trainers import SoftLabelTrainer, StoredLabels, relabel
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 LENGTH = 64
 BATCH_SIZE = 16
@@ -38,39 +34,43 @@ STEPS = 300
 # Rows that choose checkpoints, and rows that judge.
 VALIDATION_ROWS = 80
 TEST_ROWS = 200
+LABELS, SOFT = "labels", "soft T=1"
 # What each soft arm adds to SoftLabelTrainer's defaults.
 SOFT_ARMS: dict[str, dict[str, Any]] = {
-    "soft T=1": {"temperature": 1.0},
+    SOFT: {"temperature": 1.0},
     "soft T=2": {"temperature": 2.0},
     "soft T=4": {"temperature": 4.0},
     "mix": {"temperature": 1.0, "alpha": 0.5},
 }
 # How the teacher makes the labels of the hard arms: once, for the whole text.
-TEACHER_LABEL_ARMS = {
-    "argmax": "argmax",
-    "sampled": "sample",
-}
+TEACHER_LABEL_ARMS = {"argmax": "argmax", "sampled": "sample"}
 
 
 @dataclass(frozen=True)
-class Trained:
+class Judged(Trained):
     """A student with its measurements on the sixth novel.
 
     Attributes:
-        model: At its best validation checkpoint.
-        test: As the student is.
-        calibrated_nll: After dividing its logits by ``temperature``.
+        test: Its measurements, as it is.
+        calibrated_nll: Its NLL after dividing its logits by ``temperature``.
         temperature: The one that suits its validation rows best.
-        validation_nll: At the best checkpoint.
-        curve: ``(step, validation NLL)``.
     """
 
-    model: PreTrainedModel
     test: Evaluation
     calibrated_nll: float
     temperature: float
-    validation_nll: float
-    curve: tuple[tuple[int, float], ...]
+
+    def columns(self, *names: str) -> dict[str, Any]:
+        """Some of the numbers, by the names that they have in a study's rows."""
+        every = {
+            **vars(self.test),
+            "test_tokens": self.test.tokens,
+            "validation_nll": self.validation,
+            "nll_calibrated": self.calibrated_nll,
+            "fitted_temperature": self.temperature,
+            "best_step": max(self.curve, key=lambda point: -point[1])[0],
+        }
+        return {name: every[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -83,26 +83,36 @@ class Pair:
     validation: Dataset
     test: Dataset
 
+    def validation_nll(self, model: nn.Module) -> float:
+        """The number that chooses checkpoints."""
+        nll: float = held_out_nll(model, self.validation, self.tokenizer)
+        return nll
+
+
+def make_pair(
+    texts: Iterable[Any],
+    validation_rows: int = VALIDATION_ROWS,
+    test_rows: int = TEST_ROWS,
+) -> Pair:
+    """The teacher of prose, with texts to train, to validate and to test, packed."""
+    model, tokenizer = load_tiny_teacher("prose")
+    train, validation, test = (pack(part, tokenizer, LENGTH) for part in texts)
+    return Pair(
+        RememberingTeacher(model),
+        tokenizer,
+        train,
+        spread(validation, validation_rows),
+        spread(test, test_rows),
+    )
+
 
 @lru_cache(maxsize=1)
 def load_pair(
     validation_rows: int = VALIDATION_ROWS, test_rows: int = TEST_ROWS
 ) -> Pair:
     """The teacher with packed rows; the counts limit how many rows judge a student."""
-    loaded = load_tiny_teacher("prose")
-    tokenizer = loaded.tokenizer
-    splits = [
-        pack(austen(name), tokenizer, LENGTH)
-        for name in ("train", "validation", "test")
-    ]
-    train, validation, test = splits
-    return Pair(
-        RememberingTeacher(loaded.model),
-        tokenizer,
-        train,
-        spread(validation, validation_rows),
-        spread(test, test_rows),
-    )
+    novels = map(austen, ("train", "validation", "test"))
+    return make_pair(novels, validation_rows, test_rows)
 
 
 def choose_rows(pair: Pair, setting: str, seed: int) -> Dataset:
@@ -120,40 +130,27 @@ def train_arm(
     arm: str,
     *,
     seed: int,
-    learning_rate: float,
-    weight_decay: float,
     steps: int = STEPS,
-    progress: bool = False,
-) -> Trained:
+    **recipe: Unpack[Recipe],
+) -> Judged:
     """Train one student from scratch.
 
     Args:
         pair: From :func:`load_pair`.
         rows: From :func:`choose_rows`.
         arm: One of ``STUDY.arms``.
-        seed: Of the student's weights, the data order and the teacher's draws.
-        learning_rate: Peak.
-        weight_decay: Of AdamW.
+        seed: Decides the student's weights, the data order and the teacher's draws.
         steps: Optimizer steps of 16 rows.
-        progress: Show a progress bar.
+        recipe: Learning rate, weight decay, and whether to show a progress bar.
     """
     # Rows that a short run does not reach need no teacher either.
     rows = rows.select(range(min(len(rows), steps * BATCH_SIZE)))
-    teacher: RememberingTeacher | None = None
-    if arm in SOFT_ARMS:
-        teacher = pair.teacher
-    elif arm in TEACHER_LABEL_ARMS:
+    if arm in TEACHER_LABEL_ARMS:
         rows = relabel(rows, pair.teacher, how=TEACHER_LABEL_ARMS[arm], seed=seed)
+    teacher = pair.teacher if arm in SOFT_ARMS else None
+    objective = SOFT_ARMS.get(arm, {})
     return train_student(
-        pair,
-        rows,
-        teacher,
-        SOFT_ARMS.get(arm, {}),
-        seed=seed,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        steps=steps,
-        progress=progress,
+        pair, rows, teacher, objective, seed=seed, steps=steps, **recipe
     )
 
 
@@ -164,165 +161,119 @@ def train_student(
     objective: dict[str, Any],
     *,
     seed: int,
-    learning_rate: float,
-    weight_decay: float,
     steps: int = STEPS,
-    progress: bool = False,
-) -> Trained:
+    **recipe: Unpack[Recipe],
+) -> Judged:
     """Train one student on the rows' labels, or on a teacher's soft labels.
 
     Args:
         pair: Its validation rows choose the checkpoint, its test rows judge it.
-        rows: To learn from.
+        rows: What the student learns from.
         teacher: Live or stored; ``None`` for labels alone.
         objective: Options of ``SoftLabelTrainer``.
-        seed: As in :func:`train_arm`, and so are the others.
-        learning_rate: See there.
-        weight_decay: See there.
-        steps: See there.
-        progress: See there.
+        seed: Same as in :func:`train_arm`, and so are the others.
+        steps: Same as there.
+        recipe: Same as there.
     """
-    student = build_student(pair.tokenizer, layers=2, width=96, seed=seed)
-    keep = KeepBest(
-        lambda model: held_out_nll(model, pair.validation, pair.tokenizer),
+    trainer = None
+    if teacher is not None:
+        trainer = partial(SoftLabelTrainer, teacher=teacher, **objective)
+    trained = train_tiny(
+        build_student(pair.tokenizer, layers=2, width=96, seed=seed),
+        rows,
+        pair.tokenizer,
+        pair.validation_nll,
         every=max(1, steps // 3),
+        trainer=trainer,
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        **recipe,
     )
-    options: dict[str, Any] = {
-        "args": tiny_arguments(
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=BATCH_SIZE,
-            weight_decay=weight_decay,
-            seed=seed,
-            progress=progress,
-        ),
-        "train_dataset": rows,
-        "tokenizer": pair.tokenizer,
-        "callbacks": [keep],
-    }
-    if teacher is None:
-        trainer: Any = HardLabelTrainer(student, **options)
-    else:
-        trainer = SoftLabelTrainer(student, teacher=teacher, **objective, **options)
-    trainer.train()
-    keep.restore(student)
+    student = trained.model
     temperature = fit_temperature(student, pair.validation, pair.tokenizer)
-
-    test = evaluate(student, pair.test, pair.tokenizer, teacher=pair.teacher)
-    calibrated = held_out_nll(
-        student, pair.test, pair.tokenizer, temperature=temperature
+    return Judged(
+        **vars(trained),
+        test=evaluate(student, pair.test, pair.tokenizer, teacher=pair.teacher),
+        calibrated_nll=held_out_nll(
+            student, pair.test, pair.tokenizer, temperature=temperature
+        ),
+        temperature=temperature,
     )
-    return Trained(student, test, calibrated, temperature, keep.best, tuple(keep.curve))
 
 
 def _run(run: Run) -> dict[str, float]:
     pair = load_pair()
-    trained = train_arm(
-        pair,
-        choose_rows(pair, run.setting, run.seed),
-        run.arm,
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
+    rows = choose_rows(pair, run.setting, run.seed)
+    return train_arm(pair, rows, run.arm, **run.recipe).columns(
+        *("validation_nll", "nll", "bits_per_byte", "kl_to_teacher", "agreement"),
+        *("accuracy", "ece", "nll_calibrated", "fitted_temperature", "best_step"),
+        "test_tokens",
     )
-    test = trained.test
-    assert test.kl_to_teacher is not None
-    assert test.agreement is not None
-    return {
-        "validation_nll": trained.validation_nll,
-        "nll": test.nll,
-        "bits_per_byte": test.bits_per_byte,
-        "kl_to_teacher": test.kl_to_teacher,
-        "agreement": test.agreement,
-        "accuracy": test.accuracy,
-        "ece": test.ece,
-        "nll_calibrated": trained.calibrated_nll,
-        "fitted_temperature": trained.temperature,
-        "best_step": max(trained.curve, key=lambda point: -point[1])[0],
-        "test_tokens": test.tokens,
-    }
 
 
+# What a claim is about, unless it says otherwise.
+_claim = partial(Claim, metric="nll", arm=SOFT, baseline=LABELS, setting="800")
 STUDY = Study(
     name="soft_labels",
     question="Labels alone, soft labels, or the teacher's hard labels?",
-    arms=("labels", *SOFT_ARMS, *TEACHER_LABEL_ARMS),
+    arms=(LABELS, *SOFT_ARMS, *TEACHER_LABEL_ARMS),
     settings=("800", "3000", "all"),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (8e-3, 1.6e-2)
-    ),
+    grid=cells(8e-3, 1.6e-2),
     run=_run,
     select="validation_nll",
     claims=(
-        Claim(
-            name="few_data",
-            text="With 800 sequences, soft labels (T=1) beat labels alone on NLL",
-            metric="nll",
-            arm="soft T=1",
-            baseline="labels",
-            setting="800",
+        _claim(
+            "few_data",
+            "With 800 sequences, soft labels (T=1) beat labels alone on NLL",
             margin=0.3,
         ),
-        Claim(
-            name="more_data",
-            text="With 3,000 sequences, soft labels (T=1) still beat labels alone",
-            metric="nll",
-            arm="soft T=1",
-            baseline="labels",
+        _claim(
+            "more_data",
+            "With 3,000 sequences, soft labels (T=1) still beat labels alone",
             setting="3000",
             margin=0.1,
         ),
-        Claim(
-            name="all_data",
-            text="With all sequences, soft labels (T=1) still beat labels alone",
-            metric="nll",
-            arm="soft T=1",
-            baseline="labels",
+        _claim(
+            "all_data",
+            "With all sequences, soft labels (T=1) still beat labels alone",
             setting="all",
             margin=0.05,
         ),
-        Claim(
-            name="soft_beats_argmax",
-            text="With 3,000 sequences, soft labels beat the teacher's argmax on NLL",
-            metric="nll",
-            arm="soft T=1",
+        _claim(
+            "soft_beats_argmax",
+            "With 3,000 sequences, soft labels beat the teacher's argmax on NLL",
             baseline="argmax",
             setting="3000",
             margin=0.3,
         ),
-        Claim(
-            name="soft_beats_argmax_calibrated",
-            text="The same after one temperature was fitted for each student",
+        _claim(
+            "soft_beats_argmax_calibrated",
+            "The same after one temperature was fitted for each student",
             metric="nll_calibrated",
-            arm="soft T=1",
             baseline="argmax",
             setting="3000",
             margin=0.1,
         ),
-        Claim(
-            name="sampled_beats_argmax",
-            text="With 3,000 sequences, sampled teacher labels beat argmax on NLL",
-            metric="nll",
+        _claim(
+            "sampled_beats_argmax",
+            "With 3,000 sequences, sampled teacher labels beat argmax on NLL",
             arm="sampled",
             baseline="argmax",
             setting="3000",
             margin=0.1,
         ),
-        Claim(
-            name="high_temperature",
-            text="With 800 sequences, T=4 beats T=1 on NLL",
-            metric="nll",
+        _claim(
+            "high_temperature",
+            "With 800 sequences, T=4 beats T=1 on NLL",
             arm="soft T=4",
-            baseline="soft T=1",
-            setting="800",
+            baseline=SOFT,
         ),
-        Claim(
-            name="mix_beats_soft",
-            text="With 800 sequences, mixing labels in (alpha 0.5) beats soft alone",
-            metric="nll",
+        _claim(
+            "mix_beats_soft",
+            "With 800 sequences, mixing labels in (alpha 0.5) beats soft alone",
             arm="mix",
-            baseline="soft T=1",
-            setting="800",
+            baseline=SOFT,
         ),
     ),
 )

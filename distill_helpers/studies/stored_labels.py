@@ -8,17 +8,25 @@ notebook 03.
 from __future__ import annotations
 
 import tempfile
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
 
-from distill_helpers.soft_label_cache import write_cache
+from distill_helpers.soft_label_cache import SoftLabelCache, write_cache
 from distill_helpers.soft_label_schemes import Scheme, scheme_for
-from distill_helpers.studies import Claim, Run, Study
 from distill_helpers.studies.soft_labels import (
-    Trained,
+    LABELS,
+    Judged,
+    Pair,
     choose_rows,
     load_pair,
     train_student,
 )
+from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.tiny import Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Arm: how the teacher's distributions are stored.
 STORED: dict[str, dict[str, Any]] = {
@@ -28,113 +36,99 @@ STORED: dict[str, dict[str, Any]] = {
     "hybrid 4 + 12": {"scheme": "hybrid", "top_k": 4, "samples": 12},
     "hybrid 8 + 24": {"scheme": "hybrid", "top_k": 8, "samples": 24},
 }
-ARMS = ("labels", "full", *STORED)
+FULL = "full"
+ARMS = (LABELS, FULL, *STORED)
 DEFAULT = "hybrid 8 + 24"
-# Of SmolLM2, to say what a scheme costs there.
+# SmolLM2 has so many tokens: to say what a scheme costs there.
 REAL_VOCABULARY = 49_152
 
 
 def scheme_of(arm: str, vocabulary: int) -> Scheme | None:
     """The scheme behind an arm; ``None`` for labels."""
-    if arm == "labels":
+    if arm == LABELS:
         return None
-    if arm == "full":
+    if arm == FULL:
         return scheme_for("full", vocabulary)
     options = dict(STORED[arm])
     return scheme_for(options.pop("scheme"), vocabulary, **options)
 
 
-def train_arm(arm: str, setting: str, *, seed: int, **options: Any) -> Trained:
+def store(
+    pair: Pair, rows: Dataset, folder: str | Path, options: dict[str, Any], seed: int
+) -> SoftLabelCache:
+    """Write the teacher's soft labels; ``options`` name the scheme."""
+    return write_cache(
+        pair.teacher.teacher,
+        rows,
+        folder,
+        tokenizer=pair.tokenizer,
+        seed=seed,
+        progress=False,
+        **options,
+    )
+
+
+def train_arm(arm: str, setting: str, *, seed: int, **recipe: Unpack[Recipe]) -> Judged:
     """Train one student from a cache that is written for it, and thrown away."""
     pair = load_pair()
     rows = choose_rows(pair, setting, seed)
-    if arm in ("labels", "full"):
-        teacher = None if arm == "labels" else pair.teacher
-        return train_student(pair, rows, teacher, {}, seed=seed, **options)
     with tempfile.TemporaryDirectory() as folder:
-        cache = write_cache(
-            pair.teacher.teacher,
-            rows,
-            folder,
-            tokenizer=pair.tokenizer,
-            seed=seed,
-            progress=False,
-            **STORED[arm],
-        )
-        return train_student(pair, rows, cache, {}, seed=seed, **options)
+        teacher: Any
+        if arm in STORED:
+            teacher = store(pair, rows, folder, STORED[arm], seed)
+        else:
+            teacher = {LABELS: None, FULL: pair.teacher}[arm]
+        return train_student(pair, rows, teacher, {}, seed=seed, **recipe)
 
 
 def _run(run: Run) -> dict[str, float]:
-    trained = train_arm(
-        run.arm,
-        run.setting,
-        seed=run.seed,
-        learning_rate=run.option("learning_rate"),
-        weight_decay=run.option("weight_decay"),
-    )
+    trained = train_arm(run.arm, run.setting, **run.recipe)
     scheme = scheme_of(run.arm, len(load_pair().tokenizer))
     real = scheme_of(run.arm, REAL_VOCABULARY)
-    test = trained.test
-    assert test.kl_to_teacher is not None
     return {
-        "validation_nll": trained.validation_nll,
-        "nll": test.nll,
-        "bits_per_byte": test.bits_per_byte,
-        "kl_to_teacher": test.kl_to_teacher,
-        "ece": test.ece,
-        "nll_calibrated": trained.calibrated_nll,
+        **trained.columns("validation_nll", "nll", "bits_per_byte", "kl_to_teacher"),
+        **trained.columns("ece", "nll_calibrated"),
         "bytes_per_token": 0 if scheme is None else scheme.bytes_per_position,
         "bytes_per_token_real": 0 if real is None else real.bytes_per_position,
-        "test_tokens": test.tokens,
+        **trained.columns("test_tokens"),
     }
 
 
+_claim = partial(Claim, metric="nll", baseline=LABELS, setting="800")
 STUDY = Study(
     name="stored_labels",
     question="How much of the soft labels' gain survives, for how many bytes?",
     arms=ARMS,
     settings=("800",),
-    grid=tuple(
-        (("learning_rate", rate), ("weight_decay", 0.1)) for rate in (8e-3, 1.6e-2)
-    ),
+    grid=cells(8e-3, 1.6e-2),
     run=_run,
     select="validation_nll",
     claims=(
-        Claim(
-            name="default_keeps",
-            text="8 exact tokens and 24 draws keep 90 % of the full gain over labels",
-            metric="nll",
+        _claim(
+            "default_keeps",
+            "8 exact tokens and 24 draws keep 90 % of the full gain over labels",
             arm=DEFAULT,
-            baseline="labels",
-            reference="full",
+            reference=FULL,
             share=0.9,
-            setting="800",
         ),
-        Claim(
-            name="draws_keep",
-            text="50 draws keep 90 % of the full distribution's gain over labels",
-            metric="nll",
+        _claim(
+            "draws_keep",
+            "50 draws keep 90 % of the full distribution's gain over labels",
             arm="50 draws",
-            baseline="labels",
-            reference="full",
+            reference=FULL,
             share=0.9,
-            setting="800",
         ),
-        Claim(
-            name="top_k_is_biased",
-            text="Renormalised top-12 is worse than labels alone",
-            metric="nll",
-            arm="labels",
+        _claim(
+            "top_k_is_biased",
+            "Renormalised top-12 is worse than labels alone",
+            arm=LABELS,
             baseline="top-12",
-            setting="800",
         ),
-        Claim(
-            name="hybrid_beats_bucket",
-            text="A hybrid of 4 + 12 beats a tail bucket of 16, for fewer bytes",
-            metric="nll",
+        _claim(
+            "hybrid_beats_bucket",
+            "A hybrid of 4 + 12 beats a tail bucket of 16, for fewer bytes",
             arm="hybrid 4 + 12",
             baseline="tail bucket of 16",
-            setting="800",
             margin=0.05,
         ),
     ),

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from distill_helpers import studies
-from distill_helpers.studies import Claim, Interval, Results, Run, Study
+from distill_helpers.data import results_root
+from distill_helpers.studies import Claim, Interval, Results, Run, Study, runner
+from distill_helpers.studies import results as reading
+from distill_helpers.studies.study import CONFIRM_SEEDS, EXPLORE_SEEDS
 
 
 def demo_run(run: Run) -> dict[str, float]:
@@ -24,7 +28,12 @@ def demo_run(run: Run) -> dict[str, float]:
 
 
 def make_study(**changes) -> Study:
-    claim = Claim("better", "good beats bad", "score", "good", "bad", "s", margin=0.5)
+    claim = Claim(
+        *("better", "good beats bad", "good", "bad"),
+        metric="score",
+        setting="s",
+        margin=0.5,
+    )
     study = Study(
         name="soft_labels",  # a real module, so that worker processes can import it
         question="?",
@@ -53,11 +62,11 @@ def in_process(monkeypatch):
 
         def submit(self, _work, _name, run):
             calls.append(run)
-            future = studies.Future()
+            future = Future()
             future.set_result(demo_run(run))
             return future
 
-    monkeypatch.setattr(studies, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", Pool)
     return calls
 
 
@@ -158,7 +167,7 @@ def test_a_study_explores_chooses_and_confirms(tmp_path, in_process):
     confirmed = [row for row in results.rows if row["phase"] == "confirm"]
     assert len(results.rows) == 2 * 2 + 2 * 5
     assert {row["rate"] for row in confirmed} == {0.2}
-    assert {row["seed"] for row in confirmed} == set(studies.CONFIRM_SEEDS)
+    assert {row["seed"] for row in confirmed} == set(CONFIRM_SEEDS)
     assert results.verdict("better").status == "holds"
 
 
@@ -179,7 +188,7 @@ def test_changed_code_runs_again(tmp_path, in_process, monkeypatch):
     study = make_study()
     studies.run_study(study, tmp_path)
     ran = len(in_process)
-    monkeypatch.setattr(studies, "_source_digest", lambda: "other")
+    monkeypatch.setattr(runner, "source_digest", lambda: "other")
     studies.run_study(study, tmp_path)
     assert len(in_process) == 2 * ran
 
@@ -187,11 +196,11 @@ def test_changed_code_runs_again(tmp_path, in_process, monkeypatch):
 ORPHAN = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from distill_helpers.studies import _leave_with
+from distill_helpers.studies.runner import leave_with
 
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _leave_with, (os.getpid(),)
+        1, multiprocessing.get_context("spawn"), leave_with, (os.getpid(),)
     )
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(time.sleep, 60)
@@ -228,16 +237,16 @@ def test_a_pair_that_is_left_out_is_not_run(tmp_path, in_process, monkeypatch):
     with pytest.raises(ValueError, match="no rows for arm='bad', setting='t'"):
         results.mean("score", "bad", "t")
     studies.publish(results, tmp_path / "studies")
-    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
-    monkeypatch.setattr(studies, "load_study", lambda _: study)
+    monkeypatch.setattr(reading, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(reading, "load_study", lambda _: study)
     assert len(studies.load_results("soft_labels").rows) == 3 * (2 + 5)
 
 
 def test_what_is_published_reads_back(tmp_path, in_process, monkeypatch):
     results = studies.run_study(make_study(), tmp_path / "work")
     studies.publish(results, tmp_path / "studies")
-    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
-    monkeypatch.setattr(studies, "load_study", lambda _: results.study)
+    monkeypatch.setattr(reading, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(reading, "load_study", lambda _: results.study)
     again = studies.load_results("soft_labels")
     assert again.verdict("better") == results.verdict("better")
     assert again.options("good", "s") == (("rate", 0.2),)
@@ -251,17 +260,17 @@ def test_any_source_file_of_the_package_can_be_the_change(tmp_path, monkeypatch)
     for name in ("losses/plain.py", "studies/runner.py", "trainers.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
-    monkeypatch.setattr(studies, "__file__", str(tmp_path / "studies" / "runner.py"))
-    digests = {studies._source_digest()}
+    monkeypatch.setattr(runner, "__file__", str(tmp_path / "studies" / "runner.py"))
+    digests = {runner.source_digest()}
     (tmp_path / "notes.txt").write_text("not code")
-    assert {studies._source_digest()} == digests
+    assert {runner.source_digest()} == digests
     for change in (
         lambda: (tmp_path / "losses/plain.py").write_text("x = 2\n"),
         lambda: (tmp_path / "trainers.py").rename(tmp_path / "trained.py"),
         lambda: (tmp_path / "losses/fused.py").write_text(""),
     ):
         change()
-        digests.add(studies._source_digest())
+        digests.add(runner.source_digest())
     assert len(digests) == 4
 
 
@@ -270,8 +279,8 @@ def test_rows_with_the_fingerprint_of_old_code_are_read(tmp_path, monkeypatch):
     results = rows_with({"good": [1.0, 1.1], "bad": [2.0, 2.1]})
     rows = tuple(row | {"fingerprint": "123456789012"} for row in results.rows)
     studies.publish(Results(results.study, rows), tmp_path / "studies")
-    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
-    monkeypatch.setattr(studies, "load_study", lambda _: results.study)
+    monkeypatch.setattr(reading, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(reading, "load_study", lambda _: results.study)
     again = studies.load_results("soft_labels")
     assert again.verdict("better") == results.verdict("better")
     assert {row["fingerprint"] for row in again.rows} == {"123456789012"}
@@ -288,7 +297,7 @@ def test_declared_studies_are_sound(name):
         assert (claim.baseline, other) in study.pairs()
     every = {(arm, setting) for arm in study.arms for setting in study.settings}
     assert set(study.left_out) < every
-    assert not set(studies.EXPLORE_SEEDS) & set(study.confirm_seeds)
+    assert not set(EXPLORE_SEEDS) & set(study.confirm_seeds)
     assert len(study.confirm_seeds) >= 5
 
 
@@ -306,7 +315,7 @@ def test_published_rows_are_complete_and_give_the_published_verdicts(name):
             if row["phase"] == "explore" and row["seed"] == 0
         }
         assert explored == set(study.grid)
-    path = studies.results_root() / "studies" / "verdicts.json"
+    path = results_root() / "studies" / "verdicts.json"
     published = json.loads(path.read_text(encoding="utf-8"))
     statuses = {row["name"]: row["status"] for row in published if row["study"] == name}
     assert statuses == {
@@ -352,8 +361,8 @@ def published(tmp_path, in_process, monkeypatch):
     """The demo study, published and read back."""
     study = make_study()
     studies.publish(studies.run_study(study, tmp_path / "first"), tmp_path / "studies")
-    monkeypatch.setattr(studies, "results_root", lambda: tmp_path)
-    monkeypatch.setattr(studies, "load_study", lambda _: study)
+    monkeypatch.setattr(reading, "results_root", lambda: tmp_path)
+    monkeypatch.setattr(reading, "load_study", lambda _: study)
     in_process.clear()
     return studies.load_results("soft_labels")
 
@@ -362,7 +371,7 @@ def test_a_recheck_runs_one_seed_with_the_chosen_options(
     published, tmp_path, in_process
 ):
     found, changed = studies.recheck_study(published, tmp_path / "again")
-    assert [run.seed for run in in_process] == [studies.CONFIRM_SEEDS[0]] * 2
+    assert [run.seed for run in in_process] == [CONFIRM_SEEDS[0]] * 2
     assert {dict(run.options)["rate"] for run in in_process} == {0.2}
     assert [one.status for one in found] == ["same", "same"]
     assert changed == []
@@ -398,7 +407,7 @@ def test_a_recheck_holds_a_seed_that_stands_apart_to_its_own_number(
     published, tmp_path, monkeypatch, again, status
 ):
     """Neither is it held to the others', nor may it fall back among them unseen."""
-    first = studies.CONFIRM_SEEDS[0]
+    first = CONFIRM_SEEDS[0]
     rows = [
         row | {"score": 6.0} if (row["arm"], row["seed"]) == ("good", first) else row
         for row in published.rows

@@ -13,6 +13,7 @@ from distill_helpers.data import collator_for
 from distill_helpers.losses import IGNORE_INDEX
 from distill_helpers.models import load_tiny_teacher, parameter_count
 from distill_helpers.studies import side_by_side as study
+from distill_helpers.studies import tiny_arguments
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +34,16 @@ def task():
 def test_smoothed_labels_have_the_gradient_of_label_smoothing(base, task, teacher):
     student = copy.deepcopy(base)
     rows = study.rows_of(study.SMOOTHED, task).select(range(8))
-    trainer = study.make_trainer(
-        study.SMOOTHED, student, rows, args=study._arguments(0, 1, 1e-3, 0.0)
+    trainer = study.trainer_of(study.SMOOTHED)(
+        student,
+        train_dataset=rows,
+        tokenizer=teacher.tokenizer,
+        args=tiny_arguments(steps=1, batch_size=64, learning_rate=1e-3),
     )
     batch = collator_for(teacher.tokenizer)([rows[place] for place in range(8)])
     items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
     trainer.compute_loss(student, dict(batch), num_items_in_batch=items).backward()
-    mine = study._flat_gradient(student)
+    mine = study.flat_gradient(student)
     student.zero_grad()
     logits = student(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     F.cross_entropy(
@@ -47,9 +51,7 @@ def test_smoothed_labels_have_the_gradient_of_label_smoothing(base, task, teache
         batch["labels"][:, 1:].flatten(),
         label_smoothing=0.1,
     ).backward()
-    torch.testing.assert_close(
-        mine, study._flat_gradient(student), rtol=1e-3, atol=1e-6
-    )
+    torch.testing.assert_close(mine, study.flat_gradient(student), rtol=1e-3, atol=1e-6)
 
 
 def test_fewer_bits_mean_fewer_levels_and_larger_errors(teacher):

@@ -1,0 +1,266 @@
+"""Reading what the studies found: tables, verdicts on claims, checks of live runs.
+
+Taught in notebook 02; every later lesson reads its studies in the same way.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from distill_helpers.data import results_root
+from distill_helpers.studies.intervals import Interval, t_interval
+from distill_helpers.studies.study import UNITS, Claim, Options, Study, load_study
+
+# A live run is one more draw; wide enough that a course of many of them rarely cries
+# wolf, narrow enough to notice a different result.
+LIVE_CONFIDENCE = 0.99
+MIME = "application/vnd.distill-helpers+json"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a claim came out; shows itself as one line in a notebook.
+
+    Attributes:
+        study: The name of the study.
+        claim: What was claimed.
+        gain: Paired gain of the arm over its baseline, positive is better.
+        status: ``"holds"``, ``"fails"``, ``"undecided"``, or ``"not judged"`` where a
+            run is too short to tell.
+    """
+
+    study: str
+    claim: Claim
+    gain: Interval
+    status: str
+
+    def __str__(self) -> str:
+        gain, claim = self.gain, self.claim
+        unit = UNITS.get(claim.metric, claim.metric)
+        what = "gain"
+        if claim.reference is not None:
+            what = f"beyond {claim.share:.0%} of the gain of {claim.reference}"
+        return (
+            f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f} {unit}, "
+            f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; "
+            f"claimed: more than {claim.margin:g})"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return _bundle("verdict", self.claim.name, self.status, True, str(self))
+
+
+@dataclass(frozen=True)
+class LiveCheck:
+    """Whether one live run falls where the study says one more run should.
+
+    Attributes:
+        name: What was run.
+        value: The live number.
+        low: Lower end of the 99 % prediction interval.
+        high: Upper end.
+        status: ``"inside"``, ``"outside"`` or ``"not judged"``; ``"same"`` where a
+            published run was run again.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    status: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: live {self.value:.3f}, the study predicts {self.low:.3f} to "
+            f"{self.high:.3f}: {self.status}"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        ok = self.status != "outside"
+        return _bundle("live", self.name, self.status, ok, str(self))
+
+
+def _bundle(kind: str, name: str, status: str, ok: bool, text: str) -> dict[str, Any]:
+    facts = {"kind": kind, "name": name, "status": status, "ok": ok, "message": text}
+    return {"text/plain": text, "text/html": f"<p>{escape(text)}</p>", MIME: facts}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The published rows of a study."""
+
+    study: Study
+    rows: tuple[Row, ...]
+
+    def select(self, phase: str, arm: str, setting: str) -> list[Row]:
+        """The rows of one phase (``"explore"`` or ``"confirm"``), arm and setting."""
+        wanted = (phase, arm, setting)
+        return [
+            row
+            for row in self.rows
+            if (row["phase"], row["arm"], row["setting"]) == wanted
+        ]
+
+    def values(self, metric: str, arm: str, setting: str) -> list[float]:
+        """One number per confirming seed, in the order of the seeds."""
+        found = {
+            row["seed"]: row[metric] for row in self.select("confirm", arm, setting)
+        }
+        if not found:
+            raise ValueError(
+                f"the study {self.study.name!r} has no rows for arm={arm!r}, "
+                f"setting={setting!r}; its arms are {', '.join(self.study.arms)}, its "
+                f"settings {', '.join(self.study.settings)}"
+            )
+        return [found[seed] for seed in sorted(found)]
+
+    def mean(self, metric: str, arm: str, setting: str) -> Interval:
+        """Mean over the confirming seeds with its 95 % interval."""
+        return t_interval(self.values(metric, arm, setting))
+
+    def gain(
+        self,
+        metric: str,
+        arm: str,
+        baseline: str,
+        setting: str,
+        *,
+        baseline_setting: str | None = None,
+        reference: str | None = None,
+        share: float = 1.0,
+    ) -> Interval:
+        """Paired difference, arm minus baseline, with its 95 % interval.
+
+        With a reference: less ``share`` times the reference's own difference.
+        """
+        mine = self.values(metric, arm, setting)
+        base = self.values(metric, baseline, baseline_setting or setting)
+        gains = [a - b for a, b in zip(mine, base, strict=True)]
+        if reference is not None:
+            best = self.values(metric, reference, setting)
+            gains = [
+                gain - share * (r - b)
+                for gain, r, b in zip(gains, best, base, strict=True)
+            ]
+        return t_interval(gains)
+
+    def table(self, metrics: Sequence[str], setting: str, *, digits: int = 3) -> str:
+        """Arms by metrics, mean ± half the 95 % interval, as text to print."""
+        arms = [arm for arm, other in self.study.pairs() if other == setting]
+        table = [["", *metrics]]
+        for arm in arms:
+            means = [self.mean(metric, arm, setting) for metric in metrics]
+            table.append(
+                [arm]
+                + [f"{c.mean:.{digits}f} ± {c.high - c.mean:.{digits}f}" for c in means]
+            )
+        widths = [
+            max(18, 2 + max(map(len, column))) for column in zip(*table, strict=True)
+        ]
+        first = max(map(len, arms))
+        return "\n".join(
+            f"{name:{first}}"
+            + "".join(f"{c:>{w}}" for c, w in zip(row, widths[1:], strict=True))
+            for name, *row in table
+        )
+
+    def options(self, arm: str, setting: str) -> Options:
+        """The learning rate and weight decay that exploring chose."""
+        for row in self.select("confirm", arm, setting):
+            return tuple((name, row[name]) for name, _ in self.study.grid[0])
+        raise ValueError(f"no confirmed row for arm={arm!r}, setting={setting!r}")
+
+    def verdict(self, claim_name: str, *, judged: bool = True) -> Verdict:
+        """Judge a claim; ``judged=False`` (the smoke profile) says "not judged"."""
+        for claim in self.study.claims:
+            if claim.name == claim_name:
+                verdict = judge(self, claim)
+                if judged:
+                    return verdict
+                return Verdict(verdict.study, claim, verdict.gain, "not judged")
+        known = ", ".join(claim.name for claim in self.study.claims)
+        raise ValueError(
+            f"claim_name={claim_name!r} is not declared; there are: {known}"
+        )
+
+    def check_live(
+        self, metric: str, arm: str, setting: str, value: float, *, judged: bool = True
+    ) -> LiveCheck:
+        """Whether a live run falls into the study's 99 % prediction interval.
+
+        It rests on every run of the study with the same options, exploring ones
+        included: five seeds may lie close together by chance.
+        """
+        values = self.values(metric, arm, setting)
+        chosen = self.options(arm, setting)
+        values += [
+            row[metric]
+            for row in self.select("explore", arm, setting)
+            if all(row[name] == option for name, option in chosen)
+        ]
+        interval = t_interval(values, LIVE_CONFIDENCE, prediction=True)
+        status = "inside" if interval.low <= value <= interval.high else "outside"
+        if not judged:
+            status = "not judged"
+        name = f"{arm}, {setting}, {metric}"
+        return LiveCheck(name, value, interval.low, interval.high, status)
+
+
+def judge(results: Results, claim: Claim) -> Verdict:
+    """Compare the paired gain's interval with the declared margin."""
+    gain = results.gain(
+        claim.metric,
+        claim.arm,
+        claim.baseline,
+        claim.setting,
+        baseline_setting=claim.baseline_setting,
+        reference=claim.reference,
+        share=claim.share,
+    )
+    if not claim.higher_is_better:
+        gain = Interval(-gain.mean, -gain.high, -gain.low, gain.n)
+    if gain.low > claim.margin:
+        status = "holds"
+    elif gain.high < claim.margin:
+        status = "fails"
+    else:
+        status = "undecided"
+    return Verdict(results.study.name, claim, gain, status)
+
+
+def load_results(name: str) -> Results:
+    """The published rows of a study; they come with the package."""
+    study = load_study(name)
+    path = results_root() / "studies" / f"{name}.csv"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; run: distill studies --only {name}")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = tuple(
+            {name: _parsed(name, text) for name, text in row.items()}
+            for row in csv.DictReader(file)
+        )
+    return Results(study, rows)
+
+
+# Columns of names and versions; "800" is the name of a setting. Older rows also carry
+# a fingerprint of the code that made them; nothing reads it any more.
+_TEXT_COLUMNS = {
+    *("study", "phase", "arm", "setting", "fingerprint"),
+    *("profile", "device", "python", "torch", "transformers"),
+}
+
+
+def _parsed(column: str, text: str) -> Any:
+    if column in _TEXT_COLUMNS:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() and "." not in text else value

@@ -1,0 +1,150 @@
+"""What a study declares: arms, settings, a grid, one run, and claims.
+
+Taught in notebook 02.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+EXPLORE_SEEDS = (0, 1, 2)
+CONFIRM_SEEDS = (100, 101, 102, 103, 104)
+STUDIES = (
+    "soft_labels",
+    "longer_training",
+    "stored_labels",
+    "reused_draws",
+    "teacher_domain",
+    "shared_task",
+    "real_pair",
+    "hard_labels",
+    "reasoning_traces",
+    "codistillation",
+    "codistilled_sums",
+    "on_policy",
+    "side_by_side",
+)
+
+# What a gain is measured in, by metric.
+UNITS = {
+    "nll": "nats",
+    "nll_calibrated": "nats",
+    "kl_to_teacher": "nats",
+    "agreement": "points",
+    "accuracy": "of 1",
+    "exact_match": "points",
+    "excess_kl": "nats",
+    "gradient_cosine": "of 1",
+    "ece": "of 1",
+}
+
+Options = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that can turn out false, declared in the study's source.
+
+    Attributes:
+        name: A short name, unique in the study.
+        text: What is claimed, in words.
+        metric: The column that it is judged by.
+        arm: What should be better.
+        baseline: What it is compared with, seed by seed.
+        setting: The setting of both arms.
+        margin: The gain must exceed this, in the metric's units.
+        higher_is_better: The direction of the metric.
+        baseline_setting: The baseline's setting, where it is another one.
+        reference: Another arm, if the claim is that ``arm`` keeps a ``share`` of the
+            gain that the reference has over the baseline.
+        share: How much of the reference's gain must be kept.
+    """
+
+    name: str
+    text: str
+    metric: str = field(kw_only=True)
+    arm: str
+    baseline: str
+    _: KW_ONLY
+    setting: str
+    margin: float = 0.0
+    higher_is_better: bool = False
+    baseline_setting: str | None = None
+    reference: str | None = None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one arm; a study's function turns it into metrics."""
+
+    arm: str
+    setting: str
+    seed: int
+    options: Options
+
+    def option(self, name: str) -> float:
+        """The value of one grid option."""
+        return dict(self.options)[name]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The seed and the grid's options, as keywords of a training function."""
+        return {"seed": self.seed, **dict(self.options)}
+
+
+def cells(*rates: float, weight_decay: float = 0.1) -> tuple[Options, ...]:
+    """A grid of learning rates with one weight decay."""
+    return tuple(
+        (("learning_rate", rate), ("weight_decay", weight_decay)) for rate in rates
+    )
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and how.
+
+    Attributes:
+        name: The name of the module in ``distill_helpers.studies``, and of its results.
+        question: What the study is to answer.
+        arms: What is compared.
+        settings: Amounts of data, or the like.
+        grid: The cells that are tried for every arm alike.
+        run: A function that turns a :class:`Run` into metrics.
+        select: The validation metric that chooses the cell.
+        claims: What is judged on the confirming seeds.
+        higher_is_better: The direction of ``select``.
+        threads: Threads of one run; as many runs go on at once as fit the cores.
+        confirm_seeds: At least five that no exploring has seen.
+        left_out: Pairs of arm and setting that are not run, say because an arm has
+            no use for what the setting varies.
+    """
+
+    name: str
+    question: str
+    arms: tuple[str, ...]
+    settings: tuple[str, ...]
+    grid: tuple[Options, ...]
+    run: Callable[[Run], dict[str, float]]
+    select: str
+    claims: tuple[Claim, ...]
+    higher_is_better: bool = False
+    threads: int = 1
+    confirm_seeds: tuple[int, ...] = CONFIRM_SEEDS
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Arms with settings; setting first: neighbouring runs share their data."""
+        every = [(arm, setting) for setting in self.settings for arm in self.arms]
+        return [pair for pair in every if pair not in self.left_out]
+
+
+def load_study(name: str) -> Study:
+    """A study by name, such as ``"soft_labels"``."""
+    if name not in STUDIES:
+        raise ValueError(f"name={name!r} is not a study; there are: {STUDIES}")
+    study: Study = importlib.import_module(f"distill_helpers.studies.{name}").STUDY
+    return study
