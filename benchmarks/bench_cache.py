@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill_helpers.data import austen, pack
-from distill_helpers.models import load_teacher, prune_layers
-from distill_helpers.profiles import get_profile
-from distill_helpers.soft_label_cache import write_cache
+from distill_helpers.data import pack
+from distill_helpers.labels import write_cache
+from distill_helpers.machine import get_profile
+from distill_helpers.models import prune_layers
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import load_teacher
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
 LENGTH, ROWS, BATCH, STEPS, KEPT = 256, 128, 8, 5, 20

@@ -66,12 +66,10 @@ def _train(who: str, precision: str) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    from distill_helpers.data import austen, collator_for, pack
-    from distill_helpers.models import (
-        load_model,
-        prepare_packaged_teacher,
-        prune_layers,
-    )
+    from distill_helpers.data import collator_for, pack
+    from distill_helpers.models import load_model, prune_layers
+    from distill_helpers.tasks.prose import austen
+    from distill_helpers.tasks.teachers import prepare_packaged_teacher
     from distill_helpers.trainers import SoftLabelTrainer
 
     class Clock(TrainerCallback):

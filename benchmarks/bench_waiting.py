@@ -132,10 +132,11 @@ def _round(policy: str, steps: int) -> dict[int, float]:
 def _train() -> None:
     from transformers import TrainerCallback
 
-    from distill_helpers.data import austen, pack
-    from distill_helpers.models import load_teacher
-    from distill_helpers.profiles import get_profile
+    from distill_helpers.data import pack
+    from distill_helpers.machine import get_profile
     from distill_helpers.studies import real_pair
+    from distill_helpers.tasks.prose import austen
+    from distill_helpers.tasks.teachers import load_teacher
     from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
     # Without a buffer, so that `select` knows of every command.

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distill_helpers.gloss_task import splits
-from distill_helpers.hard_labels import LocalTeacher, write_labels
-from distill_helpers.models import load_teacher
-from distill_helpers.profiles import get_profile
+from distill_helpers.labels import LocalTeacher, write_labels
+from distill_helpers.machine import get_profile
+from distill_helpers.tasks.glosses import splits
+from distill_helpers.tasks.teachers import load_teacher
 
 PROMPTS, TOKENS, BATCH = 32, 24, 32
 

@@ -13,11 +13,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from distill_helpers import three_sums
-from distill_helpers.data import collator_for
-from distill_helpers.generation import write_batch
-from distill_helpers.models import build_student, load_tiny_teacher
-from distill_helpers.on_policy import join_row
+from distill_helpers.data import collator_for, join_row
+from distill_helpers.models import build_student, generate_batch
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 BETAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 ROWS = 12
@@ -36,7 +35,7 @@ def write_rollouts() -> list[dict[str, list[int]]]:
     tokenizer = load_tiny_teacher("sums").tokenizer
     asked = three_sums.prompts(three_sums.test_problems()[:ROWS])
     prompts = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    written = write_batch(
+    written = generate_batch(
         beginner(),
         tokenizer,
         prompts,

@@ -5,8 +5,7 @@ import sys
 
 from api_server import KEY, MODEL
 
-from distill_helpers.api_teacher import ApiTeacher
-from distill_helpers.hard_labels import write_labels
+from distill_helpers.labels import ApiTeacher, write_labels
 
 PROMPTS = [f"question {number}" for number in range(120)]
 CONCURRENCY = 4

@@ -9,15 +9,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from bench_losses import status_bytes
 
-from distill_helpers.data import austen, pack
-from distill_helpers.models import (
-    build_student,
-    load_teacher,
-    load_tiny_teacher,
-    prune_layers,
-)
+from distill_helpers.data import pack
+from distill_helpers.machine import get_profile
+from distill_helpers.models import build_student, prune_layers
 from distill_helpers.planning import plan
-from distill_helpers.profiles import get_profile
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
 from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
 SIZES = {"tiny": (64, 256), "packaged": (4, 128)}

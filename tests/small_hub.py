@@ -16,11 +16,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from distill_helpers import models, profiles, word_problems
-from distill_helpers.data import austen, pack_examples
-from distill_helpers.gloss_task import splits
-from distill_helpers.hard_labels import learn_answers, own_labels
+from distill_helpers import machine, models
+from distill_helpers.data import pack_examples
+from distill_helpers.labels import learn_answers, own_labels
+from distill_helpers.models import load
 from distill_helpers.planning import ARCHITECTURES
+from distill_helpers.tasks import teachers, word_problems
+from distill_helpers.tasks.glosses import splits
+from distill_helpers.tasks.prose import austen
 from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
 END, START, TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -45,7 +48,7 @@ KIND = '{"kind": "artifact"}'
 
 def write_hub(folder):
     """Write all that the ``gpu`` paths of the lessons read."""
-    source = models.prepare_packaged_teacher()
+    source = teachers.prepare_packaged_teacher()
     for name in ("SmolLM2-135M", "SmolLM2-360M", "SmolLM2-1.7B-Instruct"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
         if not name.endswith("Instruct"):
@@ -124,7 +127,7 @@ def _teach(folder):
     HardLabelTrainer(
         teacher.model,
         args=training_arguments(
-            profiles.get_profile("smoke"),
+            machine.get_profile("smoke"),
             steps=60,
             learning_rate=1e-2,
             batch_size=8,
@@ -175,14 +178,14 @@ def use_small_gpu():
     Counts are those of ``smoke``; models, datasets, files and settings are ``gpu``'s.
     Attention is a T4's. Its fp16 needs CUDA; without, it is bf16 as on Ampere.
     """
-    models.has_flash_attention = lambda _: False
+    load.has_flash_attention = lambda _: False
     small = replace(
-        profiles.get_profile("gpu", planned=True),
+        machine.get_profile("gpu", planned=True),
         device="cuda" if torch.cuda.is_available() else "cpu",
         teacher_dtype=torch.bfloat16,
         autocast_dtype=torch.bfloat16,
     )
-    get_profile = profiles.get_profile
+    get_profile = machine.get_profile
 
     def get_small(name="auto", **options):
         found = name in ("auto", "gpu") and not options.get("planned")
@@ -195,8 +198,8 @@ def use_small_gpu():
         whole = gpu is None or gpu == {}
         return smoke if whole else gpu
 
-    profiles.get_profile = get_small
-    profiles.Profile.pick = pick
+    machine.get_profile = get_small
+    machine.Profile.pick = pick
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ import torch
 from tiny_models import byte_level_bpe, ragged_rows, tiny
 from transformers import TrainerCallback
 
-from distill_helpers import profiles
-from distill_helpers.codistillation import CoDistillationTrainer, MixSchedule
-from distill_helpers.on_policy import OnPolicyTrainer
+from distill_helpers import machine
 from distill_helpers.trainers import (
+    CoDistillationTrainer,
     HardLabelTrainer,
+    MixSchedule,
+    OnPolicyTrainer,
     SoftLabelTrainer,
     end_processes,
     training_arguments,
@@ -62,7 +63,7 @@ def trainer(
             rows = rows.map(lambda row: {"labels": [-100, -100, *row["labels"][2:]]})
     options = {
         "args": training_arguments(
-            profile or profiles.get_profile("smoke"),
+            profile or machine.get_profile("smoke"),
             steps=steps,
             batch_size=batch_size,
             output_dir=output_dir,
@@ -113,7 +114,7 @@ def weights(model):
 def bf16_profile():
     """The cpu profile of a processor with bf16."""
     return dataclasses.replace(
-        profiles.get_profile("smoke"), autocast_dtype=torch.bfloat16
+        machine.get_profile("smoke"), autocast_dtype=torch.bfloat16
     )
 
 

@@ -35,9 +35,10 @@ def train_teacher(*, steps: int = STEPS) -> Loaded:
         steps: Optimizer steps of 4 × 512 tokens, about 25 glosses each.
     """
     from distill_helpers.data import pack_examples
-    from distill_helpers.gloss_task import learned_rows, splits
-    from distill_helpers.models import Loaded, load_teacher
-    from distill_helpers.profiles import get_profile
+    from distill_helpers.machine import get_profile
+    from distill_helpers.models import Loaded
+    from distill_helpers.tasks.glosses import learned_rows, splits
+    from distill_helpers.tasks.teachers import load_teacher
     from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
     profile = get_profile("cpu")
@@ -63,8 +64,8 @@ def label_pool(teacher: Loaded, path: Path, count: int) -> Dataset:
         path: The file of answers, which a further call goes on with.
         count: How many glosses.
     """
-    from distill_helpers.gloss_task import MAX_ANSWER_TOKENS, splits
-    from distill_helpers.hard_labels import LocalTeacher, write_labels
+    from distill_helpers.labels import LocalTeacher, write_labels
+    from distill_helpers.tasks.glosses import MAX_ANSWER_TOKENS, splits
 
     local = LocalTeacher(teacher.model, teacher.tokenizer, licence=LICENCE)
     prompts = [gloss.prompt for gloss in splits().pool[:count]]
@@ -84,7 +85,7 @@ def make(
         count: Glosses of the pool; ``None`` takes those of the shipped file.
         judged: Glosses of the test; ``None`` takes all.
     """
-    from distill_helpers.gloss_task import POOL, judge, judge_answers, splits
+    from distill_helpers.tasks.glosses import POOL, judge, judge_answers, splits
 
     teacher = train_teacher(steps=steps or STEPS)
     test = judge(*teacher, splits().test[:judged])

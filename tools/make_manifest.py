@@ -24,11 +24,11 @@ WORDNET = {
 OURS = {"licence": "Apache-2.0", "origin": "tools/make_tiny_teachers.py"}
 SUMS = {
     "licence": "Apache-2.0",
-    "origin": "distill_helpers.three_sums.make_frozen_test(), seed in the module",
+    "origin": "distill_helpers.tasks.three_sums.make_frozen_test(), seed there",
 }
 WORDS = {
     "licence": "Apache-2.0",
-    "origin": "distill_helpers.word_problems.make_frozen_test(), seed in the module",
+    "origin": "distill_helpers.tasks.word_problems.make_frozen_test(), seed there",
 }
 LABELS = {
     "licence": (

@@ -36,7 +36,7 @@ def train_prose_tokenizer() -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from distill_helpers.data import austen
+    from distill_helpers.tasks.prose import austen
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,9 +62,10 @@ def pretrain_prose(*, steps: int = PROSE_STEPS, seed: int = 0) -> Loaded:
         steps: Optimizer steps; the best of ten checkpoints is kept.
         seed: Draws the weights and the order of the rows.
     """
-    from distill_helpers.data import austen, pack
+    from distill_helpers.data import pack
     from distill_helpers.evaluation import held_out_nll
     from distill_helpers.models import Loaded, build_student
+    from distill_helpers.tasks.prose import austen
     from distill_helpers.trainers import KeepBest
 
     tokenizer = train_prose_tokenizer()
@@ -91,9 +92,9 @@ def pretrain_sums(*, steps: int = SUMS_STEPS, seed: int = 0) -> Loaded:
         steps: Optimizer steps at the most.
         seed: Draws the problems, the weights and the order of the rows.
     """
-    from distill_helpers import three_sums
     from distill_helpers.data import mask_prompts
     from distill_helpers.models import Loaded, build_student
+    from distill_helpers.tasks import three_sums
 
     tokenizer = three_sums.build_tokenizer()
     chosen = three_sums.problems(SUMS_PROBLEMS, seed=seed)
@@ -147,7 +148,7 @@ def _train(
     learning_rate: float,
     seed: int,
 ) -> None:
-    from distill_helpers.profiles import get_profile
+    from distill_helpers.machine import get_profile
     from distill_helpers.trainers import HardLabelTrainer, training_arguments
 
     trainer = HardLabelTrainer(
@@ -182,9 +183,10 @@ def make(output: Path, *, only: str | None, steps: int | None) -> int:
         only: ``"prose"`` or ``"sums"``; ``None`` makes both.
         steps: Optimizer steps; ``None`` takes as many as the shipped ones had.
     """
-    from distill_helpers.data import austen, pack
+    from distill_helpers.data import pack
     from distill_helpers.evaluation import evaluate
-    from distill_helpers.three_sums import share_right
+    from distill_helpers.tasks.prose import austen
+    from distill_helpers.tasks.three_sums import share_right
 
     report: dict[str, Any] = {}
     if only in (None, "prose"):

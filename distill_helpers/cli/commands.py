@@ -167,7 +167,7 @@ def _filled(chosen: argparse.Namespace) -> Any:
 
 
 def _check(_: argparse.Namespace) -> int:
-    from distill_helpers.runtime import check_environment
+    from distill_helpers.machine import check_environment
 
     environment = check_environment()
     print(environment)
@@ -175,7 +175,7 @@ def _check(_: argparse.Namespace) -> int:
 
 
 def _prepare(chosen: argparse.Namespace) -> int:
-    from distill_helpers.models import prepare_packaged_teacher
+    from distill_helpers.tasks.teachers import prepare_packaged_teacher
 
     print(f"The teacher is ready: {prepare_packaged_teacher(rebuild=chosen.rebuild)}")
     return 0
@@ -183,8 +183,8 @@ def _prepare(chosen: argparse.Namespace) -> int:
 
 def _cache(chosen: argparse.Namespace) -> int:
     from distill_helpers.cli import runs
-    from distill_helpers.profiles import get_profile
-    from distill_helpers.soft_label_cache import write_cache
+    from distill_helpers.labels import write_cache
+    from distill_helpers.machine import get_profile
 
     options = _filled(chosen)
     teacher = runs.resolve_teacher(options.teacher, get_profile(options.profile))
@@ -228,8 +228,8 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
     from distill_helpers.cli import runs
     from distill_helpers.evaluation import evaluate
+    from distill_helpers.machine import get_profile
     from distill_helpers.models import shared_vocabulary
-    from distill_helpers.profiles import get_profile
 
     options = _filled(chosen)
     if options.answers and options.teacher:
@@ -257,10 +257,10 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 
 def _score_answers(options: EvaluateOptions, model: Any, tokenizer: Any) -> Any:
-    from distill_helpers.capstone import score
+    from distill_helpers.course.verdict import score
     from distill_helpers.evaluation import generate
-    from distill_helpers.hard_labels import prompt_text
-    from distill_helpers.questions import read_questions
+    from distill_helpers.labels import prompt_text
+    from distill_helpers.tasks.questions import read_questions
 
     asked = read_questions(options.answers)
     if options.rows:
@@ -276,8 +276,8 @@ def _score_answers(options: EvaluateOptions, model: Any, tokenizer: Any) -> Any:
 
 def _plan(chosen: argparse.Namespace) -> int:
     from distill_helpers.cli.runs import planned_models
+    from distill_helpers.machine import get_profile
     from distill_helpers.planning import device_of, plan
-    from distill_helpers.profiles import get_profile
 
     options = _filled(chosen)
     profile = get_profile(options.profile, planned=True)

@@ -16,35 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill_helpers import limits
 from distill_helpers.cli.configs import PlanOptions, TextOptions, TrainOptions
-from distill_helpers.data import (
-    DataError,
-    austen,
-    data_folder,
-    load_corpus,
-    pack,
-    pack_examples,
-)
-from distill_helpers.gloss_task import glosses_of
-from distill_helpers.hard_labels import learn_answers
-from distill_helpers.heads import isolates_examples
+from distill_helpers.data import DataError, load_corpus, pack, pack_examples
+from distill_helpers.labels import SoftLabelCache, learn_answers
+from distill_helpers.machine import get_profile
 from distill_helpers.models import (
     Loaded,
     ModelError,
     build_student,
     config_of_kept,
+    isolates_examples,
+    limits,
     load_model,
-    load_teacher,
-    load_tiny_teacher,
     prune_layers,
     public_name,
     student_config,
 )
 from distill_helpers.planning import config_of, models_of
-from distill_helpers.profiles import get_profile
-from distill_helpers.questions import read_questions
-from distill_helpers.soft_label_cache import SoftLabelCache
+from distill_helpers.tasks.bundled import data_folder
+from distill_helpers.tasks.glosses import glosses_of
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.questions import read_questions
+from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
 from distill_helpers.trainers import (
     HardLabelTrainer,
     SoftLabelTrainer,
@@ -56,7 +49,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from distill_helpers.profiles import Profile
+    from distill_helpers.machine import Profile
     from distill_helpers.trainers import DistillationTrainer
 
 _RUN = "training_run.json"

@@ -1,1 +1,11 @@
-"""The course around the toolkit: what lessons show, ask and compare."""
+"""The course around the toolkit: what lessons show, ask and compare.
+
+* ``checks``: says of a learner's answer whether it is right, and which mistake it is;
+* ``bugs``: known bugs of distillation, in words; ``mutants``: as losses that have them;
+* ``clinic``: patients with a bug, and probes to examine them with;
+* ``plots``: figures in the course's colours; ``widgets``: figures with a slider;
+* ``prices``: what a project costs;
+* ``project``: the parts of the capstone; ``verdict``: is a student good enough?;
+* ``model_card``: a card for what was trained;
+* ``local_server``: the packaged teacher behind an API, on this machine.
+"""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distill_helpers.models import packaged_teacher_file
+from distill_helpers.tasks.teachers import packaged_teacher_file
 
 MODEL = "smollm2-135m-instruct"
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
+from distill_helpers.labels import scheme_for
 from distill_helpers.planning import DEVICES, Device
-from distill_helpers.soft_label_schemes import scheme_for
 
 # Ways that need no student, and ways to make one.
 BOUGHT, SERVED, SERVED_4_BITS = "API", "teacher", "teacher in 4 bits"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from distill_helpers.data import data_path
+from distill_helpers.tasks.bundled import data_path
 
 if TYPE_CHECKING:
-    from distill_helpers.profiles import Profile
+    from distill_helpers.machine import Profile
 
 
 class StopAfter(TrainerCallback):

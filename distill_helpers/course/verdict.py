@@ -1,7 +1,7 @@
 """Is this student worth having? Score, speed and bytes beside its teacher's.
 
-The questions come from :mod:`distill_helpers.questions`, the student from
-:func:`distill_helpers.configs.build_trainer`; what came out goes into
+The questions come from :mod:`distill_helpers.tasks.questions`, the student from
+:func:`distill_helpers.cli.runs.build_trainer`; what came out goes into
 :mod:`distill_helpers.course.model_card`. What else a project needs is in
 :mod:`distill_helpers.course.project`.
 
@@ -22,9 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_helpers.generation import write_batch
-from distill_helpers.limits import reading_device
-from distill_helpers.models import Loaded, eval_mode, parameter_count
+from distill_helpers.models import (
+    Loaded,
+    eval_mode,
+    generate_batch,
+    parameter_count,
+    reading_device,
+)
 from distill_helpers.studies import MIME, Interval, t_interval
 
 # What a student has to reach; the capstone's own bar, to be changed for your own.
@@ -333,7 +337,7 @@ def _answering_seconds(
     _wait_for(model.device)
     began = time.perf_counter()
     for start in range(0, len(encoded), batch_size):
-        write_batch(
+        generate_batch(
             model,
             tokenizer,
             encoded[start : start + batch_size],

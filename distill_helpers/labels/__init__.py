@@ -11,7 +11,8 @@ A teacher's **words** (hard labels; notebooks 04 and 05) are asked for prompt by
 * ``teachers``: what a teacher is, requests, answers, failures, and a model in this
   process; ``api`` and ``api_content``: a server that speaks OpenAI's protocol;
 * ``messages`` and ``templates``: what is asked, and how a chat template writes it;
-* ``filters``: which answers to keep; ``rows``: what a student learns of them.
+* ``filters``: which answers to keep; ``rows``: what a student learns of them;
+* ``choices``: a teacher's choice at every token of a text that exists.
 
 A teacher's **distributions** (soft labels; notebook 03) are read token by token:
 
@@ -22,3 +23,78 @@ A teacher's **distributions** (soft labels; notebook 03) are read token by token
 
 ``files`` has the lock and the safe replacing of a file that both need.
 """
+
+from distill_helpers.labels.api import ApiTeacher, find_api_key
+from distill_helpers.labels.ask import LabelPlan, plan_labels, write_labels
+from distill_helpers.labels.cache import SoftLabelCache, Verification
+from distill_helpers.labels.cache_files import CacheError
+from distill_helpers.labels.cache_rows import row_key
+from distill_helpers.labels.cache_writer import write_cache
+from distill_helpers.labels.choices import relabel
+from distill_helpers.labels.filters import (
+    ENDED,
+    Filtered,
+    contaminated,
+    duplicate,
+    empty,
+    filter_labels,
+    near_duplicate,
+    refused,
+    truncated,
+    wrong,
+)
+from distill_helpers.labels.messages import Message, Prompt
+from distill_helpers.labels.rows import learn_answers, own_labels
+from distill_helpers.labels.schemes import SCHEMES, Scheme, scheme_for
+from distill_helpers.labels.store import read_labels
+from distill_helpers.labels.teachers import (
+    Action,
+    Answer,
+    Failure,
+    LabelError,
+    LocalTeacher,
+    Request,
+    Teacher,
+)
+from distill_helpers.labels.templates import prompt_ids, prompt_text
+
+__all__ = [
+    "ENDED",
+    "SCHEMES",
+    "Action",
+    "Answer",
+    "ApiTeacher",
+    "CacheError",
+    "Failure",
+    "Filtered",
+    "LabelError",
+    "LabelPlan",
+    "LocalTeacher",
+    "Message",
+    "Prompt",
+    "Request",
+    "Scheme",
+    "SoftLabelCache",
+    "Teacher",
+    "Verification",
+    "contaminated",
+    "duplicate",
+    "empty",
+    "filter_labels",
+    "find_api_key",
+    "learn_answers",
+    "near_duplicate",
+    "own_labels",
+    "plan_labels",
+    "prompt_ids",
+    "prompt_text",
+    "read_labels",
+    "refused",
+    "relabel",
+    "row_key",
+    "scheme_for",
+    "truncated",
+    "write_cache",
+    "write_labels",
+    "wrong",
+]

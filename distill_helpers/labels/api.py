@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from distill_helpers.labels.api_content import read_message
 from distill_helpers.labels.messages import Message
 from distill_helpers.labels.teachers import Action, Answer, Failure, Request
-from distill_helpers.runtime import in_colab
+from distill_helpers.machine import in_colab
 
 _KEY = "OPENAI_API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -117,7 +117,7 @@ def write_labels(
         max_total_tokens: Ask for nothing that could bring the file's answers, prompts
             included, above this. Answers under way, and those that a killed run may
             have paid for, are counted at their worst.
-        max_cost: The same for money; needs a teacher with a price.
+        max_cost: The most money to spend, in the currency of the teacher's price.
         concurrency: Requests under way at a time; a local teacher's batch. ``None``
             is the teacher's own default.
         resume: ``False`` deletes the file first.

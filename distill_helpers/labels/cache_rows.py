@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from distill_helpers.data import collator_for
-from distill_helpers.heads import HeadReader
 from distill_helpers.labels.schemes import Scheme, encode
-from distill_helpers.limits import reading_device
 from distill_helpers.losses import Head, Hidden
+from distill_helpers.models import HeadReader, reading_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill_helpers.data import DataError, encode_answers, whole_characters
-from distill_helpers.generation import closing_tokens
 from distill_helpers.labels.messages import Message, Prompt, asked_messages, cleaned
 from distill_helpers.labels.store import as_dataset
 from distill_helpers.labels.templates import ChatTemplate
 from distill_helpers.losses import IGNORE_INDEX
+from distill_helpers.models import closing_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset

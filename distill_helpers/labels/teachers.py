@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from distill_helpers.generation import write_batch
 from distill_helpers.labels.messages import Message
 from distill_helpers.labels.templates import prompt_ids
-from distill_helpers.models import public_name, weights_hash
+from distill_helpers.models import generate_batch, public_name, weights_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -234,7 +233,7 @@ class LocalTeacher:
             if not batch:
                 return
             prompts = [self._ids(request.messages) for request in batch]
-            written = write_batch(
+            written = generate_batch(
                 self.model,
                 self.tokenizer,
                 prompts,

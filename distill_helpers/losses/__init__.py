@@ -13,7 +13,12 @@ exactly as ``transformers`` has them, and ``-100`` marks positions that do not c
 other loss is tested against it. :func:`soft_label_loss` gives the same numbers from
 less memory in less time, and takes its models in three forms: logits, hidden states
 with their head (:class:`Hidden`), and distributions that were stored
-(:class:`SparseTargets`). This room needs torch alone.
+(:class:`SparseTargets`). This room needs torch alone:
+
+* ``targets``: these three forms;
+* ``arguments``: what is refused, and with which words;
+* ``gradients``: value and gradient of each divergence in closed form, in place;
+* ``fused``: the loss block by block, so that all logits never exist at once.
 
 Taught in notebooks 01 (softmax, temperature, the divergences) and 02 (the loss).
 Papers: Hinton et al. 2015 (arXiv:1503.02531) for the loss and T²; Agarwal et al. 2023

@@ -141,8 +141,9 @@ class SparseTargets:
         tail: Probability ``[positions]`` of all other tokens together, where that is
             a class of its own (the tail bucket); else ``None``, and the weights sum
             to 1.
-        entropy: Of the teacher's full distribution ``[positions]``, in nats; makes
-            the value comparable with the full loss. ``None``: of what is stored.
+        entropy: The entropy of the teacher's full distribution ``[positions]``, in
+            nats; makes the value comparable with the full loss. ``None`` takes the
+            entropy of what is stored.
         temperature: That the teacher's softmax was taken at.
         checked: Whether whoever made them has seen to all this, as a cache's writer
             does.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from distill_helpers.profiles import Profile
+    from distill_helpers.machine import Profile
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def this_cpu() -> Device:
     """Describe this machine's CPU; measuring its speed takes a tenth of a second."""
     import torch
 
-    from distill_helpers.runtime import cpu_bf16_pays, matmul_flops, memory_gib
+    from distill_helpers.machine import cpu_bf16_pays, matmul_flops, memory_gib
 
     full = matmul_flops(torch.float32)
     half = torch.bfloat16 if cpu_bf16_pays() else None
@@ -73,7 +73,7 @@ def this_gpu() -> Device:
     """Describe this machine's GPU: from ``DEVICES``, or measured if it is not there."""
     import torch
 
-    from distill_helpers.runtime import cuda_dtype, has_flash_attention, matmul_flops
+    from distill_helpers.machine import cuda_dtype, has_flash_attention, matmul_flops
 
     properties = torch.cuda.get_device_properties(0)
     memory = properties.total_memory / 2**30

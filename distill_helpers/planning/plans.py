@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from distill_helpers.labels import SCHEMES, scheme_for
+from distill_helpers.machine import Profile
 from distill_helpers.planning.devices import (
     DEVICES,
     Device,
@@ -30,8 +32,6 @@ from distill_helpers.planning.shapes import (
     models_of,
     vocabulary_of,
 )
-from distill_helpers.profiles import Profile
-from distill_helpers.soft_label_schemes import SCHEMES, scheme_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

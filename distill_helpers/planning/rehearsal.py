@@ -23,17 +23,21 @@ from torch.utils.flop_counter import (
 )
 from transformers import TrainingArguments
 
-from distill_helpers import heads
-from distill_helpers.codistillation import Partners, mutual_losses
+from distill_helpers.labels import scheme_for
 from distill_helpers.losses import SparseTargets
 from distill_helpers.losses.fused import working_bytes
 from distill_helpers.losses.gradients import block_rows
-from distill_helpers.models import attention_for, checkpoint_activations
+from distill_helpers.models import attention_for, checkpoint_activations, heads
 from distill_helpers.planning.devices import Device
 from distill_helpers.planning.ledger import Ledger
 from distill_helpers.planning.shapes import vocabulary_of
-from distill_helpers.soft_label_schemes import scheme_for
-from distill_helpers.trainers import HardLabels, Objective, SoftLabels
+from distill_helpers.trainers import (
+    HardLabels,
+    Objective,
+    Partners,
+    SoftLabels,
+    mutual_losses,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

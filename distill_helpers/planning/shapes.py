@@ -12,7 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from distill_helpers.profiles import Profile
+    from distill_helpers.machine import Profile
 
 Model: TypeAlias = "PreTrainedModel | PreTrainedConfig | str | Path"
 

@@ -21,9 +21,8 @@ Which file holds what:
 * ``tiny``: one training of one tiny model, shared by the studies;
 * one file or folder for each study.
 
-``distill studies`` runs them all, which takes hours; ``distill studies --recheck`` (or
-``make studies``) runs one published seed of each anew and compares. Read in notebook
-02.
+In a clone, ``make studies-anew`` runs them all, which takes hours; ``make studies``
+runs one published seed of each anew and compares. Read in notebook 02.
 """
 
 from __future__ import annotations

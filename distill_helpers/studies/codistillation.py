@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
-from distill_helpers.codistillation import CoDistillationTrainer, Ensemble, MixSchedule
-from distill_helpers.evaluation import evaluate
+from distill_helpers.evaluation import Ensemble, evaluate
 from distill_helpers.models import RememberingTeacher, build_student
 from distill_helpers.studies.soft_labels import BATCH_SIZE, Pair, load_pair
 from distill_helpers.studies.study import Claim, Run, Study, cells
@@ -28,7 +27,11 @@ from distill_helpers.studies.tiny import (
     first_batch,
     train_tiny,
 )
-from distill_helpers.trainers import SoftLabelTrainer
+from distill_helpers.trainers import (
+    CoDistillationTrainer,
+    MixSchedule,
+    SoftLabelTrainer,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
-from distill_helpers import three_sums
 from distill_helpers.studies.codistillation import (
     AFTER,
     ALONE,
@@ -25,6 +24,7 @@ from distill_helpers.studies.codistillation import (
 )
 from distill_helpers.studies.shared_task import BATCH_SIZE, load_task, score, worked
 from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.tasks import three_sums
 
 STEPS = 1000
 ARMS = (ALONE, MIX, PEERS, AFTER)

@@ -15,12 +15,19 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from distill_helpers.evaluation import held_out_nll
-from distill_helpers.gloss_labels import learned_rows, pool_labels
-from distill_helpers.gloss_task import Judged, judge, read_answer, splits
-from distill_helpers.hard_labels import learn_answers
-from distill_helpers.models import Loaded, load_tiny_teacher
+from distill_helpers.labels import learn_answers
+from distill_helpers.models import Loaded
 from distill_helpers.studies.study import Claim, Run, Study, cells
 from distill_helpers.studies.tiny import Recipe, train_tiny
+from distill_helpers.tasks.glosses import (
+    Judged,
+    judge,
+    learned_rows,
+    pool_labels,
+    read_answer,
+    splits,
+)
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 STEPS = 300
 BATCH_SIZE = 16

@@ -23,15 +23,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from datasets import Dataset
 
-from distill_helpers import three_sums
-from distill_helpers.generation import write_batch
-from distill_helpers.models import RememberingTeacher, build_student, load_tiny_teacher
-from distill_helpers.on_policy import (
-    ExposureBias,
-    OnPolicyTrainer,
-    join_row,
-    measure_exposure,
-)
+from distill_helpers.data import join_row
+from distill_helpers.evaluation import ExposureBias, measure_exposure
+from distill_helpers.models import RememberingTeacher, build_student, generate_batch
 from distill_helpers.studies.reasoning_traces import (
     TRACES,
     choose_rows,
@@ -42,7 +36,9 @@ from distill_helpers.studies.reasoning_traces import (
 from distill_helpers.studies.shared_task import BATCH_SIZE
 from distill_helpers.studies.study import Claim, Run, Study, cells
 from distill_helpers.studies.tiny import Recipe, Trained, train_tiny
-from distill_helpers.trainers import SoftLabelTrainer
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
+from distill_helpers.trainers import OnPolicyTrainer, SoftLabelTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +82,7 @@ def sampled_rows(seed: int, questions: int, rounds: int) -> Dataset:
     rows = []
     for start in range(0, len(prompts), _TOGETHER):
         part = prompts[start : start + _TOGETHER]
-        written = write_batch(
+        written = generate_batch(
             *teacher,
             part,
             max_new_tokens=three_sums.MAX_ANSWER_TOKENS,

@@ -11,18 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import austen, pack, spread
+from distill_helpers.data import evenly_spaced, pack
 from distill_helpers.evaluation import Evaluation, evaluate, held_out_nll
-from distill_helpers.models import (
-    Loaded,
-    load_model,
-    load_teacher,
-    prune_layers,
-    shared_vocabulary,
-)
-from distill_helpers.profiles import Profile, get_profile
+from distill_helpers.machine import Profile, get_profile
+from distill_helpers.models import Loaded, load_model, prune_layers, shared_vocabulary
 from distill_helpers.studies.study import Claim, Run, Study, cells
 from distill_helpers.studies.tiny import columns
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import load_teacher
 from distill_helpers.trainers import (
     HardLabelTrainer,
     SoftLabelTrainer,
@@ -61,7 +57,10 @@ def load_pair(profile: Profile, test_rows: int = 24) -> RealPair:
         for split in ("train", "validation", "test")
     )
     return RealPair(
-        teacher, train, spread(validation, test_rows), spread(test, test_rows)
+        teacher,
+        train,
+        evenly_spaced(validation, test_rows),
+        evenly_spaced(test, test_rows),
     )
 
 

@@ -23,15 +23,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from distill_helpers import three_sums
 from distill_helpers.data import mask_prompts
 from distill_helpers.evaluation import generate
-from distill_helpers.models import (
-    RememberingTeacher,
-    build_student,
-    load_tiny_teacher,
-    parameter_count,
-)
+from distill_helpers.models import RememberingTeacher, build_student, parameter_count
 from distill_helpers.studies.shared_task import (
     BATCH_SIZE,
     STEPS,
@@ -40,7 +34,9 @@ from distill_helpers.studies.shared_task import (
 )
 from distill_helpers.studies.study import Claim, Run, Study, cells
 from distill_helpers.studies.tiny import Recipe, Trained, mean_length, train_tiny
-from distill_helpers.three_sums import Problem
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
+from distill_helpers.tasks.three_sums import Problem
 from distill_helpers.trainers import SoftLabelTrainer
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from distill_helpers.data import results_root
 from distill_helpers.studies.intervals import Interval, t_interval
 from distill_helpers.studies.study import UNITS, Claim, Options, Study, load_study
+from distill_helpers.tasks.bundled import results_root
 
 # A live run is one more draw; wide enough that a course of many of them rarely cries
 # wolf, narrow enough to notice a different result.
@@ -239,7 +239,10 @@ def load_results(name: str) -> Results:
     study = load_study(name)
     path = results_root() / "studies" / f"{name}.csv"
     if not path.is_file():
-        raise ValueError(f"{path} is missing; run: distill studies --only {name}")
+        raise ValueError(
+            f"{path} is missing; in a clone, run: "
+            f"python tools/run_studies.py --only {name}"
+        )
     with path.open(encoding="utf-8", newline="") as file:
         rows = tuple(
             {name: _parsed(name, text) for name, text in row.items()}

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from distill_helpers.labels import SoftLabelCache
 from distill_helpers.losses import SparseTargets
-from distill_helpers.soft_label_cache import SoftLabelCache
 from distill_helpers.studies import stored_labels
 from distill_helpers.studies.soft_labels import (
     BATCH_SIZE,

@@ -17,17 +17,13 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from distill_helpers import three_sums
 from distill_helpers.data import mask_prompts
 from distill_helpers.evaluation import generate, held_out_nll
-from distill_helpers.models import (
-    Loaded,
-    RememberingTeacher,
-    build_student,
-    load_tiny_teacher,
-)
+from distill_helpers.models import Loaded, RememberingTeacher, build_student
 from distill_helpers.studies.study import Claim, Run, Study, cells
 from distill_helpers.studies.tiny import Recipe, count_training, first_batch, train_tiny
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
 from distill_helpers.trainers import SoftLabelTrainer
 
 if TYPE_CHECKING:

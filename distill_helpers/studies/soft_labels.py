@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from distill_helpers.data import austen, pack, spread
+from distill_helpers.data import evenly_spaced, pack
 from distill_helpers.evaluation import (
     Evaluation,
     evaluate,
     fit_temperature,
     held_out_nll,
 )
-from distill_helpers.models import RememberingTeacher, build_student, load_tiny_teacher
+from distill_helpers.labels import relabel
+from distill_helpers.models import RememberingTeacher, build_student
 from distill_helpers.studies.study import Claim, Run, Study, cells
 from distill_helpers.studies.tiny import Recipe, Trained, train_tiny
-from distill_helpers.trainers import SoftLabelTrainer, StoredLabels, relabel
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import load_tiny_teacher
+from distill_helpers.trainers import SoftLabelTrainer, StoredLabels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,8 +104,8 @@ def make_pair(
         RememberingTeacher(model),
         tokenizer,
         train,
-        spread(validation, validation_rows),
-        spread(test, test_rows),
+        evenly_spaced(validation, validation_rows),
+        evenly_spaced(test, test_rows),
     )
 
 

@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from distill_helpers.soft_label_cache import SoftLabelCache, write_cache
-from distill_helpers.soft_label_schemes import Scheme, scheme_for
+from distill_helpers.labels import Scheme, SoftLabelCache, scheme_for, write_cache
 from distill_helpers.studies.soft_labels import (
     LABELS,
     Judged,

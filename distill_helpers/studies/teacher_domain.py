@@ -13,9 +13,8 @@ from functools import lru_cache, partial
 
 from datasets import Dataset
 
-from distill_helpers.data import glosses
 from distill_helpers.evaluation import held_out_nll
-from distill_helpers.models import RememberingTeacher, load_tiny_teacher
+from distill_helpers.models import RememberingTeacher
 from distill_helpers.studies.soft_labels import (
     BATCH_SIZE,
     LABELS,
@@ -27,6 +26,8 @@ from distill_helpers.studies.soft_labels import (
 )
 from distill_helpers.studies.study import Claim, Run, Study, cells
 from distill_helpers.studies.tiny import train_tiny
+from distill_helpers.tasks.prose import glosses
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 CORRECTION_STEPS = 150
 AS_IT_IS, CORRECTED = "soft, teacher as it is", "soft, teacher corrected"

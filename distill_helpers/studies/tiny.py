@@ -121,7 +121,7 @@ def train_tiny(
 
 def student_of(network: Any) -> Any:
     """The student, where it is trained together with a partner; else the model."""
-    from distill_helpers.codistillation import Partners
+    from distill_helpers.trainers import Partners
 
     return network.models["student"] if isinstance(network, Partners) else network
 
@@ -133,7 +133,7 @@ def tiny_arguments(*, progress: bool = False, **options: Any) -> TrainingArgumen
         progress: Show a bar.
         options: What :func:`~distill_helpers.trainers.training_arguments` takes.
     """
-    from distill_helpers.profiles import get_profile
+    from distill_helpers.machine import get_profile
     from distill_helpers.trainers import training_arguments
 
     return training_arguments(

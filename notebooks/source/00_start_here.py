@@ -29,8 +29,8 @@
 # notebook needs to know about the machine, it asks the profile.
 
 # %%
-from distill_helpers.plots import use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import use_style
 
 use_style()
 profile = get_profile(PROFILE)
@@ -46,7 +46,8 @@ print("the real teacher:", profile.teacher)
 # takes its place and is downloaded from the Hugging Face Hub.)
 
 # %%
-from distill_helpers.models import load_teacher, parameter_count
+from distill_helpers.models import parameter_count
+from distill_helpers.tasks.teachers import load_teacher
 
 teacher, tokenizer = load_teacher(profile)
 parameters = parameter_count(teacher)
@@ -80,7 +81,7 @@ print("shape:", tuple(logits.shape))
 # %%
 import matplotlib.pyplot as plt
 
-from distill_helpers.plots import token_bars
+from distill_helpers.course.plots import token_bars
 
 values, ids = logits.softmax(-1).topk(8)
 words = [repr(tokenizer.decode(i)) for i in ids.tolist()]
@@ -103,7 +104,7 @@ plt.show()
 # bare text here, without the chat format it was tuned for, so it wanders.
 
 # %%
-from distill_helpers.evaluation import generate
+from distill_helpers import generate
 
 length = profile.pick(smoke=8, cpu=40, gpu=60)
 prompts = ["The capital of France is", "A good teacher"]
@@ -133,8 +134,7 @@ by_hand = -log_p[0, :-1].gather(-1, came.unsqueeze(-1)).mean()
 print(f"by hand: {by_hand:.4f} nats per token")
 
 # %%
-from distill_helpers.data import pack
-from distill_helpers.evaluation import evaluate
+from distill_helpers import evaluate, pack
 
 row = pack([sentence], tokenizer, length=ids.shape[1])
 found = evaluate(teacher, row, tokenizer)
@@ -155,7 +155,7 @@ assert abs(found.nll - by_hand.item()) < 1e-3
 # in seconds.
 
 # %%
-from distill_helpers.models import load_tiny_teacher
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 tiny, tiny_tokenizer = load_tiny_teacher("prose")
 print(f"{parameter_count(tiny) / 1e6:.1f} million parameters")
@@ -172,7 +172,7 @@ print(prompt + text)
 # for both.
 
 # %%
-from distill_helpers.data import austen
+from distill_helpers.tasks.prose import austen
 
 page = austen("test").select(range(profile.pick(smoke=1, cpu=2, gpu=8)))
 for name, model, tok in (
@@ -198,7 +198,7 @@ for name, model, tok in (
 # Taking parts out is called *pruning*. Lesson 02 starts to repair such a pruned model.
 
 # %%
-from distill_helpers.models import prune_layers
+from distill_helpers import prune_layers
 
 layers = teacher.config.num_hidden_layers
 keep = [i for i in range(layers) if not layers // 3 <= i < 2 * layers // 3]
@@ -224,7 +224,7 @@ print(prompt + text)
 # half.
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def top_choices(logits, words, k):
@@ -244,7 +244,7 @@ checks.top_choices(top_choices)
 # too late. Take it over *all* words, and choose the `k` likeliest only then.
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def top_choices(logits, words, k):

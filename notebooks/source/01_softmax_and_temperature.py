@@ -90,8 +90,8 @@ for temperature in (0.1, 0.5, 1.0, 2.0, 10.0, 1000.0):
 # runs, three stills stand in for the slider.)
 
 # %%
-from distill_helpers.plots import TEACHER, token_bars, use_style
-from distill_helpers.widgets import explore
+from distill_helpers.course.plots import TEACHER, token_bars, use_style
+from distill_helpers.course.widgets import explore
 
 use_style()
 more_words = ["cat", "dog", "animal", "hamster", "toy", "sofa"]
@@ -148,8 +148,8 @@ print(f"mean surprise: {mean_surprise:.2f} nats")
 # tens of thousands of tokens, for two prompts that are close to our examples.
 
 # %%
-from distill_helpers.models import load_teacher
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.tasks.teachers import load_teacher
 
 profile = get_profile(PROFILE)
 teacher, tokenizer = load_teacher(profile)
@@ -205,7 +205,8 @@ for temperature in (0.5, 1.0, 2.0):
 # teacher's distribution at every position of a page tells.
 
 # %%
-from distill_helpers.data import austen, pack
+from distill_helpers import pack
+from distill_helpers.tasks.prose import austen
 
 length = profile.pick(smoke=64, cpu=256, gpu=512)
 page = pack(austen("test").select([10]), tokenizer, length)[0]["input_ids"]
@@ -300,7 +301,7 @@ def fit_bump(kind):
 
 
 # %%
-from distill_helpers.plots import PALE, STUDENT, THIRD
+from distill_helpers.course.plots import PALE, STUDENT, THIRD
 
 fig, ax = plt.subplots()
 ax.fill_between(x, target_logits.exp(), color=PALE, label="teacher")
@@ -351,7 +352,7 @@ def gradient_norm(temperature):
 norms = {T: gradient_norm(T) for T in temperatures}
 
 # %%
-from distill_helpers.plots import lines
+from distill_helpers.course.plots import lines
 
 fig, ax = plt.subplots()
 curves = {
@@ -417,7 +418,7 @@ for T in (1, 4, 16, 64, 256):
 # By hand: logits 0 and $\ln 3$ at $T = 1$ give ¼ and ¾.
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def softmax(logits, temperature):
@@ -437,7 +438,7 @@ checks.softmax(softmax)
 # ¾ should move towards each other.
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def softmax(logits, temperature):

@@ -14,8 +14,8 @@
 import matplotlib.pyplot as plt
 import torch
 
-from distill_helpers.plots import use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import use_style
 
 use_style()
 profile = get_profile(PROFILE)
@@ -66,7 +66,7 @@ print(f"hard {hard:.4f}   soft {soft:.4f}   loss {by_hand:.4f}")
 # logits are aligned already.
 
 # %% tags=["nbval-check-output"]
-from distill_helpers.losses import soft_label_loss
+from distill_helpers import soft_label_loss
 
 batch = (
     student_logits.view(1, 1, 3),
@@ -135,9 +135,8 @@ print("the same with nan in the padding:", bool(before.loss == after.loss))
 # trainer with its teacher, train.
 
 # %%
-from distill_helpers.models import build_student
+from distill_helpers import SoftLabelTrainer, build_student, training_arguments
 from distill_helpers.studies import soft_labels as study
-from distill_helpers.trainers import SoftLabelTrainer, training_arguments
 
 # Fewer rows to judge on in the smoke profile, the study's own elsewhere.
 pair = study.load_pair(
@@ -173,7 +172,7 @@ _ = trainer.train()
 # knows the language that the text is written in.
 
 # %%
-from distill_helpers.plots import lines
+from distill_helpers.course.plots import lines
 
 log = [entry for entry in trainer.state.log_history if "soft" in entry]
 soft = [(entry["step"], entry["soft"]) for entry in log]
@@ -245,7 +244,7 @@ def run_live(arm, setting, seed=1):
 # teacher's labels would cost; lesson 03 explains its words.
 
 # %%
-from distill_helpers.planning import plan
+from distill_helpers import plan
 
 size = {"batch_size": study.BATCH_SIZE, "length": study.LENGTH}
 forecast = plan(
@@ -257,7 +256,7 @@ print(forecast)
 live = {(arm, "800"): run_live(arm, "800") for arm in arms}
 
 # %%
-from distill_helpers.plots import compare_arms
+from distill_helpers.course.plots import compare_arms
 
 live_nll = {arm: live[arm, "800"].test.nll for arm in arms}
 fig, ax = plt.subplots(figsize=(7, 3.6))
@@ -301,7 +300,7 @@ display(results.verdict("mix_beats_soft", judged=judged))
 # the two changes from left to right.
 
 # %%
-from distill_helpers.plots import over_settings
+from distill_helpers.course.plots import over_settings
 
 fig, ax = plt.subplots()
 shown = ("labels", "soft T=1", "argmax", "sampled")
@@ -442,8 +441,8 @@ display(domain.verdict("correction_helps", judged=judged))
 # the range was computed, too: it checks your machine, and is no new evidence.
 
 # %%
-from distill_helpers import three_sums
 from distill_helpers.studies import shared_task
+from distill_helpers.tasks import three_sums
 
 sums_teacher = shared_task.load_task().teacher
 tests = profile.pick(smoke=50, cpu=2000, gpu=2000)
@@ -469,7 +468,7 @@ display(sums.check_live("exact_match", "soft", "8000", score, judged=judged))
 # here? Which of the two could?
 
 # %%
-from distill_helpers.plots import seeds_by_setting
+from distill_helpers.course.plots import seeds_by_setting
 
 fig, ax = plt.subplots(figsize=(7, 3.2))
 seeds_by_setting(ax, sums, "exact_match")
@@ -510,7 +509,7 @@ for claim in ("sums_some", "sums_many"):
 # %%
 import csv
 
-from distill_helpers.data import results_root
+from distill_helpers.tasks.bundled import results_root
 
 path = results_root() / "rounds" / "shared_task_0.csv"
 with path.open(encoding="utf-8") as file:
@@ -558,7 +557,7 @@ describe("the teacher", real_pair.judge_student(real, teacher))
 describe("the student", real_pair.judge_student(real, student))
 
 # %%
-from distill_helpers.evaluation import generate
+from distill_helpers import generate
 
 prompts = ["The capital of France is", "She walked into the room and"]
 
@@ -642,7 +641,7 @@ for claim in ("real_kl", "real_agreement", "real_nll"):
 # If it is wrong, the check tries to name your mistake.
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def my_loss(student_logits, teacher_logits, labels, temperature, alpha):
@@ -665,7 +664,7 @@ checks.soft_label_loss(my_loss)
 # %% tags=["solution"]
 import torch.nn.functional as F
 
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def my_loss(student_logits, teacher_logits, labels, temperature, alpha):

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from distill_helpers.plots import use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import use_style
 
 # %%
 use_style()
@@ -38,8 +38,8 @@ print(f"{bill:.0e} bytes = {bill / 1e15:.0f} petabytes")
 # three sizes side by side).
 
 # %%
+from distill_helpers.course.widgets import explore
 from distill_helpers.studies import stored_labels
-from distill_helpers.widgets import explore
 
 arms = ("full", "top-12", stored_labels.DEFAULT)
 sizes = {arm: stored_labels.scheme_of(arm, 49_152) for arm in arms}
@@ -79,8 +79,9 @@ explore(
 # much probability do its $k$ likeliest tokens hold together?
 
 # %%
-from distill_helpers.data import austen, pack
+from distill_helpers import pack
 from distill_helpers.studies import real_pair
+from distill_helpers.tasks.prose import austen
 
 real = real_pair.load_pair(profile, test_rows=8)
 teacher, tokenizer = real.teacher
@@ -176,7 +177,7 @@ print("difference:    ", renormalised - true_p)
 # way of drawing has the shorter error bars.
 
 # %%
-from distill_helpers.soft_label_schemes import systematic_draws
+from distill_helpers.labels.schemes import systematic_draws
 
 draws, shown = 16, 12
 position = (mass[:, 7] - 0.8).abs().argmin()  # neither sure nor open
@@ -286,8 +287,8 @@ student = train_student(
 head = student.lm_head.weight
 
 # %%
-from distill_helpers.losses import Hidden, soft_label_loss
-from distill_helpers.soft_label_schemes import decode, encode
+from distill_helpers import Hidden, soft_label_loss
+from distill_helpers.labels.schemes import decode, encode
 
 count = profile.pick(smoke=2, cpu=256, gpu=256)
 ids = torch.tensor(pair.train.select(range(count))["input_ids"])
@@ -329,7 +330,7 @@ for arm in angles:
         angles[arm].append((n, angle(ours, full[n])))
 
 # %%
-from distill_helpers.plots import lines
+from distill_helpers.course.plots import lines
 
 fig, ax = plt.subplots()
 lines(ax, angles, xlabel="tokens in the gradient", ylabel="degrees")
@@ -479,7 +480,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from distill_helpers.soft_label_cache import write_cache
+from distill_helpers import write_cache
 
 # %%
 work = Path(tempfile.mkdtemp())
@@ -551,8 +552,9 @@ print(json.dumps(header["shards"][0], indent=1))
 # cache is refused. So is one that does not belong here, with the reason:
 
 # %%
-from distill_helpers.models import load_tiny_teacher
-from distill_helpers.soft_label_cache import CacheError, SoftLabelCache
+from distill_helpers import SoftLabelCache
+from distill_helpers.labels import CacheError
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 print(cache.verify(teacher, rows.select([0, 3]), tokenizer=tokenizer))
 
@@ -573,7 +575,7 @@ except CacheError as error:
 # less memory it needs. Then compare with what `plan` counts, before you run it.
 
 # %%
-from distill_helpers.planning import plan
+from distill_helpers import plan
 
 student = real_pair.start_student(real, profile)
 size = {
@@ -584,7 +586,7 @@ for method in ("soft", "stored"):
     print(plan((teacher, student), method=method, length=length, **size))
 
 # %%
-from distill_helpers.trainers import SoftLabelTrainer, training_arguments
+from distill_helpers import SoftLabelTrainer, training_arguments
 
 arguments = training_arguments(
     profile,
@@ -668,7 +670,7 @@ print(f"and less than half at {(top20 < 0.5).float().mean():.0%} of positions")
 # By hand: the draws 2, 0, 2, 1 from a vocabulary of 4 give (¼, ¼, ½, 0).
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def sampled_estimate(draws, vocabulary):
@@ -687,7 +689,7 @@ checks.sampled_estimate(sampled_estimate)
 # that was drawn twice gets two shares, so add them up; writing to an index overwrites.
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def sampled_estimate(draws, vocabulary):

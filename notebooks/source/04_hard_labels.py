@@ -3,8 +3,8 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import display
 
-from distill_helpers.plots import use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import use_style
 
 # %%
 use_style()
@@ -112,7 +112,7 @@ _ = gc.collect()
 # **pool** we pretend to have none. The test glosses are kept for judging.
 
 # %%
-from distill_helpers.gloss_task import judge_answers, kinds, splits
+from distill_helpers.tasks.glosses import judge_answers, kinds, splits
 
 parts = splits()
 example = parts.labelled[0]
@@ -132,7 +132,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from distill_helpers.local_server import MODEL, serve_packaged_teacher
+from distill_helpers.course.local_server import MODEL, serve_packaged_teacher
 
 work = Path(tempfile.mkdtemp())
 server = contextlib.ExitStack()
@@ -144,7 +144,7 @@ base_url = server.enter_context(serve_packaged_teacher())
 # else you are asked. It is never shown, and written nowhere.
 
 # %%
-from distill_helpers.api_teacher import ApiTeacher
+from distill_helpers import ApiTeacher
 
 black_box = ApiTeacher(
     MODEL,
@@ -159,7 +159,8 @@ black_box = ApiTeacher(
 # a chat model expects around every turn), and the longest answer allowed.
 
 # %%
-from distill_helpers.hard_labels import plan_labels, write_labels
+from distill_helpers import write_labels
+from distill_helpers.labels import plan_labels
 
 asked = parts.labelled[: profile.pick(smoke=1, cpu=24, gpu=24)]
 prompts = [gloss.instruction for gloss in asked]
@@ -239,9 +240,9 @@ server.close()  # new questions would need it again
 # begins by declining), and keep account:
 
 # %%
-from distill_helpers import label_filters as lf
-from distill_helpers.gloss_task import read_answer
-from distill_helpers.hard_labels import read_labels
+from distill_helpers.labels import filters as lf
+from distill_helpers.labels import read_labels
+from distill_helpers.tasks.glosses import read_answer
 
 filters = {
     "truncated": lf.truncated,
@@ -264,12 +265,12 @@ print("dropped:", *box.dropped["answer"][:4], sep="\n  ")
 #
 # So the teacher goes to school first: SmolLM2, trained for 60 steps on the 600
 # labelled glosses, and then asked about 4,000 of the pool. Its answers are in the
-# course's data, in the same kind of file (`distill label-glosses` makes it
+# course's data, in the same kind of file (`tools/label_glosses.py` makes it
 # again). We know the pool's right answers, so we can see how good it is; with your
 # own data you would label a few hundred by hand for that.
 
 # %%
-from distill_helpers.gloss_labels import pool_labels
+from distill_helpers.tasks.glosses import pool_labels
 
 pool = pool_labels()
 count = profile.pick(smoke=300, cpu=len(pool), gpu=len(pool))
@@ -333,8 +334,8 @@ print(f"{still / len(kept.kept):.1%} of what was kept is wrong all the same")
 # into training:
 
 # %%
-from distill_helpers.hard_labels import learn_answers
-from distill_helpers.models import load_tiny_teacher
+from distill_helpers import learn_answers
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 tiny = load_tiny_teacher("prose")
 row = learn_answers(kept.kept.select([0]), tiny.tokenizer)[0]
@@ -365,7 +366,7 @@ print("learned:", repr(tiny.tokenizer.decode(learned)))
 # counted from 0 to 1, so that a hundredth is one percentage point.
 
 # %%
-from distill_helpers.plots import over_settings
+from distill_helpers.course.plots import over_settings
 from distill_helpers.studies import hard_labels as study
 from distill_helpers.studies import load_results
 
@@ -452,8 +453,9 @@ display(results.check_live("accuracy", arm, setting, accuracy, judged=judged))
 # *trained* teacher's answers from above.
 
 # %%
-from distill_helpers.hard_labels import LocalTeacher, own_labels
-from distill_helpers.models import load_chat_pair
+from distill_helpers import LocalTeacher
+from distill_helpers.labels import own_labels
+from distill_helpers.tasks.teachers import load_chat_pair
 
 tutor, pupil = load_chat_pair(profile)
 some = parts.pool[: profile.pick(smoke=1, cpu=20, gpu=4000)]
@@ -490,9 +492,9 @@ print(f"told teacher: {mine}\nto learn from: {len(source):,} answers")
 # out of each other's sight.
 
 # %%
+from distill_helpers import HardLabelTrainer, training_arguments
 from distill_helpers.data import pack_examples
-from distill_helpers.gloss_task import judge
-from distill_helpers.trainers import HardLabelTrainer, training_arguments
+from distill_helpers.tasks.glosses import judge
 
 questions = parts.test[: profile.pick(smoke=1, cpu=120, gpu=2000)]
 before = judge(*pupil, questions)
@@ -500,7 +502,7 @@ length = profile.pick(smoke=100, cpu=512, gpu=512)
 rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
 
 # %%
-from distill_helpers.planning import plan
+from distill_helpers import plan
 
 size = {
     "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
@@ -573,7 +575,7 @@ print(f"after:  valid {after.valid:.0%}, right {after.accuracy:.0%}")
 # [−100, −100, 7, 8, 9, 0].
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def answer_labels(prompt, answer, end):
@@ -592,7 +594,7 @@ checks.answer_labels(answer_labels)
 # gone, something masks it: −100 belongs to the prompt, and to nothing else.
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def answer_labels(prompt, answer, end):

@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from distill_helpers.plots import use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import use_style
 
 # %%
 use_style()
@@ -21,7 +21,7 @@ work = Path(tempfile.mkdtemp())
 # full answer with its steps, and the bare result.
 
 # %% tags=["nbval-check-output"]
-from distill_helpers import three_sums
+from distill_helpers.tasks import three_sums
 
 problem = three_sums.test_problems()[0]
 print("problem:    ", problem.prompt)
@@ -49,8 +49,8 @@ print("result only:", problem.result)
 # file, resumable, one row for each answer.
 
 # %%
-from distill_helpers.hard_labels import LocalTeacher, write_labels
-from distill_helpers.models import load_tiny_teacher
+from distill_helpers import LocalTeacher, write_labels
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 teacher = load_tiny_teacher("sums")
 asked = three_sums.problems(profile.pick(smoke=40, cpu=2000, gpu=2000), seed=3)
@@ -70,7 +70,7 @@ labels = write_labels(
 # exact: whatever slips through, the student will learn.
 
 # %%
-from distill_helpers.three_sums import is_right
+from distill_helpers.tasks.three_sums import is_right
 
 right = [
     is_right(p, row) for p, row in zip(asked, labels["answer"], strict=True)
@@ -123,7 +123,8 @@ print(lucky, "results are right although a step is wrong")
 # and keeping only what a check accepts is called **rejection sampling**.
 
 # %%
-from distill_helpers.label_filters import filter_labels, truncated, wrong
+from distill_helpers import filter_labels
+from distill_helpers.labels import truncated, wrong
 
 by_prompt = {p.prompt: p for p in asked}
 
@@ -164,7 +165,7 @@ print(filtered)
 # **Predict** the order before you look. Which of them pass the teacher?
 
 # %%
-from distill_helpers.plots import compare_arms
+from distill_helpers.course.plots import compare_arms
 from distill_helpers.studies import load_results
 from distill_helpers.studies import reasoning_traces as study
 
@@ -236,7 +237,7 @@ display(live)
 # right?
 
 # %%
-from distill_helpers.evaluation import generate
+from distill_helpers import generate
 
 test = three_sums.test_problems()[:tests]
 
@@ -264,7 +265,7 @@ for (one, two), times in sorted(both.items(), reverse=True):
 # And what exactly did it learn from?
 
 # %%
-from distill_helpers.three_sums import steps_are_right
+from distill_helpers.tasks.three_sums import steps_are_right
 
 perfect = [
     steps_are_right(p, text)
@@ -376,7 +377,7 @@ plt.show()
 # **Predict:** with how few questions does the student still pass the teacher?
 
 # %%
-from distill_helpers.plots import over_settings
+from distill_helpers.course.plots import over_settings
 
 fig, ax = plt.subplots(figsize=(6, 3))
 over_settings(ax, results, "exact_match", [study.RIGHT])
@@ -444,7 +445,7 @@ print(f"{'the teacher':20} {teacher_score:6.1f}")
 # worked steps, and a checker for the number behind `####`.
 
 # %%
-from distill_helpers import word_problems
+from distill_helpers.tasks import word_problems
 
 problem = word_problems.problems(1, seed=0)[0]
 print(problem.prompt, "\n")
@@ -458,7 +459,7 @@ print(problem.answer)
 # does a model of 135 million weights solve?
 
 # %%
-from distill_helpers.models import load_chat_pair
+from distill_helpers.tasks.teachers import load_chat_pair
 
 tutor, pupil = load_chat_pair(profile)
 sources = profile.pick(
@@ -497,8 +498,9 @@ print(written["answer"][0][:400])
 # wrote and the checker kept.
 
 # %%
+from distill_helpers import learn_answers
 from distill_helpers.data import pack_examples
-from distill_helpers.hard_labels import learn_answers, own_labels
+from distill_helpers.labels import own_labels
 
 worked = word_problems.problems(profile.pick(smoke=8, cpu=800, gpu=8), seed=2)
 own = own_labels([p.prompt for p in worked], [p.answer for p in worked])
@@ -509,7 +511,7 @@ print(f"{len(source):,} answers in {len(rows):,} rows of {length} tokens")
 
 
 # %%
-from distill_helpers.hard_labels import prompt_text
+from distill_helpers.labels import prompt_text
 
 
 def solve(tests):
@@ -534,7 +536,7 @@ solve(heldout)
 # Before the long cell, once more: will it fit, and how long will it take?
 
 # %%
-from distill_helpers.planning import plan
+from distill_helpers import plan
 
 size = {
     "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
@@ -545,7 +547,7 @@ options = {"method": "hard", "packed": True, "accumulation": micro}
 print(plan((None, pupil.model), length=length, **size, **options))
 
 # %%
-from distill_helpers.trainers import HardLabelTrainer, training_arguments
+from distill_helpers import HardLabelTrainer, training_arguments
 
 arguments = training_arguments(
     profile,
@@ -608,7 +610,7 @@ solve(heldout)
 # without the semicolon, it is not.
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def exact_checker(answer, result):
@@ -628,7 +630,7 @@ checks.exact_checker(exact_checker)
 # `+131` pass.
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def exact_checker(answer, result):

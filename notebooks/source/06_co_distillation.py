@@ -2,8 +2,8 @@
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from distill_helpers.plots import use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import use_style
 
 # %%
 use_style()
@@ -69,7 +69,7 @@ print(f"{entropy:.2f} nats; the most is {math.log(log_p.shape[-1]):.2f}")
 # otherwise learn to be easy to imitate.
 
 # %%
-from distill_helpers.losses import hard_label_loss, soft_label_loss
+from distill_helpers import hard_label_loss, soft_label_loss
 
 their = teacher(input_ids=row).logits
 ours = student(input_ids=row).logits
@@ -122,7 +122,7 @@ for name, change in (("detached", torch.detach), ("forgotten", torch.clone)):
 #   beyond the equal mix, and stays there.
 
 # %%
-from distill_helpers.codistillation import MixSchedule
+from distill_helpers import MixSchedule
 
 schedules = [study.SOFT, study.MIX, study.RAMP]
 progress = [step / 100 for step in range(101)]
@@ -170,8 +170,8 @@ grown = {name: study.grow(task, name, seed=2, **cell) for name in schedules}
 # teacher or a peer *partner*, and so does the log.)
 
 # %%
-from distill_helpers.plots import STUDENT, TEACHER
-from distill_helpers.widgets import explore
+from distill_helpers.course.plots import STUDENT, TEACHER
+from distill_helpers.course.widgets import explore
 
 logs = {
     name: [entry for entry in run.log if "student_hard" in entry]
@@ -252,7 +252,7 @@ plt.show()
 # seed. The sixth novel, which nobody here has read, judges.
 
 # %%
-from distill_helpers.evaluation import evaluate
+from distill_helpers import evaluate
 
 score = evaluate(grown[study.RAMP].student, pair.test, pair.tokenizer).nll
 live = results.check_live("nll", study.RAMP, study.MANY, score, judged=judged)
@@ -277,7 +277,7 @@ display(live)
 # somebody's soft labels.
 
 # %%
-from distill_helpers.plots import compare_arms
+from distill_helpers.course.plots import compare_arms
 
 fig, ax = plt.subplots(figsize=(7, 3.6))
 partnered = [arm for arm in study.ARMS if arm not in (study.ALONE, study.TWO)]
@@ -399,7 +399,7 @@ display(results.verdict("equal_flops", judged=judged))
 # if it may spend it alone?
 
 # %%
-from distill_helpers.plots import seeds_by_setting
+from distill_helpers.course.plots import seeds_by_setting
 
 sums = load_results("codistilled_sums")
 fig, ax = plt.subplots(figsize=(7, 3.2))
@@ -436,8 +436,7 @@ for claim in ("sums_pay", "sums_peers", "sums_after", "sums_flops"):
 # refuses them:
 
 # %%
-from distill_helpers.codistillation import CoDistillationTrainer
-from distill_helpers.trainers import training_arguments
+from distill_helpers import CoDistillationTrainer, training_arguments
 
 arguments = training_arguments(
     get_profile("cpu"), steps=1, learning_rate=1e-3, batch_size=4
@@ -458,7 +457,7 @@ except ValueError as error:
 # as above. `compare` measures partners one by one, against each other, and averaged:
 
 # %%
-from distill_helpers.codistillation import compare
+from distill_helpers.evaluation import compare
 
 cell = dict(results.options(study.PEERS, study.MANY))
 cell["steps"] = max(1, steps // 2)
@@ -488,7 +487,7 @@ for name, found in (("peers", two), ("strangers", strangers)):
 # another seed. Users notice it; each new version errs in new places.
 
 # %%
-from distill_helpers.codistillation import churn
+from distill_helpers.evaluation import churn
 
 first = churn(alone[2], alone[3], pair.test, pair.tokenizer)
 second = churn(peers[2].student, peers[3].student, pair.test, pair.tokenizer)
@@ -508,8 +507,8 @@ print(f"two runs of peers: {second:.1%}")
 # the hub; elsewhere it is the pair from above for a few steps.
 
 # %%
+from distill_helpers import build_student
 from distill_helpers.data import stream_rows
-from distill_helpers.models import build_student
 
 stories = profile.pick(smoke=None, cpu=None, gpu="roneneldan/TinyStories")
 text = task.rows
@@ -545,7 +544,7 @@ own = fresh_pair()
 # that would be allocated can be added up, for models of any size.
 
 # %%
-from distill_helpers.planning import plan
+from distill_helpers import plan
 
 steps = profile.pick(smoke=2, cpu=20, gpu=3000)
 batch_size = profile.pick(smoke=4, cpu=16, gpu=32)
@@ -654,7 +653,7 @@ for method in ("codistillation", "soft"):
 # at 0.4.
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def mix_weight(progress, alpha, warm_up, ramp):
@@ -673,7 +672,7 @@ checks.mix_weight(mix_weight)
 # `ramp` is its length, not the place where it is over.
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def mix_weight(progress, alpha, warm_up, ramp):

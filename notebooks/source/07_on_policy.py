@@ -5,8 +5,8 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import display
 
-from distill_helpers.plots import STUDENT, TEACHER, use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import STUDENT, TEACHER, use_style
 
 # %%
 use_style()
@@ -31,9 +31,9 @@ judged = profile.name != "smoke"
 # it comes is partly luck: some students begin to carry early, some late.
 
 # %%
-from distill_helpers import three_sums
-from distill_helpers.models import load_tiny_teacher
 from distill_helpers.studies import on_policy as study
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 teacher = load_tiny_teacher("sums")
 tokenizer = teacher.tokenizer
@@ -56,7 +56,7 @@ for name, model in (("teacher", teacher.model), ("student", reader)):
 # it, and what would you have written here?
 
 # %%
-from distill_helpers.evaluation import generate
+from distill_helpers import generate
 
 some = three_sums.test_problems()[: profile.pick(smoke=20, cpu=300, gpu=300)]
 
@@ -301,7 +301,7 @@ def draw_fit(ax, beta):
 
 
 # %%
-from distill_helpers.widgets import explore
+from distill_helpers.course.widgets import explore
 
 explore(
     draw_fit,
@@ -329,13 +329,12 @@ explore(
 # logits, and not through the *drawing* of tokens, which has none.
 
 # %%
-from distill_helpers.data import collator_for
-from distill_helpers.generation import write_batch
-from distill_helpers.on_policy import join_row
+from distill_helpers.data import collator_for, join_row
+from distill_helpers.models import generate_batch
 
 prompts = tokenizer(three_sums.prompts(some), add_special_tokens=False)
 prompts = prompts["input_ids"]
-answers = write_batch(
+answers = generate_batch(
     reader,
     tokenizer,
     prompts,
@@ -474,7 +473,7 @@ display(live_check)
 # *soft labels, equal time*.
 
 # %%
-from distill_helpers.plots import compare_arms
+from distill_helpers.course.plots import compare_arms
 
 fig, ax = plt.subplots(figsize=(7, 3.6))
 compare_arms(
@@ -496,7 +495,7 @@ plt.show()
 # (across) and after (up).
 
 # %%
-from distill_helpers.plots import PALETTE
+from distill_helpers.course.plots import PALETTE
 
 colours = dict(zip(study.ARMS[1:], (*PALETTE, "0.6"), strict=True))
 start = results.values("exact_match", study.WARM, study.SETTING)
@@ -614,7 +613,7 @@ print(f"after the repair: KL to the teacher {repaired.kl_to_teacher:.2f} nats")
 # theirs, plus the writing.
 
 # %%
-from distill_helpers.planning import plan
+from distill_helpers import plan
 
 words = profile.pick(smoke=4, cpu=32, gpu=64)
 steps = profile.pick(smoke=1, cpu=12, gpu=200)
@@ -645,8 +644,8 @@ heard = prompt_rows(pair.test)["input_ids"]
 shown = prompt_rows(pair.train.shuffle(seed=0).select(range(20 * 16)))
 
 # %%
-from distill_helpers.on_policy import OnPolicyTrainer, measure_exposure
-from distill_helpers.trainers import training_arguments
+from distill_helpers import OnPolicyTrainer, training_arguments
+from distill_helpers.evaluation import measure_exposure
 
 trainer = OnPolicyTrainer(
     student,
@@ -709,7 +708,7 @@ print("JSD:", [round(entry["loss"], 3) for entry in logs])
 prompt = heard[profile.pick(smoke=0, cpu=5, gpu=5)]
 print(f"read: {real.tokenizer.decode(prompt)}\n")
 for name, model in (("student", student), ("teacher", real.model)):
-    [answer] = write_batch(
+    [answer] = generate_batch(
         model,
         real.tokenizer,
         [prompt],
@@ -756,7 +755,7 @@ for name, model in (("student", student), ("teacher", real.model)):
 
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def drawn_reverse_kl(student_logits, teacher_logits, drawn):
@@ -776,7 +775,7 @@ checks.drawn_reverse_kl(drawn_reverse_kl)
 
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def drawn_reverse_kl(student_logits, teacher_logits, drawn):

@@ -2,8 +2,8 @@
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from distill_helpers.plots import STUDENT, TEACHER, use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import STUDENT, TEACHER, use_style
 
 # %%
 use_style()
@@ -63,7 +63,7 @@ print(f"{len(results.study.confirm_seeds)} seeds: labels, questions, order")
 # either? And does any student come near the teacher?
 
 # %%
-from distill_helpers.plots import compare_arms
+from distill_helpers.course.plots import compare_arms
 
 SETTING = study.SAME_STEPS
 KNOWS = (
@@ -152,8 +152,10 @@ display(load_results("soft_labels").verdict("few_data", judged=judged))
 # %%
 import torch
 
-from distill_helpers.data import austen, collator_for, pack
-from distill_helpers.models import load_tiny_teacher
+from distill_helpers import pack
+from distill_helpers.data import collator_for
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 
 def sureness(name, rows):
@@ -204,7 +206,7 @@ plt.show()
 # %%
 import csv
 
-from distill_helpers.data import results_root
+from distill_helpers.tasks.bundled import results_root
 
 path = results_root() / "rounds" / "side_by_side_1.csv"
 with path.open(encoding="utf-8") as file:
@@ -249,7 +251,7 @@ for name in ("not_smoothing", "self_helps", "together_helps"):
 # The band is the student of soft labels, with the interval of the study.
 
 # %%
-from distill_helpers.capstone import Score
+from distill_helpers.course.verdict import Score
 
 teacher = load_tiny_teacher("sums")
 asked = profile.pick(smoke=20, cpu=500, gpu=2000)
@@ -444,7 +446,8 @@ for arm in study.STUDENTS:
 # 49,152 tokens: 2 rows of 512 tokens on an A100. It predicts; nothing is measured here.
 
 # %%
-from distill_helpers.planning import METHODS, plan
+from distill_helpers import plan
+from distill_helpers.planning import METHODS
 
 pair = (
     "HuggingFaceTB/SmolLM2-1.7B-Instruct",
@@ -472,7 +475,7 @@ for method in profile.pick(smoke=METHODS[1:2], cpu=METHODS, gpu=METHODS):
 # own:
 
 # %%
-from distill_helpers.prices import Project
+from distill_helpers.course.prices import Project
 
 project = Project(
     teacher_billions=70,
@@ -487,7 +490,7 @@ project = Project(
 )
 
 # %%
-from distill_helpers.prices import WAYS, bill
+from distill_helpers.course.prices import WAYS, bill
 
 for way in WAYS:
     found = bill(project, way)
@@ -505,7 +508,7 @@ for way in WAYS:
 # %%
 from dataclasses import replace
 
-from distill_helpers.prices import SOFT, STORED
+from distill_helpers.course.prices import SOFT, STORED
 
 for way in (SOFT, STORED):
     for students in (1, 5):
@@ -518,14 +521,14 @@ for way in (SOFT, STORED):
 # is cheaper than buying them? A thousand, a hundred thousand, or some millions?
 
 # %%
-from distill_helpers.prices import (
+from distill_helpers.course.prices import (
     API_TEXT,
     BOUGHT,
     READY_MADE,
     SERVED,
     SERVED_4_BITS,
 )
-from distill_helpers.widgets import explore
+from distill_helpers.course.widgets import explore
 
 SHOWN = (BOUGHT, SERVED, SERVED_4_BITS, API_TEXT, STORED)
 
@@ -564,7 +567,7 @@ explore(
 # an answer saves, and by looking for the point where the totals cross.
 
 # %%
-from distill_helpers.prices import break_even
+from distill_helpers.course.prices import break_even
 
 bought, made = bill(project, BOUGHT), bill(project, API_TEXT)
 low, high = 1.0, 1e12
@@ -742,7 +745,7 @@ for access, (choice, *rivals) in AT_HAND.items():
 
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def steps_for(budget, once, per_step):
@@ -762,7 +765,7 @@ checks.steps_for(steps_for)
 
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def steps_for(budget, once, per_step):

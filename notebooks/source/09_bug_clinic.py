@@ -2,8 +2,8 @@
 import matplotlib.pyplot as plt
 import torch
 
-from distill_helpers.plots import STUDENT, TEACHER, THIRD, use_style
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course.plots import STUDENT, TEACHER, THIRD, use_style
 
 use_style()
 profile = get_profile(PROFILE)
@@ -36,7 +36,7 @@ profile = get_profile(PROFILE)
 # %% tags=["nbval-check-output"]
 import inspect
 
-from distill_helpers.known_bugs import plain_loss
+from distill_helpers.course.bugs import plain_loss
 
 print(inspect.getsource(plain_loss))
 
@@ -49,10 +49,11 @@ print(inspect.getsource(plain_loss))
 # %%
 from datasets import Dataset
 
-from distill_helpers import three_sums
+from distill_helpers import build_student
 from distill_helpers.data import collator_for
-from distill_helpers.models import build_student, load_tiny_teacher
 from distill_helpers.studies.shared_task import worked
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 teacher, tokenizer = load_tiny_teacher("sums")
 STEPS = profile.pick(smoke=4, cpu=48, gpu=48)
@@ -244,7 +245,7 @@ print(f"the student moved by {moved(fresh, mine):.4f}")
 print(f"the teacher moved by {moved(teacher, famous):.4f}")
 
 # %%
-from distill_helpers.bug_clinic import admit, diagnosis
+from distill_helpers.course.clinic import admit, diagnosis
 
 diagnosis(1)
 
@@ -395,7 +396,7 @@ diagnosis(3)
 # %%
 import tempfile
 
-from distill_helpers.soft_label_cache import write_cache
+from distill_helpers import write_cache
 
 folder = tempfile.mkdtemp()
 options = {"tokenizer": tokenizer, "scheme": "full", "progress": False}
@@ -859,12 +860,12 @@ for pair in ((1.0, 2.0), (2.0, 1.0), (1.0, 1.0)):
 # %% [markdown]
 # ## The whole ward
 #
-# You have met eight probes of a loss, one by one. `bug_clinic` holds them as functions
+# You have met eight probes of a loss, one by one. `course.clinic` holds them as functions
 # that need no model: random logits, a few milliseconds each, and no knowledge of what
 # the right loss is. Each asks for a promise that *every* correct loss keeps.
 
 # %% tags=["nbval-check-output"]
-from distill_helpers.bug_clinic import PATIENTS, PROBES, examine, sick_loss
+from distill_helpers.course.clinic import PATIENTS, PROBES, examine, sick_loss
 
 for probe in PROBES:
     print(f"{probe.name:9} {probe.promise}")
@@ -909,7 +910,7 @@ print("break no promise:", ", ".join(silent))
 # yet to be the loss that you *meant*. The reverse KL keeps them, too:
 
 # %% tags=["nbval-check-output"]
-from distill_helpers.known_bugs import find_bug
+from distill_helpers.course.bugs import find_bug
 
 (reverse,) = find_bug("reversed_kl").mutants
 print("the reverse KL breaks:", broken(reverse) or "nothing")
@@ -1000,7 +1001,7 @@ for number in range(1, 10):
 
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def plateau(teacher_logits):
@@ -1020,7 +1021,7 @@ checks.plateau(plateau)
 
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def plateau(teacher_logits):
@@ -1172,4 +1173,4 @@ checks.padding_is_silent(padding_is_silent)
 #   small, a teacher that does not know the domain, too few steps: lessons 02 and 08.
 #
 # *Read on:* the ten links above, for how such bugs are found and argued about; and
-# `distill_helpers.known_bugs`, which has many more, most of them with a loss to try.
+# `distill_helpers.course.bugs`, which has many more, most of them with a loss to try.

@@ -9,8 +9,8 @@ import torch
 import transformers
 from IPython.display import display
 
-from distill_helpers import plots
-from distill_helpers.profiles import get_profile
+from distill_helpers import get_profile
+from distill_helpers.course import plots
 
 # %%
 plots.use_style()
@@ -65,11 +65,11 @@ licence = LICENCE or ("apache-2.0" if both_are_ours else "other")
 # or every result will look like a success. Our bar has three parts.
 
 # %%
-from distill_helpers import capstone
+from distill_helpers.course.verdict import MAX_BYTES, MIN_SCORE, MIN_SPEED
 
-print(f"at least {capstone.MIN_SCORE:.0%} of the teacher's score")
-print(f"at least {capstone.MIN_SPEED:g} times its speed")
-print(f"at most {capstone.MAX_BYTES:.0%} of its bytes, at equal precision")
+print(f"at least {MIN_SCORE:.0%} of the teacher's score")
+print(f"at least {MIN_SPEED:g} times its speed")
+print(f"at most {MAX_BYTES:.0%} of its bytes, at equal precision")
 
 # %% [markdown]
 # Equal precision, because bytes are also saved by storing the *teacher* in fewer
@@ -89,9 +89,9 @@ print(f"at most {capstone.MAX_BYTES:.0%} of its bytes, at equal precision")
 # model is asked, as it is.)
 
 # %%
-from distill_helpers.configs import resolve_teacher
-from distill_helpers.hard_labels import LocalTeacher
-from distill_helpers.questions import (
+from distill_helpers import LocalTeacher
+from distill_helpers.cli.runs import resolve_teacher
+from distill_helpers.tasks.questions import (
     gloss_project,
     own_project,
     write_questions,
@@ -112,7 +112,7 @@ size = {
 # student outlive this notebook, and no lost runtime makes you pay for them twice.
 
 # %%
-from distill_helpers.runtime import drive_folder
+from distill_helpers.machine import drive_folder
 
 home = drive_folder(DRIVE) if DRIVE else Path(FOLDER or work).absolute()
 home.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,8 @@ print("exam:", my_exam_read.teacher, "right:", my_exam_read.right)
 # another machine and you, in a year, can run the same again.
 
 # %%
-from distill_helpers.configs import TrainOptions, build_trainer, write_config
+from distill_helpers.cli.configs import TrainOptions, write_config
+from distill_helpers.cli.runs import build_trainer
 
 options = TrainOptions(
     teacher=TEACHER,
@@ -207,8 +208,8 @@ config = write_config(options, home / "run.json")
 # last line also says what that costs.)
 
 # %%
-from distill_helpers.configs import resolve_student
-from distill_helpers.planning import plan
+from distill_helpers import plan
+from distill_helpers.cli.runs import resolve_student
 
 untrained, _ = resolve_student(STUDENT, teacher, profile, seed=0)
 planned = plan(
@@ -234,7 +235,7 @@ print(planned)
 # **Predict:** in how many digits will the weights at the end differ?
 
 # %%
-from distill_helpers.capstone import StopAfter
+from distill_helpers.course.project import StopAfter
 from distill_helpers.trainers import last_complete_checkpoint
 
 some = write_questions(
@@ -329,8 +330,7 @@ plt.show()
 # in which they will be used.
 
 # %%
-from distill_helpers.evaluation import generate
-from distill_helpers.models import load_model
+from distill_helpers import generate, load_model
 
 shipped = home / "student"
 trained = trainer.model.to(profile.teacher_dtype).eval()
@@ -362,8 +362,8 @@ print("the same answers before saving and after loading:", one == two)
 # %%
 from collections import Counter
 
-from distill_helpers.capstone import WordCounts, score
-from distill_helpers.questions import is_living
+from distill_helpers.course.verdict import WordCounts, score
+from distill_helpers.tasks.questions import is_living
 
 trainer = trained = None  # from here on the files count
 read = str.strip if QUESTIONS else is_living
@@ -431,7 +431,7 @@ plt.show()
 # bootstrap*).
 
 # %%
-from distill_helpers.capstone import score_ratio
+from distill_helpers.course.verdict import score_ratio
 
 share = score_ratio(scores["student"], scores["teacher"])
 print(f"{share.mean:.1%} of the teacher's score", end=" ")
@@ -448,7 +448,7 @@ print(f"({share.low:.1%} to {share.high:.1%})")
 # **Predict:** the student has eight layers of thirty. How many times as fast is it?
 
 # %%
-from distill_helpers.capstone import compare_speed
+from distill_helpers.course.verdict import compare_speed
 
 untrained = None  # it has answered; the others get the room
 speed = compare_speed(
@@ -476,7 +476,7 @@ print(f"to {speed.ratio.high:.1f})")
 # every token so far, in every layer, for every text in the batch.
 
 # %%
-from distill_helpers.capstone import footprint
+from distill_helpers.course.verdict import footprint
 
 sizes = {
     name: footprint(loaded.model, dtype=torch.bfloat16)
@@ -503,11 +503,11 @@ print(f"file {on_disk / 2**20:.1f} MiB, counted {counted / 2**20:.1f} MiB")
 # **Predict:** worth having, not worth having, or undecided?
 
 # %%
-from distill_helpers.capstone import weigh
+from distill_helpers.course.verdict import judge_student
 
 measured = {"speed": speed.ratio, "size": lighter, "judged": judged}
 task = "your task" if QUESTIONS else "living or not"
-verdict = weigh(task, score=share, **measured)
+verdict = judge_student(task, score=share, **measured)
 display(verdict)
 
 # %% [markdown]
@@ -523,7 +523,7 @@ display(verdict)
 if not QUESTIONS:
     kinds = [score(answers[who], exam.right) for who in ("student", "teacher")]
     print("student", kinds[0], "\nteacher", kinds[1])
-    wider = weigh("exact kind", score=score_ratio(*kinds), **measured)
+    wider = judge_student("exact kind", score=score_ratio(*kinds), **measured)
     display(wider)
 
 # %% [markdown]
@@ -561,7 +561,7 @@ print(f"labelling pays itself back after {labelling / each:,.0f} answers")
 # records of this run, so that no number is copied by hand.
 
 # %%
-from distill_helpers.capstone import origins, teacher_name
+from distill_helpers.course.project import origins, teacher_name
 
 known = licence if licence != "other" else "look it up"
 went_in = {"teacher": (known, teacher_name(TEACHER, profile))}
@@ -585,7 +585,7 @@ for name, (terms, _) in went_in.items():
 # so that it is shown and not obeyed.
 
 # %%
-from distill_helpers.model_card import ModelCard, escape, write_card
+from distill_helpers.course.model_card import ModelCard, escape, write_card
 
 print(escape("<img src=x onerror=alert(1)> | [click](http://x.example) **!**"))
 
@@ -646,8 +646,8 @@ print(write_card(card, shipped).read_text())
 # of the data may forbid what a licence of the model allows.
 
 # %%
-from distill_helpers.capstone import push_folder
-from distill_helpers.runtime import flush_drive
+from distill_helpers.course.project import push_folder
+from distill_helpers.machine import flush_drive
 
 print(str(shipped).replace(str(work), "…"))
 print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
@@ -742,7 +742,7 @@ with contextlib.chdir(work):
 # it wrote number 300.
 
 # %% tags=["exercise"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def resume_step(checkpoints):
@@ -760,7 +760,7 @@ checks.resume_step(resume_step)
 # one. And are your steps still numbers? As text, 90 comes after 100.
 
 # %% tags=["solution"]
-from distill_helpers import checks
+from distill_helpers.course import checks
 
 
 def resume_step(checkpoints):

@@ -16,10 +16,10 @@ from tiny_models import byte_level_bpe
 from distill_helpers.cli import main
 from distill_helpers.cli.configs import TrainOptions, write_config
 from distill_helpers.cli.runs import build_trainer
-from distill_helpers.data import data_folder, data_path
 from distill_helpers.evaluation import generate
-from distill_helpers.models import load_tiny_teacher
-from distill_helpers.questions import write_questions
+from distill_helpers.tasks.bundled import data_folder, data_path
+from distill_helpers.tasks.questions import write_questions
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 TINY = ["--teacher", "tiny-prose", "--rows", "48", "--length", "24"]
 FRESH = ["--student", "fresh:1x16", "--profile", "smoke"]

@@ -5,7 +5,7 @@ import torch
 from tiny_models import byte_level_bpe, tiny
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-from distill_helpers import runtime
+from distill_helpers import machine
 from distill_helpers.cli.configs import PlanOptions, TrainOptions
 from distill_helpers.cli.runs import (
     build_trainer,
@@ -13,7 +13,7 @@ from distill_helpers.cli.runs import (
     resolve_student,
     resolve_teacher,
 )
-from distill_helpers.profiles import get_profile
+from distill_helpers.machine import get_profile
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_each_process_loads_onto_a_gpu_of_its_own(monkeypatch, tmp_path):
         raise Placed(index)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runtime, "cuda_dtype", lambda: torch.float16)
+    monkeypatch.setattr(machine, "cuda_dtype", lambda: torch.float16)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setenv("LOCAL_RANK", "1")

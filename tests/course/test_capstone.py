@@ -9,14 +9,15 @@ import torch
 import transformers
 from tiny_models import byte_level_bpe, tiny
 
-from distill_helpers.configs import TrainOptions, build_trainer, write_config
+from distill_helpers.cli.configs import TrainOptions, write_config
+from distill_helpers.cli.runs import build_trainer
 from distill_helpers.course import project, verdict
 from distill_helpers.course.verdict import Score
 from distill_helpers.data import DataError
-from distill_helpers.generation import write_batch
-from distill_helpers.models import Loaded, load_tiny_teacher, prune_layers
-from distill_helpers.questions import write_questions
+from distill_helpers.models import Loaded, generate_batch, prune_layers
 from distill_helpers.studies import Interval
+from distill_helpers.tasks.questions import write_questions
+from distill_helpers.tasks.teachers import load_tiny_teacher
 from distill_helpers.trainers import last_complete_checkpoint
 
 
@@ -158,14 +159,14 @@ def test_a_model_that_keeps_nothing_has_no_footprint():
 def test_what_is_timed_writes_on_where_a_text_would_end(monkeypatch):
     teacher = load_tiny_teacher("sums")
     (ids,) = teacher.tokenizer(["12+30+41="], add_special_tokens=False)["input_ids"]
-    (ended,) = write_batch(*teacher, [ids], max_new_tokens=26)
+    (ended,) = generate_batch(*teacher, [ids], max_new_tokens=26)
     assert ended.ended
     written = []
 
     def write(*given, **options):
-        written.extend(write_batch(*given, **options))
+        written.extend(generate_batch(*given, **options))
 
-    monkeypatch.setattr(verdict, "write_batch", write)
+    monkeypatch.setattr(verdict, "generate_batch", write)
     verdict._answering_seconds(teacher, ["12+30+41=", "9+9+9="], 26, 1)
     assert [len(text.ids) for text in written] == [26, 26]
     assert not any(text.ended for text in written)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from distill_helpers.api_teacher import ApiTeacher
 from distill_helpers.course.local_server import MODEL, serve_packaged_teacher
-from distill_helpers.hard_labels import LabelError, write_labels
+from distill_helpers.labels import ApiTeacher, LabelError, write_labels
 
 pytest.importorskip("xllamacpp")
 

@@ -483,8 +483,8 @@ def test_with_a_template_the_answer_and_its_end_are_learned():
 
 
 def test_the_packaged_teachers_template_is_understood():
-    from distill_helpers.models import load_teacher
-    from distill_helpers.profiles import get_profile
+    from distill_helpers.machine import get_profile
+    from distill_helpers.tasks.teachers import load_teacher
 
     tokenizer = load_teacher(get_profile("smoke")).tokenizer
     row = learn_answers(labels(("Hello", "Good day.")), tokenizer)[0]

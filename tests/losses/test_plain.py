@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from distill_helpers import known_bugs as bugs
+from distill_helpers.course import bugs as bugs
 from distill_helpers.losses import (
     Hidden,
     SparseTargets,

@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill_helpers import planning
 from distill_helpers.losses.fused import working_bytes
-from distill_helpers.models import prepare_packaged_teacher
+from distill_helpers.machine import get_profile
 from distill_helpers.planning import DEVICES, Step, plan, rehearsal, rehearse
-from distill_helpers.profiles import get_profile
+from distill_helpers.tasks.teachers import prepare_packaged_teacher
 from distill_helpers.trainers import SoftLabels
 
 HERE = Path(__file__).parents[1]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from distill_helpers.data import austen, pack
+from distill_helpers.data import pack
 from distill_helpers.evaluation import evaluate
-from distill_helpers.models import load_tiny_teacher
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 RECORDED = Path(__file__).resolve().parents[2] / "results" / "pretraining.json"
 

@@ -109,7 +109,7 @@ def finding(kind, name, status, ok=True, message="as it should be"):
     publish_display_data({mime: payload, "text/plain": status})
 """
 
-RUNTIME = """
+MACHINE = """
 def check_environment():
     return "python 3.11, a device"
 """
@@ -126,7 +126,7 @@ def course(tmp_path, monkeypatch):
     """Two finished lessons and a planned one, with a helper package of their own."""
     (tmp_path / "notebooks" / "source").mkdir(parents=True)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "MANIFEST.json").write_text("{}")
+    (tmp_path / "data" / "MANIFEST.json").write_text('{"files": {}}')
     for name in ("constraints.txt", "requirements-teacher.txt"):
         shutil.copy(ROOT / name, tmp_path)
     entries = [
@@ -138,7 +138,7 @@ def course(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "sample.py").write_text(HELPER)
-    (package / "runtime.py").write_text(RUNTIME)
+    (package / "machine.py").write_text(MACHINE)
     paths = [str(tmp_path), os.environ["PYTHONPATH"]]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("JUPYTER_PATH", "")
@@ -463,10 +463,22 @@ def test_build_check_and_staleness(course, capsys):
     edit(source, 'print("e")', 'print("c")')
     helper.write_text(HELPER)
 
-    (course.root / "data" / "MANIFEST.json").write_text('{"a": 1}')
+    changed_data = {"files": {"a.txt": {"sha256": "1"}}}
+    (course.root / "data" / "MANIFEST.json").write_text(json.dumps(changed_data))
     assert problems() == "not built since the data changed"
     assert builder.main(["check", "--root", str(course.root), "--only", "00"]) == 1
     assert "00_sample: NOT OK" in capsys.readouterr().out
+
+
+def test_where_a_helper_lives_is_no_change_of_code(course):
+    def code(source):
+        cells = [nbformat.v4.new_code_cell("%matplotlib inline\n" + source)]
+        return builder.code_fingerprint(course, nbformat.v4.new_notebook(cells=cells))
+
+    before = code("from distill_helpers.old import f\n\nf(1)")
+    assert code("from distill_helpers import (\n    f,\n    g,\n)\nf(1)") == before
+    assert code("from distill_helpers.old import f\n\nf(2)") != before
+    assert code("from elsewhere import f\n\nf(1)") != before
 
 
 def test_a_failing_cell_leaves_the_old_notebook(course, capsys):

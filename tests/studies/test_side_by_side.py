@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill_helpers import three_sums
 from distill_helpers.data import collator_for
 from distill_helpers.losses import IGNORE_INDEX
-from distill_helpers.models import load_tiny_teacher, parameter_count
+from distill_helpers.models import parameter_count
 from distill_helpers.studies import side_by_side as study
 from distill_helpers.studies import tiny_arguments
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 
 @pytest.fixture(scope="module")

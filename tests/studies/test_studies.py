@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from distill_helpers import studies
-from distill_helpers.data import results_root
 from distill_helpers.studies import Claim, Interval, Results, Run, Study, runner
 from distill_helpers.studies import results as reading
 from distill_helpers.studies.study import CONFIRM_SEEDS, EXPLORE_SEEDS
+from distill_helpers.tasks.bundled import results_root
 
 
 def demo_run(run: Run) -> dict[str, float]:

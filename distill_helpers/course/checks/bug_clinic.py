@@ -9,11 +9,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from distill_helpers.course.bugs import find_bug, plain_loss
 from distill_helpers.course.checks.answers import yes_or_no
 from distill_helpers.course.checks.engine import Exercise
 from distill_helpers.course.checks.temperature import entropy, kl
 from distill_helpers.course.checks.words import say
-from distill_helpers.known_bugs import find_bug, plain_loss
 from distill_helpers.losses import IGNORE_INDEX
 
 Tensor = torch.Tensor

@@ -55,7 +55,7 @@ class CheckResult:
         passed: Whether the function does what the exercise asks for.
         status: ``"passed"``, ``"failed"`` or ``"not attempted"``.
         bug: The mistake it behaves like, or ``None``; for the loss, a name in
-            :data:`distill_helpers.known_bugs.KNOWN_BUGS`. ``"changes_inputs"`` if the
+            :data:`distill_helpers.course.bugs.KNOWN_BUGS`. ``"changes_inputs"`` if the
             function writes into its arguments, ``"out_of_time"`` if it was stopped.
         message: What was expected, what came, and where to read on.
     """

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from distill_helpers import losses
+from distill_helpers.course.bugs import KNOWN_BUGS
 from distill_helpers.course.checks.answers import UnusableError, show
 from distill_helpers.course.checks.engine import (
     Exercise,
@@ -19,7 +20,6 @@ from distill_helpers.course.checks.engine import (
     same,
 )
 from distill_helpers.course.checks.words import Mistake, say
-from distill_helpers.known_bugs import KNOWN_BUGS
 
 Tensor = torch.Tensor
 

@@ -30,12 +30,12 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
-from distill_helpers import three_sums
 from distill_helpers.studies.side_by_side import models, training, ways
 from distill_helpers.studies.side_by_side.models import *  # noqa: F403
 from distill_helpers.studies.side_by_side.training import *  # noqa: F403
 from distill_helpers.studies.side_by_side.ways import *  # noqa: F403
 from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.tasks import three_sums
 
 
 @lru_cache

@@ -7,18 +7,14 @@ import random
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from distill_helpers import three_sums
 from distill_helpers.evaluation import evaluate
-from distill_helpers.models import (
-    build_student,
-    load_tiny_teacher,
-    parameter_count,
-    prune_layers,
-)
+from distill_helpers.models import build_student, parameter_count, prune_layers
 from distill_helpers.studies.shared_task import BATCH_SIZE, share_right, worked
 from distill_helpers.studies.side_by_side import ways
 from distill_helpers.studies.tiny import columns, train_tiny
-from distill_helpers.three_sums import Problem
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
+from distill_helpers.tasks.three_sums import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

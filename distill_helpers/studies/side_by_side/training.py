@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from datasets import Dataset
 
-from distill_helpers import three_sums
-from distill_helpers.codistillation import CoDistillationTrainer, MixSchedule
 from distill_helpers.data import collator_for
+from distill_helpers.labels import write_cache
 from distill_helpers.losses import IGNORE_INDEX
-from distill_helpers.models import load_tiny_teacher
-from distill_helpers.on_policy import OnPolicyTrainer
-from distill_helpers.soft_label_cache import write_cache
 from distill_helpers.studies.reasoning_traces import wrong_judge
 from distill_helpers.studies.shared_task import BATCH_SIZE
 from distill_helpers.studies.side_by_side import ways
@@ -31,7 +27,15 @@ from distill_helpers.studies.tiny import (
     tiny_arguments,
     train_tiny,
 )
-from distill_helpers.trainers import HardLabelTrainer, SoftLabelTrainer
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
+from distill_helpers.trainers import (
+    CoDistillationTrainer,
+    HardLabelTrainer,
+    MixSchedule,
+    OnPolicyTrainer,
+    SoftLabelTrainer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,9 +10,8 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from distill_helpers import three_sums
 from distill_helpers.losses import IGNORE_INDEX
-from distill_helpers.models import build_student, load_tiny_teacher, prune_layers
+from distill_helpers.models import build_student, prune_layers
 from distill_helpers.studies.reasoning_traces import (
     RIGHT,
     TRACES,
@@ -21,6 +20,8 @@ from distill_helpers.studies.reasoning_traces import (
 )
 from distill_helpers.studies.shared_task import BATCH_SIZE, VALIDATION_SEED, worked
 from distill_helpers.studies.tiny import count_tflops, first_batch
+from distill_helpers.tasks import three_sums
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 LABELLED, QUESTIONS = 500, 2000
 STEPS = 600

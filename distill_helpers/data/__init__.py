@@ -1,0 +1,49 @@
+"""Texts, and how they become rows of token ids that a model can learn.
+
+* ``corpus``: a file of one's own becomes passages: :func:`load_corpus`;
+* ``packing``: texts and examples become rows of one length;
+* ``answers``: prompts and answers become rows that learn the answers alone;
+* ``prompts``: where a row's prompt ends, and rows made of a prompt and a text;
+* ``rows``: labels, masks, padding, and the batch;
+* ``byte_counts``: bytes of text per token;
+* ``base``: the error of the room, and reading files.
+
+Used from notebook 00 on; packing and masking are taught in notebook 02.
+"""
+
+from distill_helpers.data.answers import encode_answers, mask_prompts
+from distill_helpers.data.base import DataError, read_utf8, whole_characters
+from distill_helpers.data.byte_counts import ByteCount, byte_count, token_bytes
+from distill_helpers.data.corpus import load_corpus
+from distill_helpers.data.packing import evenly_spaced, pack, pack_examples, stream_rows
+from distill_helpers.data.prompts import join_row, prompt_of
+from distill_helpers.data.rows import (
+    Collator,
+    collator_for,
+    refuse_padding,
+    row_labels,
+    strip_padding,
+)
+
+__all__ = [
+    "ByteCount",
+    "Collator",
+    "DataError",
+    "byte_count",
+    "collator_for",
+    "encode_answers",
+    "evenly_spaced",
+    "join_row",
+    "load_corpus",
+    "mask_prompts",
+    "pack",
+    "pack_examples",
+    "prompt_of",
+    "read_utf8",
+    "refuse_padding",
+    "row_labels",
+    "stream_rows",
+    "strip_padding",
+    "token_bytes",
+    "whole_characters",
+]

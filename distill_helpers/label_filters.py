@@ -1,3 +1,0 @@
-"""Moved to ``distill_helpers.labels.filters``."""
-
-from distill_helpers.labels.filters import *  # noqa: F403

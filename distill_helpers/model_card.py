@@ -1,3 +1,0 @@
-"""Moved to :mod:`distill_helpers.course.model_card`."""
-
-from distill_helpers.course.model_card import *  # noqa: F403

@@ -1,3 +1,0 @@
-"""Moved to :mod:`distill_helpers.course.plots`."""
-
-from distill_helpers.course.plots import *  # noqa: F403

@@ -1,3 +1,0 @@
-"""Moved to :mod:`distill_helpers.course.prices`."""
-
-from distill_helpers.course.prices import *  # noqa: F403

