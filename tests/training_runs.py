@@ -2,7 +2,7 @@
 
 As a script: ``training_runs.py FOLDER [name=value …]`` trains, and process zero writes
 the weights to ``FOLDER/weights.pt``. ``kill_at=STEP kill_in=METHOD`` ends the process
-with SIGKILL inside that method of the trainer.
+with SIGKILL inside that method of the trainer; ``on_save`` seals its checkpoints.
 """
 
 import dataclasses
@@ -119,14 +119,15 @@ def bf16_profile():
 
 
 def _kill_in(made, method, step):
-    real = getattr(made, method)
+    owner = made._saves if method == "on_save" else made
+    real = getattr(owner, method)
 
     def killing(*args, **kwargs):
         if made.state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
 
-    setattr(made, method, killing)
+    setattr(owner, method, killing)
 
 
 def main(folder, *settings):

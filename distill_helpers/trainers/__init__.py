@@ -19,6 +19,7 @@ from distill_helpers.trainers.base import (
 )
 from distill_helpers.trainers.callbacks import KeepBest, ProgressBar
 from distill_helpers.trainers.checkpoints import (
+    SealCheckpoints,
     is_complete,
     last_complete_checkpoint,
     load_adapters,
@@ -54,6 +55,7 @@ __all__ = [
     "OnPolicyTrainer",
     "Partners",
     "ProgressBar",
+    "SealCheckpoints",
     "SoftLabelTrainer",
     "SoftLabels",
     "StoredLabels",

@@ -9,6 +9,7 @@ Taught in notebook 02.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -49,13 +50,12 @@ from distill_helpers.models import (
 )
 from distill_helpers.trainers.callbacks import ProgressBar
 from distill_helpers.trainers.checkpoints import (
-    SEAL,
+    SealCheckpoints,
     is_complete,
     last_complete_checkpoint,
     load_adapters,
     refuse_unsaved,
     refuse_without,
-    remove_oldest,
     warn_of_an_earlier_run,
 )
 
@@ -128,6 +128,10 @@ class DistillationTrainer(Trainer):
                 "of tokens; leave it at True"
             )
         _refuse_without_effect(args, options)
+        # Trainer would delete old checkpoints before the new one is complete.
+        args, keep = copy.copy(args), args.save_total_limit
+        args.save_total_limit = None
+        self._saves = SealCheckpoints(keep)
         if args.n_gpu > 1:
             # DataParallel splits num_items in ways a loss cannot follow; several
             # GPUs are used through `accelerate launch`.
@@ -145,6 +149,8 @@ class DistillationTrainer(Trainer):
             train_dataset=train_dataset,
             data_collator=_CheckedCollator(collate, self._readers),
             processing_class=tokenizer,
+            # First, so that what others do on saving finds a complete checkpoint.
+            callbacks=[self._saves, *(options.pop("callbacks", None) or ())],
             **options,
         )
         # Makes Trainer count the labels of the whole step and pass the number on; the
@@ -270,42 +276,16 @@ class DistillationTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Trainer writes in place and deletes old checkpoints at once. Here the marker
-        # comes last, and nothing is deleted before it stands.
-        folder = Path(self._get_output_dir(trial=trial))
-        checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            (checkpoint / SEAL).unlink(missing_ok=True)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._seal_checkpoint(checkpoint)
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False
+    ) -> None:
+        """Write the weights; a checkpoint's folder is not complete while they change.
 
-    def _finalize_training(self, *arguments: Any, **options: Any) -> TrainOutput:
-        # With a limit of 1, Trainer would now delete all but the best checkpoint, and
-        # without its last one a finished run would be trained again. The limit was
-        # kept to whenever a checkpoint was sealed.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            output: TrainOutput = super()._finalize_training(*arguments, **options)
-        finally:
-            self.args.save_total_limit = limit
-        return output
-
-    def _seal_checkpoint(self, checkpoint: Path) -> None:
-        (checkpoint / SEAL).touch()
-        best = self.state.best_model_checkpoint
-        remove_oldest(
-            checkpoint.parent,
-            self.args.save_total_limit,
-            # By name: an earlier process may have written the folder otherwise.
-            protected={checkpoint, checkpoint.with_name(Path(best or checkpoint).name)},
-        )
+        Args:
+            output_dir: Where to; ``args.output_dir`` without one.
+        """
+        self._saves.begin(Path(str(output_dir or self.args.output_dir)), self.args)
+        super().save_model(output_dir, _internal_call)
 
     def _refuse_spread_weights(self, what_fails: str) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
 # A file of this name says that a checkpoint is complete.
-SEAL = "COMPLETE"
+_SEAL = "COMPLETE"
 
 
 def refuse_shared(
@@ -111,7 +118,7 @@ def refuse_without(checkpoint: Path, *names: str) -> None:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint folder was written to its end."""
-    return (checkpoint / SEAL).is_file()
+    return (checkpoint / _SEAL).is_file()
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
@@ -138,8 +145,47 @@ def warn_of_an_earlier_run(folder: Path) -> None:
         )
 
 
-def remove_oldest(folder: Path, limit: int | None, protected: set[Path]) -> None:
-    """Remove the oldest complete checkpoints beyond a limit, protected ones aside."""
+class SealCheckpoints(TrainerCallback):
+    """Marks a checkpoint as complete once all of it is written, then removes old ones.
+
+    ``Trainer`` writes in place and deletes old checkpoints at once. Here the marker
+    comes last, and nothing is deleted before it stands.
+
+    Args:
+        keep: How many complete checkpoints stay, the best one in any case; ``None``
+            keeps all.
+    """
+
+    def __init__(self, keep: int | None) -> None:
+        self._keep = keep
+        self._folder: Path | None = None
+
+    def begin(self, folder: Path, args: TrainingArguments) -> None:
+        """Note that ``folder`` is about to be written, and so is not complete."""
+        self._folder = folder
+        if args.should_save:
+            (folder / _SEAL).unlink(missing_ok=True)
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """Seal the checkpoint that every process has now written."""
+        PartialState().wait_for_everyone()
+        folder = self._folder
+        if folder is None or not args.should_save:
+            return
+        (folder / _SEAL).touch()
+        best = state.best_model_checkpoint
+        # By name: an earlier process may have written the folder otherwise.
+        kept = {folder, folder.with_name(Path(best or folder).name)}
+        _remove_oldest(folder.parent, self._keep, protected=kept)
+
+
+def _remove_oldest(folder: Path, limit: int | None, protected: set[Path]) -> None:
     # Trainer's own rotation counts half-written checkpoints too: one with a high
     # number, left by a killed run, would be kept in place of a complete one.
     complete = _complete_checkpoints(folder)
@@ -147,7 +193,7 @@ def remove_oldest(folder: Path, limit: int | None, protected: set[Path]) -> None
     removable = [path for path in complete if path not in protected]
     # By time, since an earlier run may have left higher numbers; at equal times, as
     # copying may leave them, the order by number stays.
-    removable.sort(key=lambda path: (path / SEAL).stat().st_mtime_ns)
+    removable.sort(key=lambda path: (path / _SEAL).stat().st_mtime_ns)
     for path in removable[: max(0, excess)]:
-        (path / SEAL).unlink()
+        (path / _SEAL).unlink()
         shutil.rmtree(path, ignore_errors=True)

@@ -271,7 +271,7 @@ def test_resuming_from_nothing_starts_anew(tmp_path, uninterrupted):
     [
         ("_save_optimizer_and_scheduler", 2),  # the weights stand, Adam's state not
         ("_save_rng_state", 1),
-        ("_seal_checkpoint", 1),  # all is written but the marker
+        ("on_save", 1),  # all is written but the marker
     ],
 )
 def test_killed_in_the_middle_of_a_save(tmp_path, uninterrupted, method, limit):
