@@ -18,7 +18,7 @@ GOMP_SPINCOUNT ?= 10000
 export OMP_WAIT_POLICY GOMP_SPINCOUNT
 endif
 
-.PHONY: help run run-twice test lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
+.PHONY: help run run-twice test test-quick lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
@@ -26,6 +26,7 @@ help:
 	@echo '  ONLY="01 02"          some notebooks'
 	@echo "make run-twice        every cell twice in a row (smoke; ONLY=...; half an hour)"
 	@echo "make test             everything that has to hold before a change is accepted"
+	@echo "make test-quick       the toolkit's tests without the slow ones (4 minutes)"
 	@echo "make lab              open JupyterLab on the first notebook"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
 	@echo "make notebooks-check  are they built from their sources?"
@@ -48,6 +49,9 @@ run-twice: setup
 
 test: setup
 	@.venv/bin/python tools/test_all.py
+
+test-quick: setup
+	@.venv/bin/python tools/test_all.py --quick
 
 lab: setup
 	@JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab notebooks/00_start_here.ipynb

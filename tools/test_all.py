@@ -1,6 +1,7 @@
 """Everything that has to hold before a change is accepted: ``make test``.
 
 All steps run, whatever fails; the summary and the exit status say what did.
+``--quick`` runs the toolkit's own tests without the slow ones, in a few minutes.
 ``--colab`` runs the tests of the package and every notebook with the versions that
 Colab ships, the package installed from its wheel.
 """
@@ -50,6 +51,14 @@ def steps() -> dict[str, list[str]]:
     }
 
 
+def quick_steps() -> dict[str, list[str]]:
+    """What to run between two changes: the rooms that everything else rests on."""
+    rooms = ["losses", "machine", "data", "models", "evaluation", "labels"]
+    rooms += ["trainers", "planning"]
+    folders = [f"tests/{room}" for room in rooms]
+    return {"the toolkit's quick tests": [*PYTEST, "-m", "not slow", *folders]}
+
+
 def colab_steps() -> dict[str, list[str]]:
     """The same package, installed from its wheel among older neighbours."""
     # -P keeps the repository off the path: the wheel is what is tested. The tools of
@@ -90,11 +99,18 @@ def environment(command: list[str], *, colab: bool = False) -> Mapping[str, str]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--colab", action="store_true", help="with Colab's versions")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="the toolkit's, not slow")
+    which.add_argument("--colab", action="store_true", help="with Colab's versions")
     options = parser.parse_args()
     use_this_python()
     outcome = []
-    for title, command in (colab_steps() if options.colab else steps()).items():
+    chosen = steps()
+    if options.quick:
+        chosen = quick_steps()
+    elif options.colab:
+        chosen = colab_steps()
+    for title, command in chosen.items():
         print(f"\n=== {title}", flush=True)
         start = time.monotonic()
         done = subprocess.run(
