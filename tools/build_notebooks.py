@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import re
@@ -63,14 +64,37 @@ def fingerprint(course: Course, notebook: NotebookNode) -> str:
 
 def code_fingerprint(course: Course, notebook: NotebookNode) -> str:
     """Of what the outputs depend on: the code cells in their order, and the data."""
-    code = [c.source for c in notebook.cells if c.cell_type == "code"]
-    return _digest([code, manifest_hash(course)])
+    code = [_what_runs(c.source) for c in notebook.cells if c.cell_type == "code"]
+    manifest = json.loads((course.root / "data" / "MANIFEST.json").read_text("utf-8"))
+    data = [
+        (name, facts["sha256"])
+        for name, facts in manifest["files"].items()
+        if not name.endswith(".md")  # no lesson reads what is written about the data
+    ]
+    return _digest([code, data])
+
+
+def _what_runs(source: str) -> list[str]:
+    """The lines of a cell without its imports from the package.
+
+    Those say in which room a name lives, not what it does: helpers may move, and the
+    outputs are still theirs.
+    """
+    # A magic is no Python.
+    tree = ast.parse(re.sub(r"(?m)^( *)[%!].*", r"\1pass", source))
+    imports = set()
+    for node in (one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)):
+        if str(node.module).split(".")[0] == "distill_helpers":
+            imports |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return [line for at, line in lines if line.strip() and at not in imports]
 
 
 def helper_hashes(course: Course) -> dict[str, str]:
     """Of the modules and study results a notebook may use: reported, not enforced."""
     files = [
         *course.root.glob("distill_helpers/**/*.py"),
+        *course.root.glob("distill_helpers/**/*.toml"),
         *course.root.glob("results/**/*.csv"),
     ]
     return {
