@@ -176,14 +176,17 @@ def use_small_gpu():
     """In this process, ``gpu`` has few rows, and needs none.
 
     Counts are those of ``smoke``; models, datasets, files and settings are ``gpu``'s.
-    Attention is a T4's. Its fp16 needs CUDA; without, it is bf16 as on Ampere.
+    Attention is a T4's. Its fp16 needs CUDA; without, it is bf16 as on Ampere, or fp32
+    on a processor that would take minutes for a step in bf16.
     """
     load.has_flash_attention = lambda _: False
+    cuda = torch.cuda.is_available()
+    half = torch.bfloat16 if cuda or machine.cpu_bf16_pays() else None
     small = replace(
         machine.get_profile("gpu", planned=True),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        teacher_dtype=torch.bfloat16,
-        autocast_dtype=torch.bfloat16,
+        device="cuda" if cuda else "cpu",
+        teacher_dtype=half or torch.float32,
+        autocast_dtype=half,
     )
     get_profile = machine.get_profile
 
