@@ -288,6 +288,7 @@ def test_a_killed_run_loses_nothing_and_repeats_little(tmp_path, caplog, request
     assert len(path.read_text().splitlines()) == len(PROMPTS)
 
 
+@pytest.mark.slow
 def test_an_interruption_stores_what_is_under_way(tmp_path, request):
     """Ctrl-C: nothing new is asked for, and what was asked for arrives."""
     path = tmp_path / "labels.jsonl"
@@ -496,6 +497,7 @@ def test_files_without_thoughts_are_gone_on_with(tmp_path):
 # --- waiting ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "least"),
     [

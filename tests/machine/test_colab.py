@@ -218,6 +218,7 @@ shell.run_cell(open(sys.argv[1]).read()).raise_error()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "policy"),
     [("missing", None), ("installed", None), ("installed", "active")],

@@ -442,6 +442,7 @@ def test_packed_rows_with_padding_on_the_left_are_refused():
         HardLabels()(small(), inputs, None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # as torch traces
 def test_a_model_that_is_compiled_in_place_keeps_its_numbers():
     model = small()

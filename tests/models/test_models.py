@@ -131,6 +131,7 @@ def test_models_with_and_without_sdpa_are_loaded(
         assert found == "eager"
 
 
+@pytest.mark.slow
 def test_no_class_of_transformers_is_asked_for_what_it_has_not():
     """Where it has no sdpa or no exchange of attention, nothing is asked for."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING

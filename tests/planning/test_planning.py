@@ -150,6 +150,7 @@ def test_every_method_rehearses(method, fused):
         assert parts["gradients"] + parts["optimizer"] >= 2 * both
 
 
+@pytest.mark.slow
 def test_checkpointing_and_accumulation():
     deep = shape(layers=8)
     plain = rehearse(step(student=deep, batch_size=8))
@@ -161,6 +162,7 @@ def test_checkpointing_and_accumulation():
     assert twice.parts["gradients"] > plain.parts["gradients"]
 
 
+@pytest.mark.slow
 def test_a_gpu_works_in_larger_chunks():
     wide = step(student=shape(vocabulary=50_000), teacher=shape(vocabulary=50_000))
     wide = dataclasses.replace(wide, batch_size=8, length=512)
@@ -202,6 +204,7 @@ def test_prediction_and_measured_peak_agree(pair):
     assert found["predicted"] == pytest.approx(found["measured"], rel=0.15), found
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_to_change():
     models = (shape(256, 4), shape(256, 4))
     options = {"batch_size": 6, "length": 128}
@@ -292,6 +295,7 @@ def test_micro_batches_count_in_full():
     assert four.storage["full"] == 4 * one.storage["full"]
 
 
+@pytest.mark.slow
 def test_profiles_and_folders(tmp_path):
     shape().save_pretrained(tmp_path / "student")
     models = ("packaged", tmp_path / "student")
@@ -308,6 +312,7 @@ def test_it_is_planned_for_where_the_student_lies():
     assert found.device.name == "this CPU"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_without_a_gpu_the_gpu_profile_is_planned_for_a_t4():
     profile = get_profile("gpu", planned=True)
@@ -431,6 +436,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("device", ["T4", "H100"])
 @pytest.mark.parametrize("kind", OTHERS)

@@ -282,6 +282,7 @@ def test_a_stale_partner_teaches_what_it_knew():
 # --- saving and going on ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [
@@ -372,6 +373,7 @@ ADAPTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other", "exchange_every"),
     [

@@ -202,6 +202,7 @@ def test_micro_batches_change_nothing(bpe, rows):
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_decide(bpe, rows, monkeypatch):
     def texts(**options):
         seen = steps_of(made(bpe, rows, **options), monkeypatch)
@@ -335,6 +336,7 @@ def test_what_a_broken_step_wrote_is_not_logged_with_the_next_run(bpe, rows):
     assert logged() == undisturbed
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_own_sums():
     """It comes closer to the teacher's answers, though it never reads one."""
     teacher = load_tiny_teacher("sums")

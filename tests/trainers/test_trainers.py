@@ -60,6 +60,7 @@ def start():
 # --- sums over the whole step -------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_equals_one_batch(kind, accumulation):
@@ -109,6 +110,7 @@ def test_one_step_is_the_gradient_of_the_contract(bpe, kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_packed_examples_do_not_see_each_other(bpe, kind, fused):
@@ -266,6 +268,7 @@ def test_resuming_from_nothing_starts_anew(tmp_path, uninterrupted):
     assert torch.equal(weights(fresh.model), weights(uninterrupted.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "limit"),
     [
@@ -948,6 +951,7 @@ def test_a_plain_head_is_used_without_a_word(caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # as torch traces
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_a_compiled_student_keeps_the_fused_loss(kind, caplog):

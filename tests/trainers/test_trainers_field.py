@@ -443,6 +443,7 @@ def native(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapt", [lora, native, partial(lora, use_dora=True)])
 def test_a_student_with_adapters_goes_on_where_it_was(bpe, tmp_path, adapt):
     def run(folder, *, resume=False, callbacks=()):
