@@ -143,6 +143,9 @@ def test_the_wheel_carries_data_results_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "distill_helpers/py.typed" in names
     assert "distill_helpers/_data/MANIFEST.json" in names
+    for kind in ("*.toml", "*.json"):  # words and tables that modules read
+        for path in (ROOT / "distill_helpers").rglob(kind):
+            assert path.relative_to(ROOT).as_posix() in names
     for folder, inside in (("data", "_data"), ("results", "_results")):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and not path.name.startswith("."):
