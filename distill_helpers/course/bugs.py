@@ -126,7 +126,7 @@ def find_bug(name: str) -> KnownBug:
 def plain_loss(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float
 ) -> Tensor:
-    """Compute the soft-label loss the way it is usually written; correct."""
+    """The soft-label loss the way it is usually written; correct."""
     keep = labels[:, 1:] != IGNORE_INDEX
     s = student[:, :-1][keep]
     t = teacher[:, :-1][keep].detach()
