@@ -6,12 +6,8 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distill_helpers.data.base import DataError
-
-if TYPE_CHECKING:
-    pass
 
 
 def data_root() -> Path:

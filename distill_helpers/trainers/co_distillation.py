@@ -18,7 +18,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -45,9 +45,6 @@ from distill_helpers.trainers.checkpoints import (
     refuse_shared,
     refuse_unsaved,
 )
-
-if TYPE_CHECKING:
-    pass
 
 # Of the running loss that "confidence" follows: the last ten steps, about.
 _MEMORY = 0.9

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -36,9 +36,6 @@ from distill_helpers.models import (
 )
 from distill_helpers.trainers.base import DistillationTrainer, check_student
 from distill_helpers.trainers.checkpoints import refuse_shared
-
-if TYPE_CHECKING:
-    pass
 
 
 @runtime_checkable
