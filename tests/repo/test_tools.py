@@ -778,23 +778,10 @@ def test_a_solved_notebook_without_checks_fails():
         ("cpu", 61, True, 1, 0),
     ],
 )
-def test_time_limits(
-    course, monkeypatch, profile, seconds, enforce, failures, warnings
-):
-    monkeypatch.setattr(runner, "import_seconds", lambda: 4.0)
+def test_time_limits(course, profile, seconds, enforce, failures, warnings):
     result = replace(runner.Result("00_sample"), seconds=seconds)
     runner.judge_time(result, course.lessons[0], profile, enforce=enforce)
     assert (len(result.failures), len(result.warnings)) == (failures, warnings)
-
-
-def test_a_slow_machine_is_no_fault_of_a_lesson(course, monkeypatch):
-    monkeypatch.setattr(runner, "import_seconds", lambda: 10.0)
-    for seconds, failures in ((69, 0), (71, 1)):
-        result = replace(runner.Result("00_sample"), seconds=seconds)
-        runner.judge_time(result, course.lessons[0], "smoke", enforce=True)
-        assert len(result.failures) == failures
-    monkeypatch.undo()
-    assert 0.1 < runner.import_seconds() < 200
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
