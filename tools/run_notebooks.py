@@ -103,6 +103,8 @@ def _execute(
                 kernel_name=KERNEL_NAME,
                 cwd=folder,
                 progress_bar=False,
+                # Twice a cell, which is a tenth of a smoke run; long ones may be lost.
+                request_save_on_cell_execute=profile != "smoke",
                 execution_timeout=cell_limit,
                 **_progress(total),
             )
