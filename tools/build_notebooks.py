@@ -75,19 +75,36 @@ def code_fingerprint(course: Course, notebook: NotebookNode) -> str:
 
 
 def _what_runs(source: str) -> list[str]:
-    """The lines of a cell without its imports from the package.
+    """The lines of a cell without its imports from the package, and without smoke.
 
-    Those say in which room a name lives, not what it does: helpers may move, and the
-    outputs are still theirs.
+    Imports say in which room a name lives, not what it does: helpers may move. And
+    what ``profile.pick`` takes in ``smoke`` is not what a notebook is built with. In
+    both cases the outputs are still the cell's.
     """
     # A magic is no Python.
     tree = ast.parse(re.sub(r"(?m)^( *)[%!].*", r"\1pass", source))
-    imports = set()
-    for node in (one for one in ast.walk(tree) if isinstance(one, ast.ImportFrom)):
-        if str(node.module).split(".")[0] == "distill_helpers":
-            imports |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    lines = enumerate(source.splitlines(), 1)
-    return [line for at, line in lines if line.strip() and at not in imports]
+    lines = source.splitlines()
+    imports, picks = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if str(node.module).split(".")[0] == "distill_helpers":
+                imports |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, ast.keyword) and node.arg == "smoke":
+            picks.append(node.value)
+    # From the end, so that the places of the others still hold.
+    for pick in sorted(picks, key=lambda one: (one.lineno, one.col_offset))[::-1]:
+        _blank(lines, pick)
+    numbered = enumerate(lines, 1)
+    return [line for at, line in numbered if line.strip() and at not in imports]
+
+
+def _blank(lines: list[str], node: ast.expr) -> None:
+    """Take a value out of a cell's lines."""
+    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+    # Python counts columns in bytes.
+    before = lines[first].encode()[: node.col_offset].decode()
+    after = lines[last].encode()[node.end_col_offset :].decode()
+    lines[first : last + 1] = [before + after, *[""] * (last - first)]
 
 
 def helper_hashes(course: Course) -> dict[str, str]:

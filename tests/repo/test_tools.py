@@ -485,6 +485,19 @@ def test_where_a_helper_lives_is_no_change_of_code(course):
     assert code("from elsewhere import f\n\nf(1)") != before
 
 
+def test_what_smoke_picks_is_no_change_of_code(course):
+    def code(source):
+        cells = [nbformat.v4.new_code_cell(source)]
+        return builder.code_fingerprint(course, nbformat.v4.new_notebook(cells=cells))
+
+    pick = 'n = f("ä", pick(smoke={}, cpu={}), pick(smoke={}, cpu=7))\ng(n)'
+    before = code(pick.format(1, 2, 3))
+    assert code(pick.format("(2,\n  3)", 2, 30)) == before
+    assert code(pick.format(1, 20, 3)) != before
+    assert code(pick.format(1, 2, 3).replace("7", "70")) != before
+    assert code(pick.format(1, 2, 3).replace("g(n)", "g(0)")) != before
+
+
 def test_a_failing_cell_leaves_the_old_notebook(course, capsys):
     lesson = write_source(course, "00", "# %%\nraise RuntimeError('oh dear')\n")
     path = course.notebook_path(lesson)
