@@ -83,13 +83,18 @@ class Ledger(TorchDispatchMode):
     def peak(self, extra: int) -> dict[str, int]:
         """Return the bytes of each part at the highest point.
 
+        The optimizer's state counts from the beginning, as in every step but the first.
+
         Args:
             extra: Bytes to add wherever logits are held.
         """
         now = dict.fromkeys(PARTS, 0)
+        changes = [(self._parts[number], size) for number, size in self._changes]
+        now["optimizer"] = sum(size for part, size in changes if part == "optimizer")
         best, highest = dict(now), -1
-        for number, size in self._changes:
-            now[self._parts[number]] += size
+        for part, size in changes:
+            if part != "optimizer":
+                now[part] += size
             total = sum(now.values()) + (extra if now["logits"] else 0)
             if total > highest:
                 highest, best = total, dict(now)

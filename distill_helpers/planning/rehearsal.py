@@ -108,10 +108,10 @@ class Rehearsal:
 
 
 def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
-    """Run a step twice on fake tensors and note what it would allocate.
+    """Run a step on fake tensors and note what it would allocate.
 
-    Twice, because the optimizer's state is there only from the second step on; the
-    first time with few tokens.
+    What is rehearsed is a later step than the first: the optimizer's state is there
+    from the beginning, and the models have been tried out.
 
     Args:
         step: What to run.
@@ -132,10 +132,7 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
         if step.autocast is not None:
             # As accelerate prepares a model for mixed precision.
             model.forward = convert_outputs_to_fp32(model.forward)
-        first = replace(step, batch_size=1, length=8, accumulation=1)
-        run_step(first, model, objective, optimizer, ledger)
-        # A head is tried out once for a length of rows, which is no part of a step.
-        with flops, patch.object(heads, "probed_places", lambda _: []):
+        with flops, _tried_out():
             run_step(step, model, objective, optimizer, ledger)
     extra = _working_bytes(step, device_type) - _working_bytes(step, "cpu")
     share = step.accumulation / _rehearsed_batches(step)
@@ -344,6 +341,17 @@ def _refusing_in_words(step: Step) -> Iterator[None]:
         ) from error
     finally:
         log.disabled = was_disabled
+
+
+@contextmanager
+def _tried_out() -> Iterator[None]:
+    """Leave out what is asked of a model once, which is no part of a later step."""
+    with (
+        patch.object(heads, "probed_places", lambda _: []),
+        patch.object(heads, "check_causal", lambda *_: None),
+        patch.object(heads, "isolates_examples", lambda *_: True),
+    ):
+        yield
 
 
 def _taken_for_real() -> Any:

@@ -139,6 +139,18 @@ def test_operations_follow_the_tokens():
     assert few.flops == pytest.approx(tokens * (6 * student + 2 * teacher), rel=0.15)
 
 
+def test_what_is_asked_of_a_model_once_is_no_part_of_a_step():
+    """Whether it is causal, and whether it tells packed examples apart."""
+    assert rehearse(step(packed=True)).flops == rehearse(step()).flops
+
+
+def test_the_optimizers_state_is_there_from_the_beginning():
+    """AdamW keeps two numbers a weight; they wait while the losses are computed."""
+    parts = rehearse(step(batch_size=8, length=256)).parts
+    assert parts["logits"] > 0  # the highest point lies before the optimizer's step
+    assert parts["optimizer"] == pytest.approx(2 * weights(shape()), rel=0.01)
+
+
 @pytest.mark.parametrize("method", planning.METHODS)
 @pytest.mark.parametrize("fused", [True, False])
 def test_every_method_rehearses(method, fused):
