@@ -158,7 +158,7 @@ trainer = SoftLabelTrainer(
     train_dataset=rows,
     args=training_arguments(
         get_profile("cpu"),  # models this small are no faster on a GPU
-        steps=profile.pick(smoke=4, cpu=40, gpu=40),
+        steps=profile.pick(smoke=1, cpu=40, gpu=40),
         learning_rate=2e-3,
         batch_size=16,
         mixed_precision=False,
@@ -213,7 +213,7 @@ from distill_helpers.studies import load_results
 
 results = load_results("soft_labels")
 arms = study.STUDY.arms
-steps = profile.pick(smoke=4, cpu=study.STEPS, gpu=study.STEPS)
+steps = profile.pick(smoke=1, cpu=study.STEPS, gpu=study.STEPS)
 
 
 # %%
@@ -445,7 +445,7 @@ from distill_helpers.studies import shared_task
 from distill_helpers.tasks import three_sums
 
 sums_teacher = shared_task.load_task().teacher
-tests = profile.pick(smoke=50, cpu=2000, gpu=2000)
+tests = profile.pick(smoke=10, cpu=2000, gpu=2000)
 problem = three_sums.test_problems()[0]
 print("problem:", problem.prompt, "  full answer:", problem.answer)
 accuracy = shared_task.score(*sums_teacher, count=tests)
@@ -457,7 +457,7 @@ student, _ = shared_task.train_student(
     "soft",
     8000,
     seed=0,
-    steps=profile.pick(smoke=4, cpu=shared_task.STEPS, gpu=shared_task.STEPS),
+    steps=profile.pick(smoke=1, cpu=shared_task.STEPS, gpu=shared_task.STEPS),
     **dict(sums.options("soft", "8000")),
 )
 score = shared_task.score(student, sums_teacher.tokenizer, count=tests)

@@ -501,7 +501,7 @@ live = train_student(
     tiny_cache,
     {},
     seed=1,
-    steps=profile.pick(smoke=4, cpu=soft_labels.STEPS, gpu=soft_labels.STEPS),
+    steps=profile.pick(smoke=1, cpu=soft_labels.STEPS, gpu=soft_labels.STEPS),
     **dict(results.options(stored_labels.DEFAULT, "800")),
 )
 

@@ -53,7 +53,7 @@ from distill_helpers import LocalTeacher, write_labels
 from distill_helpers.tasks.teachers import load_tiny_teacher
 
 teacher = load_tiny_teacher("sums")
-asked = three_sums.problems(profile.pick(smoke=40, cpu=2000, gpu=2000), seed=3)
+asked = three_sums.problems(profile.pick(smoke=20, cpu=2000, gpu=2000), seed=3)
 labels = write_labels(
     LocalTeacher(*teacher, licence="ours"),
     three_sums.prompts(asked),
@@ -216,12 +216,12 @@ trained = study.train_student(
     traces,
     study.RIGHT,
     seed=2,
-    steps=profile.pick(smoke=4, cpu=study.STEPS, gpu=study.STEPS),
+    steps=profile.pick(smoke=1, cpu=study.STEPS, gpu=study.STEPS),
     **dict(results.options(study.RIGHT, study.MOST)),
 )
 
 # %%
-tests = profile.pick(smoke=40, cpu=2000, gpu=2000)
+tests = profile.pick(smoke=10, cpu=2000, gpu=2000)
 score = study.score(trained.model, study.RIGHT, tests)
 print(f"{trained.rows:,} right traces; the student: {score:.1f} %")
 live = results.check_live(

@@ -32,7 +32,7 @@ pair = soft_labels.load_pair(
         smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
     )
 )
-steps = profile.pick(smoke=4, cpu=study.STEPS, gpu=study.STEPS)
+steps = profile.pick(smoke=2, cpu=study.STEPS, gpu=study.STEPS)
 task = study.prose_task(pair, study.MANY, seed=2, steps=steps)
 
 # %%

@@ -38,12 +38,12 @@ from distill_helpers.tasks.teachers import load_tiny_teacher
 teacher = load_tiny_teacher("sums")
 tokenizer = teacher.tokenizer
 sizes = profile.pick(
-    smoke={"steps": 2, "questions": 70, "validation": 10}, cpu={}, gpu={}
+    smoke={"steps": 1, "questions": 70, "validation": 10}, cpu={}, gpu={}
 )
 reader = study.warm_start(seed=2, **sizes).model
 
 # %%
-tests = profile.pick(smoke=40, cpu=2000, gpu=2000)
+tests = profile.pick(smoke=10, cpu=2000, gpu=2000)
 for name, model in (("teacher", teacher.model), ("student", reader)):
     percent = study.score(model, study.TRACES, tests)
     print(f"{name}: {percent:.1f} % of {tests:,} test problems")
@@ -162,7 +162,7 @@ print(f"{again} of {len(whole)} wrong sums would be copied")
 # the first token?
 
 # %%
-asked = profile.pick(smoke=8, cpu=600, gpu=600)
+asked = profile.pick(smoke=4, cpu=600, gpu=600)
 before = study.exposure(reader, asked)
 
 
