@@ -7,11 +7,15 @@ nothing else. Used in every notebook; the environment is looked at in notebook 0
 
 from __future__ import annotations
 
+import gc
+import importlib
 import importlib.metadata
 import math
 import os
 import platform
+import sys
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -145,6 +149,9 @@ class Environment:
 def check_environment() -> Environment:
     """Look at versions, the teacher, memory and device; say how to mend what is wrong.
 
+    The libraries are imported, too: one that is broken is named here and not in the
+    middle of a lesson, whose cells then start at once.
+
     Never raises: a problem is a sentence in the returned record.
     """
     versions = {"python": platform.python_version()}
@@ -174,7 +181,39 @@ def check_environment() -> Environment:
             f"this machine has {memory:.1f} GiB of memory and the real teacher's "
             "lessons need 4; close other programs, or run the lessons on Colab"
         )
+    problems += _import_libraries(versions)
     return Environment(versions, _describe_device(memory), tuple(problems))
+
+
+def _import_libraries(installed: Container[str]) -> list[str]:
+    """Import what lessons need, if nobody has; returns what cannot be imported.
+
+    Imports make a million objects that stay. To look through them for garbage, while
+    they come and at every search after, takes a sixth of a short lesson's time.
+    """
+    problems: list[str] = []
+    if "transformers.trainer" in sys.modules:
+        return problems
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for module in ("datasets", "accelerate", "transformers.trainer"):
+            package = module.split(".")[0]
+            if package not in installed:
+                continue
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # whatever an install can have wrong
+                problems.append(
+                    f"{package} is installed and cannot be imported "
+                    f"({type(error).__name__}: {error}); run: "
+                    f"pip install --force-reinstall {package}"
+                )
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+    return problems
 
 
 def _describe_device(memory: float | None) -> str:

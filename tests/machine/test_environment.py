@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.metadata
+import os
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -62,6 +64,34 @@ def test_transformers_out_of_range(versions, found):
 def test_transformers_in_range(versions, found):
     versions["transformers"] = found
     assert machine.check_environment().ok
+
+
+BROKEN = """
+import gc
+
+from distill_helpers.machine import check_environment
+
+for problem in check_environment().problems:
+    print(problem)
+assert gc.isenabled()
+"""
+
+
+def test_a_library_that_cannot_be_imported_is_named(tmp_path):
+    """In a process of its own, for here the libraries have been imported."""
+    (tmp_path / "accelerate.py").write_text("raise ImportError('half a file')")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    problem = done.stdout.splitlines()[0]
+    assert "accelerate is installed and cannot be imported" in problem
+    assert "half a file" in problem
+    assert "pip install --force-reinstall accelerate" in problem
 
 
 def test_missing_transformers_is_one_problem_not_two(versions):
