@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,15 +83,25 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
             other characters) or drops some of them (spaces, as BERT's does), so that
             the bytes of a text cannot be told from its tokens.
     """
-    return byte_count(tokenizer).sizes
+    return byte_count(tokenizer).sizes.clone()
 
 
 def byte_count(tokenizer: PreTrainedTokenizerBase) -> ByteCount:
     """:func:`token_bytes`, with what it takes to count the bytes of whole rows.
 
+    Can be asked again and again: a tokenizer is tried out once.
+
     Raises:
         DataError: Where :func:`token_bytes` raises it.
     """
+    return _tried_out(tokenizer, len(tokenizer), tuple(tokenizer.all_special_ids))
+
+
+@lru_cache(maxsize=4)
+def _tried_out(
+    tokenizer: PreTrainedTokenizerBase, _length: int, _special: tuple[int, ...]
+) -> ByteCount:
+    """With length and special tokens among what is remembered, changes are seen."""
     vocabulary = tokenizer.get_vocab()
     added = tokenizer.added_tokens_decoder
     special = {index for index, token in added.items() if token.special}

@@ -525,6 +525,17 @@ def test_added_words_count_in_utf8():
     assert int(data.token_bytes(tokenizer)[ids].sum()) == len(text.encode())
 
 
+def test_a_tokenizer_is_tried_once_and_again_when_it_changes():
+    tokenizer = byte_level_bpe()
+    first = data.byte_count(tokenizer)
+    assert data.byte_count(tokenizer) is first
+    tokenizer.add_tokens(["Straße"])
+    index = tokenizer.convert_tokens_to_ids("Straße")
+    assert int(data.byte_count(tokenizer).sizes[index]) == 7
+    tokenizer.add_special_tokens({"additional_special_tokens": ["Straße"]})
+    assert int(data.byte_count(tokenizer).sizes[index]) == 0
+
+
 BIRD = "Größe über alles? Ça coûte 5 €,  高い 🐦."
 
 
