@@ -37,7 +37,8 @@ def shared_vocabulary(
     Raises:
         ValueError: If the tokenizers differ, naming the first difference.
     """
-    ours, theirs = _vocabulary_facts(student), _vocabulary_facts(teacher)
+    ours = _vocabulary_facts(student)
+    theirs = ours if teacher is student else _vocabulary_facts(teacher)
     size = vocabulary_size(student)
     appended = {
         index: token
