@@ -106,7 +106,7 @@ plt.show()
 # %%
 from distill_helpers import generate
 
-length = profile.pick(smoke=8, cpu=40, gpu=60)
+length = profile.pick(smoke=4, cpu=40, gpu=60)
 prompts = ["The capital of France is", "A good teacher"]
 texts = generate(teacher, tokenizer, prompts, max_new_tokens=length)
 for prompt, text in zip(prompts, texts, strict=True):

@@ -141,7 +141,7 @@ from distill_helpers.studies import soft_labels as study
 # Fewer rows to judge on in the smoke profile, the study's own elsewhere.
 pair = study.load_pair(
     **profile.pick(
-        smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
+        smoke={"validation_rows": 4, "test_rows": 4}, cpu={}, gpu={}
     )
 )
 rows = study.choose_rows(pair, "800", seed=0)
@@ -445,7 +445,7 @@ from distill_helpers.studies import shared_task
 from distill_helpers.tasks import three_sums
 
 sums_teacher = shared_task.load_task().teacher
-tests = profile.pick(smoke=10, cpu=2000, gpu=2000)
+tests = profile.pick(smoke=4, cpu=2000, gpu=2000)
 problem = three_sums.test_problems()[0]
 print("problem:", problem.prompt, "  full answer:", problem.answer)
 accuracy = shared_task.score(*sums_teacher, count=tests)
@@ -563,7 +563,7 @@ prompts = ["The capital of France is", "She walked into the room and"]
 
 
 def show_text(name, model):
-    length = profile.pick(smoke=4, cpu=24, gpu=40)
+    length = profile.pick(smoke=2, cpu=24, gpu=40)
     texts = generate(model, tokenizer, prompts, max_new_tokens=length)
     for prompt, text in zip(prompts, texts, strict=True):
         print(f"[{name}] {prompt}{text}")

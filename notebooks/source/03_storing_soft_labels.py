@@ -267,7 +267,7 @@ from distill_helpers.studies.soft_labels import train_student
 # %%
 pair = soft_labels.load_pair(
     **profile.pick(
-        smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
+        smoke={"validation_rows": 4, "test_rows": 4}, cpu={}, gpu={}
     )
 )
 some = soft_labels.choose_rows(pair, "800", seed=1)
@@ -519,7 +519,7 @@ display(results.check_live("nll", arm, "800", nll, judged=judged))
 
 # %%
 folder = work / "real"
-length = profile.pick(smoke=32, cpu=128, gpu=256)
+length = profile.pick(smoke=16, cpu=128, gpu=256)
 rows = pack(austen("train"), tokenizer, length).shuffle(seed=0)
 rows = rows.select(range(profile.pick(smoke=4, cpu=48, gpu=256)))
 began = time.perf_counter()

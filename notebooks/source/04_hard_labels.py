@@ -273,7 +273,7 @@ print("dropped:", *box.dropped["answer"][:4], sep="\n  ")
 from distill_helpers.tasks.glosses import pool_labels
 
 pool = pool_labels()
-count = profile.pick(smoke=300, cpu=len(pool), gpu=len(pool))
+count = profile.pick(smoke=60, cpu=len(pool), gpu=len(pool))
 pool = pool.select(range(count))
 truth = parts.pool[: len(pool)]
 known = judge_answers(pool["answer"], truth)

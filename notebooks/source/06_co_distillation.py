@@ -29,7 +29,7 @@ from distill_helpers.studies import soft_labels
 
 pair = soft_labels.load_pair(
     **profile.pick(
-        smoke={"validation_rows": 8, "test_rows": 16}, cpu={}, gpu={}
+        smoke={"validation_rows": 4, "test_rows": 8}, cpu={}, gpu={}
     )
 )
 steps = profile.pick(smoke=2, cpu=study.STEPS, gpu=study.STEPS)
