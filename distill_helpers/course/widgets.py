@@ -97,16 +97,16 @@ def _png(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=110, layout="none")
+    figure = Figure(figsize=size, dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(values), sharex=True, squeeze=False)[0]
     for ax, value in zip(axes, values, strict=True):
         draw(ax, value)
-    if len(places) == len(figure.axes):
+    known = len(places) == len(figure.axes)
+    figure.set_layout_engine("none" if known else "constrained")
+    if known:
         for ax, place in zip(figure.axes, places, strict=True):
             ax.set_position(place)
-    else:
-        figure.set_layout_engine("constrained")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue(), [ax.get_position() for ax in figure.axes]
