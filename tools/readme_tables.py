@@ -218,8 +218,14 @@ def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
     for one in verdicts:
         gain, unit = one["gain"], UNITS.get(one["metric"], one["metric"])
         interval = f"{gain['low']:+.3f} to {gain['high']:+.3f}"
+        mean = f"{gain['mean']:+.3f}"
+        if one.get("reference"):
+            # No gain, but what is left of one when a share of another is taken away.
+            mean += (
+                f" beyond {100 * one['share']:g} % of the gain of *{one['reference']}*"
+            )
         lines.append(
-            f"| {one['text']} | {gain['mean']:+.3f} | {interval} "
+            f"| {one['text']} | {mean} | {interval} "
             f"| {one['margin']:g} {unit} | **{one['status']}** |"
         )
     return "\n".join(lines)

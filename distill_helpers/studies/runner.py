@@ -280,19 +280,18 @@ def _rounded(value: Any) -> Any:
 
 
 def verdict_rows(results: Results) -> list[Row]:
-    """Every claim of a study as a flat record, for ``verdicts.json``."""
+    """Every claim of a study as a flat record, for ``verdicts.json``.
+
+    Gains are not rounded here: whoever prints one rounds it once.
+    """
     rows = []
     for claim in results.study.claims:
         verdict = judge(results, claim)
-        gain = {
-            name: round(value, 4) if isinstance(value, float) else value
-            for name, value in asdict(verdict.gain).items()
-        }
         rows.append(
             {
                 "study": results.study.name,
                 **asdict(claim),
-                "gain": gain,
+                "gain": asdict(verdict.gain),
                 "status": verdict.status,
             }
         )

@@ -137,6 +137,18 @@ def test_means_come_from_the_confirming_rows_with_their_interval(project):
     assert "**holds**" not in page(project)
 
 
+def test_a_share_is_not_called_a_gain():
+    kept = {**VERDICT, "reference": "full", "share": 0.9}
+    line = readme_tables.claims_table([kept]).splitlines()[-1]
+    assert "| +0.500 beyond 90 % of the gain of *full* | +0.432 to" in line
+
+
+def test_what_is_printed_is_rounded_once():
+    """Two steps, from 0.0644996 to 0.0645 to 0.065, would round it up."""
+    exact = {**VERDICT, "gain": {"mean": 0.0644996, "low": 0.0, "high": 1.0, "n": 5}}
+    assert "+0.064" in readme_tables.claims_table([exact])
+
+
 def test_costs_stand_beside_the_metric():
     shown = readme_tables.Shown("", "score", digits=1, costs=(("TFLOPs", "flops"),))
     rows = [
