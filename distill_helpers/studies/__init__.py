@@ -17,6 +17,7 @@ Which file holds what:
 * ``study``: what a study declares, and the list of all of them (``STUDIES``);
 * ``results``: reading, tables, verdicts, checks of live runs, for notebooks;
 * ``intervals``: Student's t-interval;
+* ``records``: what was done, round by round;
 * ``runner``: running, checking again, publishing, for maintainers;
 * ``tiny``: one training of one tiny model, shared by the studies;
 * one file or folder for each study.
