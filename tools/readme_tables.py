@@ -20,6 +20,7 @@ from typing import Any
 from course import Course, load_course
 
 from distill_helpers.studies import UNITS
+from distill_helpers.studies.records import Round, load_rounds
 
 CONFIDENCE = 0.95
 NO_RESULTS = (
@@ -163,10 +164,10 @@ def map_block(course: Course) -> str:
 # The results ------------------------------------------------------------------------
 
 
-def read_confirmed(path: Path) -> list[dict[str, str]]:
-    """The confirming rows of one study; those that explored say nothing here."""
+def read_rows(path: Path, phase: str) -> list[dict[str, str]]:
+    """The rows of one study and one phase, ``"explore"`` or ``"confirm"``."""
     with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["phase"] == "confirm"]
+        return [row for row in csv.DictReader(file) if row["phase"] == phase]
 
 
 def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
@@ -256,20 +257,77 @@ def results_block(root: Path) -> str:
     verdicts: list[dict[str, Any]] = []
     if path.is_file():
         verdicts = json.loads(path.read_text(encoding="utf-8"))
-    rows = {one.stem: read_confirmed(one) for one in sorted(folder.glob("*.csv"))}
+    rows = {one.stem: read_rows(one, "confirm") for one in sorted(folder.glob("*.csv"))}
     found = {*rows, *(one["study"] for one in verdicts)}
     if not found:
         return NO_RESULTS
     names = [name for name in SHOWN if name in found]
     names += sorted(found - set(SHOWN))
-    return "\n\n".join(
+    sections = [
         _study_section(
             name,
             rows.get(name, []),
             [one for one in verdicts if one["study"] == name],
         )
         for name in names
+    ]
+    if (folder / "records.toml").is_file():
+        sections.append(record_section(load_rounds(folder / "records.toml"), root))
+    return "\n\n".join(sections)
+
+
+# How they were run ------------------------------------------------------------------
+
+
+def record_section(rounds: Sequence[Round], root: Path) -> str:
+    """What was tried, on which seeds, in how many rounds, and what is not shown."""
+    last = {one.study: one for one in rounds}
+    lines = [
+        "| study | learning rates | weight decay | seeds: explored; confirmed | rounds "
+        "| declared before its rows |",
+        "|---|---|---|---|--:|---|",
+    ]
+    for name, one in last.items():
+        tried = read_rows(root / "results" / one.rows, "explore")
+        cells = [
+            ", ".join(dict.fromkeys(row[option] for row in tried))
+            for option in ("learning_rate", "weight_decay")
+        ]
+        explored = ", ".join(dict.fromkeys(row["seed"] for row in tried))
+        count = sum(other.study == name for other in rounds)
+        shown = f"not shown: {one.not_shown}" if one.not_shown else "yes"
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {explored}; {_range(one.seeds)} "
+            f"| {count} | {shown} |"
+        )
+    remarks = [
+        f"* {one.study}, round {one.number}: {'; '.join(found)}."
+        for one in rounds
+        if (found := _remarks(one))
+    ]
+    return "\n\n".join(
+        [
+            "### How they were run",
+            "\n".join(lines),
+            "<details><summary>What a careful reader should know of each round"
+            "</summary>",
+            "\n".join(remarks),
+            "</details>",
+        ]
     )
+
+
+def _range(seeds: Sequence[int]) -> str:
+    return f"{min(seeds)} to {max(seeds)}" if seeds else "none"
+
+
+def _remarks(one: Round) -> list[str]:
+    texts = {
+        "at the edge of the grid": one.at_edge,
+        "not the published one": one.broken_off,
+        "seeds": one.reused,
+    }
+    return [f"{what}: {text}" for what, text in texts.items() if text]
 
 
 # README.md --------------------------------------------------------------------------
