@@ -213,7 +213,7 @@ def metric_table(rows: Sequence[dict[str, str]], shown: Shown) -> str:
 def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
     """What was claimed, what came of it."""
     lines = [
-        "| claim | gain | 95 % interval | claimed: more than | verdict |",
+        "| claim | gain | 95 % interval | claimed | verdict |",
         "|---|--:|--:|--:|---|",
     ]
     for one in verdicts:
@@ -227,9 +227,15 @@ def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
             )
         lines.append(
             f"| {one['text']} | {mean} | {interval} "
-            f"| {one['margin']:g} {unit} | **{one['status']}** |"
+            f"| {_claimed(one)} {unit} | **{one['status']}** |"
         )
     return "\n".join(lines)
+
+
+def _claimed(verdict: dict[str, Any]) -> str:
+    if verdict.get("within") is not None:
+        return f"within ±{verdict['within']:g}"
+    return f"more than {verdict['margin']:g}"
 
 
 def _seeds(rows: Sequence[dict[str, str]]) -> str:

@@ -31,8 +31,9 @@ class Verdict:
         study: The name of the study.
         claim: What was claimed.
         gain: Paired gain of the arm over its baseline, positive is better.
-        status: ``"holds"``, ``"fails"``, ``"undecided"``, or ``"not judged"`` where a
-            run is too short to tell.
+        status: ``"holds"``, ``"equivalent"`` (a claim that two are equal holds),
+            ``"fails"``, ``"undecided"``, or ``"not judged"`` where a run is too short
+            to tell.
     """
 
     study: str
@@ -49,7 +50,7 @@ class Verdict:
         return (
             f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f} {unit}, "
             f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; "
-            f"claimed: more than {claim.margin:g})"
+            f"claimed: {claim.claimed})"
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
@@ -213,7 +214,13 @@ class Results:
 
 
 def judge(results: Results, claim: Claim) -> Verdict:
-    """Compare the paired gain's interval with the declared margin."""
+    """Compare the paired gain's 95 % interval with what was claimed.
+
+    A claim of a gain holds if the whole interval lies above the margin, and fails if
+    it lies below. A claim of equality holds (``"equivalent"``) if the whole interval
+    lies within ±``within``, which is stricter than two one-sided tests at 5 %, and
+    fails if it lies outside. What the interval leaves open is undecided.
+    """
     gain = results.gain(
         claim.metric,
         claim.arm,
@@ -225,13 +232,18 @@ def judge(results: Results, claim: Claim) -> Verdict:
     )
     if not claim.higher_is_better:
         gain = Interval(-gain.mean, -gain.high, -gain.low, gain.n)
-    if gain.low > claim.margin:
-        status = "holds"
-    elif gain.high < claim.margin:
-        status = "fails"
+    return Verdict(results.study.name, claim, gain, _status(claim, gain))
+
+
+def _status(claim: Claim, gain: Interval) -> str:
+    if claim.within is None:
+        holds, fails = gain.low > claim.margin, gain.high < claim.margin
     else:
-        status = "undecided"
-    return Verdict(results.study.name, claim, gain, status)
+        holds = -claim.within < gain.low and gain.high < claim.within
+        fails = gain.low > claim.within or gain.high < -claim.within
+    if holds:
+        return "holds" if claim.within is None else "equivalent"
+    return "fails" if fails else "undecided"
 
 
 def load_results(name: str) -> Results:

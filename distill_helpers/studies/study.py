@@ -61,6 +61,8 @@ class Claim:
         reference: Another arm, if the claim is that ``arm`` keeps a ``share`` of the
             gain that the reference has over the baseline.
         share: How much of the reference's gain must be kept.
+        within: If given, the claim is that arm and baseline are equal but for this
+            much, in the metric's units; ``margin`` says nothing then.
     """
 
     name: str
@@ -75,6 +77,21 @@ class Claim:
     baseline_setting: str | None = None
     reference: str | None = None
     share: float = 1.0
+    within: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.within is not None and not self.within > 0:
+            raise ValueError(
+                f"within={self.within} must be positive: two means are never equal to "
+                "the last digit"
+            )
+
+    @property
+    def claimed(self) -> str:
+        """What the gain must be, in words: ``"more than 0.3"``, ``"within ±0.02"``."""
+        if self.within is not None:
+            return f"within ±{self.within:g}"
+        return f"more than {self.margin:g}"
 
 
 @dataclass(frozen=True)

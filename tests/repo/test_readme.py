@@ -123,9 +123,8 @@ def test_means_come_from_the_confirming_rows_with_their_interval(project):
     assert f"| labels | {stats.tmean(values):.3f} ± {half:.3f} | – |" in text
     assert "| soft T=1 | – | 4.500 |" in text
     assert "| target | 800 | 3000 |" in text
-    assert (
-        "| Soft labels win | +0.500 | +0.432 to +0.600 | 0.3 nats | **holds** |" in text
-    )
+    gain = "+0.500 | +0.432 to +0.600"
+    assert f"| Soft labels win | {gain} | more than 0.3 nats | **holds** |" in text
     assert "have not been run" not in text
 
     # New results make it stale.
@@ -141,6 +140,12 @@ def test_a_share_is_not_called_a_gain():
     kept = {**VERDICT, "reference": "full", "share": 0.9}
     line = readme_tables.claims_table([kept]).splitlines()[-1]
     assert "| +0.500 beyond 90 % of the gain of *full* | +0.432 to" in line
+
+
+def test_a_claim_of_equality_says_within_what():
+    equal = {**VERDICT, "within": 0.02, "status": "equivalent"}
+    line = readme_tables.claims_table([equal]).splitlines()[-1]
+    assert line.endswith("| within ±0.02 nats | **equivalent** |")
 
 
 def test_what_is_printed_is_rounded_once():

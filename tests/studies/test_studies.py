@@ -118,6 +118,30 @@ def test_verdicts(bad, status):
     assert results.verdict("better").status == status
 
 
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        ([1.02, 0.98, 1.01, 0.99, 1.0], "equivalent"),
+        # The mean is small, and the interval reaches beyond the claim.
+        ([1.2, 0.8, 1.15, 0.85, 1.0], "undecided"),
+        ([1.1, 1.09, 1.11, 1.1, 1.1], "undecided"),
+        ([1.5, 1.51, 1.49, 1.5, 1.5], "fails"),
+        ([0.5, 0.51, 0.49, 0.5, 0.5], "fails"),
+    ],
+)
+def test_a_claim_that_two_are_equal(bad, status):
+    results = rows_with({"good": [1.0] * 5, "bad": bad})
+    claim = replace(results.study.claims[0], within=0.1)
+    verdict = studies.judge(results, claim)
+    assert verdict.status == status
+    assert "claimed: within ±0.1)" in str(verdict)
+
+
+def test_equal_to_the_last_digit_cannot_be_claimed():
+    with pytest.raises(ValueError, match=r"within=0\.0 must be positive"):
+        replace(make_study().claims[0], within=0.0)
+
+
 def test_direction_is_turned_where_higher_is_better():
     results = rows_with({"good": [3.0, 3.1, 3.0], "bad": [1.0, 1.1, 1.05]})
     claim = replace(results.study.claims[0], higher_is_better=True)
