@@ -36,20 +36,34 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imports(path: Path) -> list[tuple[str, str | None]]:
-    """Module and name of every import in a file, inside functions too."""
+def imports(source: str) -> list[tuple[str, str | None]]:
+    """Module and name of every import in a source, inside functions too."""
     found: list[tuple[str, str | None]] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
+            assert node.level == 0, "a relative import"
             found += [(str(node.module), alias.name) for alias in node.names]
     return found
 
 
-def own(path: Path) -> list[tuple[str, str | None]]:
-    return [(m, n) for m, n in imports(path) if m.split(".")[0] == "distill_helpers"]
+def own(source: str) -> list[tuple[str, str | None]]:
+    return [(m, n) for m, n in imports(source) if m.split(".")[0] == "distill_helpers"]
+
+
+def upward(source: str, room: str) -> list[str]:
+    """The rooms that a source imports from and must not, if it stands in ``room``."""
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    rooms = [
+        module.split(".")[1] if "." in module else str(name)
+        for module, name in own(source)
+    ]
+    return [one for one in rooms if one not in (*allowed, "__version__")]
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def ids(path: Path) -> str:
@@ -58,19 +72,35 @@ def ids(path: Path) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_imports_run_downwards(path):
-    allowed = ROOMS[: ROOMS.index(room_of(path)) + 1]
-    for module, name in own(path):
-        room = module.split(".")[1] if "." in module else name
-        if room == "__version__":
-            continue
-        assert room in allowed, f"{ids(path)} imports {name} from {module}"
+    assert upward(text(path), room_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from distill_helpers.course import plots",
+        "import distill_helpers.course.plots",
+        "from distill_helpers import course",
+        "def late():\n    from distill_helpers.course.plots import use_style",
+        "if False:\n    from distill_helpers.course import plots",
+    ],
+)
+def test_an_import_that_runs_upwards_is_seen(source):
+    assert upward(source, "losses") == ["course"]
+    assert upward(source, "planning") == ["course"]
+    assert upward(source, "course") == upward(source, "cli") == []
+
+
+def test_the_front_door_is_for_those_outside():
+    """Through it a room could reach any other."""
+    assert upward("from distill_helpers import plan", "cli") == ["plan"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_no_file_borrows_a_private_name(path):
     private = [
         f"{module}.{name}"
-        for module, name in own(path)
+        for module, name in own(text(path))
         if name is not None and name.startswith("_") and name != "__version__"
     ]
     assert not private
@@ -78,12 +108,12 @@ def test_no_file_borrows_a_private_name(path):
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_a_file_can_be_read_in_one_sitting(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+    assert len(text(path).splitlines()) <= 600
 
 
 def test_the_losses_need_torch_alone():
     for path in (PACKAGE / "losses").glob("*.py"):
-        foreign = {module.split(".")[0] for module, _ in imports(path)}
+        foreign = {module.split(".")[0] for module, _ in imports(text(path))}
         standard = {"__future__", "collections", "contextlib", "dataclasses"}
         standard |= {"enum", "functools", "math", "typing"}
         assert foreign <= standard | {"torch", "distill_helpers"}, path
@@ -95,7 +125,7 @@ def test_every_room_has_its_place_in_the_order():
 
 def test_every_room_says_what_it_is_for():
     for path in PACKAGE.glob("*/__init__.py"):
-        words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        words = ast.get_docstring(ast.parse(text(path)))
         assert words, path
         for file in path.parent.glob("*.py"):
             if file.name != "__init__.py" and path.parent.name not in ("studies",):
