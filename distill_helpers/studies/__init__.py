@@ -4,9 +4,10 @@ A :class:`Study` lists its arms (what is compared), its settings (how much data)
 grid of learning rates and weight decays that is the same for every arm. It runs in two
 phases:
 
-* *explore*: the whole grid on seed 0; the best cell of each arm, by the validation
-  metric, is kept. Seeds 0 to 2 are for exploring, also by hand and in notebooks;
-* *confirm* once, on five fresh seeds, with the cell that exploring chose.
+* *explore*: the whole grid on some of the seeds 0 to 2; the best cell of each arm, by
+  the validation metric's mean, is kept. These seeds are for exploring, also by hand and
+  in notebooks;
+* *confirm* once, on five or more fresh seeds, with the cell that exploring chose.
 
 Claims are judged on the confirming seeds alone, by the t-interval of the paired
 difference. A claim may hold, fail or stay undecided; all three are results. Every row,

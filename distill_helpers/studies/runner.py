@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from distill_helpers.studies.results import LiveCheck, Results, Row, judge
-from distill_helpers.studies.study import EXPLORE_SEEDS, Options, Run, Study, load_study
+from distill_helpers.studies.study import Options, Run, Study, load_study
 
 # Wraps an iterator, such as tqdm, given its length and a title.
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -50,8 +51,9 @@ def run_study(
     """
     log = work / f"{study.name}.jsonl"
     explore = [
-        Run(arm, setting, EXPLORE_SEEDS[0], options)
+        Run(arm, setting, seed, options)
         for arm, setting in study.pairs()
+        for seed in study.explore_seeds
         for options in study.grid
     ]
     rows = _run_all(study, explore, "explore", log, workers, progress)
@@ -140,10 +142,14 @@ def _number(row: Mapping[str, Any], metric: str) -> float:
 
 
 def _best(study: Study, rows: list[Row], arm: str, setting: str) -> Options:
+    """The cell with the best mean over the exploring seeds; the first, of equals."""
     mine = Results(study, tuple(rows)).select("explore", arm, setting)
+    scores: dict[Options, list[float]] = {}
+    for row in mine:
+        cell = tuple((name, row[name]) for name, _ in study.grid[0])
+        scores.setdefault(cell, []).append(row[study.select])
     sign = -1 if study.higher_is_better else 1
-    row = min(mine, key=lambda row: sign * row[study.select])
-    return tuple((name, row[name]) for name, _ in study.grid[0])
+    return min(scores, key=lambda cell: sign * fmean(scores[cell]))
 
 
 def _run_all(

@@ -199,6 +199,32 @@ def test_a_study_explores_chooses_and_confirms(tmp_path, in_process):
     assert results.verdict("better").status == "holds"
 
 
+@pytest.mark.parametrize(("higher", "best"), [(False, 0.2), (True, 0.1)])
+def test_the_cell_is_chosen_by_its_mean_over_the_exploring_seeds(higher, best):
+    """The lower, the better, unless the study says otherwise; one seed may be lucky."""
+    scores = {0.1: [1.0, 9.0, 9.0], 0.2: [5.0, 5.0, 5.0]}
+    rows = [
+        {"phase": "explore", "arm": "good", "setting": "s", "seed": seed, "rate": rate}
+        | {"score": score}
+        for rate, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    study = make_study(higher_is_better=higher, explore_seeds=EXPLORE_SEEDS)
+    assert runner._best(study, rows, "good", "s") == (("rate", best),)
+    alone = [row for row in rows if row["seed"] == 0]
+    lucky = {0.2: 0.1, 0.1: 0.2}[best]
+    assert runner._best(study, alone, "good", "s") == (("rate", lucky),)
+
+
+def test_every_exploring_seed_is_run(tmp_path, in_process):
+    study = make_study(explore_seeds=EXPLORE_SEEDS)
+    results = studies.run_study(study, tmp_path)
+    explored = [row for row in results.rows if row["phase"] == "explore"]
+    assert {(row["seed"], row["rate"]) for row in explored} == {
+        (seed, rate) for seed in EXPLORE_SEEDS for rate in (0.1, 0.2)
+    }
+
+
 def test_a_second_call_runs_nothing_and_a_torn_line_is_run_again(tmp_path, in_process):
     study = make_study()
     first = studies.run_study(study, tmp_path)
@@ -325,6 +351,7 @@ def test_declared_studies_are_sound(name):
         assert (claim.baseline, other) in study.pairs()
     every = {(arm, setting) for arm in study.arms for setting in study.settings}
     assert set(study.left_out) < every
+    assert set(study.explore_seeds) <= set(EXPLORE_SEEDS)
     assert not set(EXPLORE_SEEDS) & set(study.confirm_seeds)
     assert len(study.confirm_seeds) >= 5
 
@@ -337,12 +364,13 @@ def test_published_rows_are_complete(name):
         rows = [row for row in results.rows if (row["arm"], row["setting"]) == pair]
         confirm = [row for row in rows if row["phase"] == "confirm"]
         assert {row["seed"] for row in confirm} == set(study.confirm_seeds)
-        explored = {
-            tuple((option, row[option]) for option, _ in study.grid[0])
-            for row in rows
-            if row["phase"] == "explore" and row["seed"] == 0
-        }
-        assert explored == set(study.grid)
+        for seed in study.explore_seeds:
+            explored = {
+                tuple((option, row[option]) for option, _ in study.grid[0])
+                for row in rows
+                if row["phase"] == "explore" and row["seed"] == seed
+            }
+            assert explored == set(study.grid)
 
 
 def test_published_verdicts_are_what_the_rows_say():
