@@ -258,7 +258,10 @@ def fit_temperature(
     best = int(totals[1:-1].argmin()) + 1
     left, middle, right = totals[best - 1 : best + 2].tolist()
     bend = left - 2 * middle + right
-    shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    if bend > 0:
+        shift = 0.5 * (left - right) / bend
+    else:  # no minimum between them: the lower end
+        shift = float(right < left) - float(left < right)
     step = float(log_t[1] - log_t[0])
     return float(2 ** (log_t[best] + step * max(-1.0, min(1.0, shift))))
 
