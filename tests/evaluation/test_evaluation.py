@@ -218,6 +218,85 @@ def test_certainty_falls_into_the_last_bin():
     assert evaluation.evaluate(sure, rows, tokenizer).ece == pytest.approx(0)
 
 
+class ByLastToken(nn.Module):
+    """A model whose distribution hangs on the last token alone, by a table."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, input_ids, **_):
+        @dataclasses.dataclass
+        class Output:
+            logits: torch.Tensor
+
+        return Output(self.logits[input_ids].clone())
+
+
+# Places near both edges of all fifteen bins: so little above the lower edge, and so
+# little below the upper one. Edges of 14 or 16 bins lie elsewhere, nearly all of them.
+NEAR = 0.005
+CONFIDENCES = [edge for b in range(15) for edge in (b / 15 + NEAR, (b + 1) / 15 - NEAR)]
+# Every other bin's guesses are right. In a bin of wrong ones the gap of its two places
+# is the sum of their confidences, (2b + 1) / 15: 120 / 15 over the bins 0, 2, …, 14.
+# In one of right ones it is 2 less that: 14 − 105 / 15 over 1, 3, …, 13. Together 15,
+# over 30 places; bins that take from a neighbour would let right and wrong cancel.
+BY_BINS = [b % 2 == 1 for b in range(15) for _ in range(2)]
+# In every bin the lower guess is wrong, the upper right: |(2b + 1) / 15 − 1|, which is
+# |2b − 14| / 15, and 2 · (2 + 4 + … + 14) / 15 = 112 / 15 over all; finer bins would
+# have nothing that cancels.
+WITHIN_BINS = [upper for _ in range(15) for upper in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("right", "ece"), [(BY_BINS, 0.5), (WITHIN_BINS, 112 / 15 / 30)]
+)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("batch_size", [7, 30])
+def test_expected_calibration_error_has_fifteen_equal_bins(
+    bpe, right, ece, temperature, batch_size
+):
+    guess, other = 1, 2
+    p = torch.full((len(bpe), len(bpe)), 1 / len(bpe), dtype=torch.float64)
+    states = [100 + place for place in range(30)]
+    for state, confidence in zip(states, CONFIDENCES, strict=True):
+        p[state] = (1 - confidence) / (len(bpe) - 1)
+        p[state, guess] = confidence
+    # The calibration is that of what the model says at the temperature asked for.
+    model = ByLastToken((temperature * p.log()).float())
+    rows = [
+        {"input_ids": [state, guess if good else other]}
+        for state, good in zip(states, right, strict=True)
+    ]
+    found = evaluation.evaluate(
+        model, rows, bpe, temperature=temperature, batch_size=batch_size
+    )
+    assert found.tokens == 30
+    assert found.accuracy == sum(right) / 30
+    assert found.ece == pytest.approx(ece, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("true_temperature", "fitted"),
+    [
+        # Halfway between two of the temperatures that are tried, in the middle and
+        # beside the ends; and beyond the ends, where the nearest end is the answer.
+        *((2**power, 2**power) for power in (-1.875, -0.125, 0.125, 0.625, 1.875)),
+        (0.1, 0.25),
+        (20.0, 4.0),
+    ],
+)
+def test_fit_temperature_between_and_beyond_what_is_tried(true_temperature, fitted):
+    """Labels as often as the model says: the best temperature has no noise."""
+    tokenizer = three_sums.build_tokenizer()
+    counts = torch.tensor([2 ** (token // 2) for token in range(16)])
+    ids = torch.arange(16).repeat_interleave(counts).tolist()
+    rows = [{"input_ids": [0, *ids]}]
+    model = FixedLogits((counts / counts.sum()).log() * true_temperature)
+    found = evaluation.fit_temperature(model, rows, tokenizer)
+    assert found == pytest.approx(fitted, rel=0.01)
+
+
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.0, 3.2])
 def test_fit_temperature_recovers_a_known_one(true_temperature):
     """Labels drawn from p; the model's logits are log p times T: dividing helps."""
