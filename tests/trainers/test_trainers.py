@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -376,10 +377,38 @@ def test_the_last_complete_checkpoint_goes_by_number(tmp_path):
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-100"
 
 
-def test_checkpoints_load_without_unpickling(tmp_path):
-    trained(tmp_path, steps=1, save_steps=1)
-    for name in ("optimizer.pt", "scheduler.pt"):
-        torch.load(tmp_path / "checkpoint-1" / name, weights_only=True)
+class Trap:
+    """What a stranger could put into a checkpoint: unpickled, it makes a file."""
+
+    def __init__(self, sprung):
+        self.sprung = sprung
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.sprung),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_checkpoints_load_without_unpickling(tmp_path, name):
+    """Resuming reads the file, and refuses to run what is in it."""
+    trained(tmp_path, **RESUMED | {"steps": 4})
+    file = tmp_path / "checkpoint-4" / name
+    sprung = tmp_path / "sprung"
+    torch.save(Trap(sprung), file)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        trained(tmp_path, resume=True, **RESUMED)
+    assert not sprung.exists()
+    torch.load(file, weights_only=False)
+    assert sprung.exists()  # so the trap does work
+
+
+def test_what_is_never_read_of_a_checkpoint_may_be_anything(tmp_path, uninterrupted):
+    """Trainer pickles its arguments, and nobody unpickles them here."""
+    trained(tmp_path, **RESUMED | {"save_total_limit": None})
+    run = tmp_path / "checkpoint-2"
+    torch.save(Trap(tmp_path / "sprung"), run / "training_args.bin")
+    resumed = trained(tmp_path, resume=str(run), **RESUMED)
+    assert torch.equal(weights(resumed.model), weights(uninterrupted.model))
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_without_an_output_folder_nothing_is_saved(tmp_path, monkeypatch):
