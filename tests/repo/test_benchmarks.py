@@ -1,4 +1,4 @@
-"""What `make bench` measured holds here too: values, one memory ceiling, one ratio."""
+"""What `make bench` measured holds here too: values, memory, ratios of seconds."""
 
 from __future__ import annotations
 
@@ -76,28 +76,92 @@ def test_the_texts_of_the_reference_are_what_the_student_writes():
     assert len(lengths) > 3, "some end by themselves, some are cut off"
 
 
-@pytest.mark.skipif(
+LINUX = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the high mark is Linux's"
 )
+
+
+@LINUX
 def test_memory_stays_below_the_ceiling():
     shape = bench_losses.SHAPES[0]
     assert bench_losses.measure_memory("ours", shape, "forward_kl") <= 128
 
 
-def test_faster_than_the_plain_way():
-    tensors = make_inputs(*bench_losses.SHAPES[0])
-    seconds = {"ours": [], "naive PyTorch": []}
-    # As many turns as it takes for the median to forget what other processes do.
-    for turn in range(10):
-        for name, found in seconds.items():
-            for tensor in tensors[:2]:
-                tensor.grad = None
-            start = time.perf_counter()
-            LOSSES[name](*tensors, divergence="forward_kl").backward()
-            if turn:
-                found.append(time.perf_counter() - start)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
-    assert medians["ours"] < medians["naive PyTorch"]
+# What `make bench` compares and what is installed with this package.
+HERE = {name: LOSSES[name] for name in ("ours", "naive PyTorch")}
+# Another process can spoil a comparison, and seldom three of them; code that is slow
+# or works too much is so each time.
+ATTEMPTS = 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("divergence", "most"),
+    # Published are 0.66, 0.77 and 0.41 of the plain way's seconds, with a vocabulary
+    # that is twice as large; and at most 1.46 times the four products'.
+    [("forward_kl", 0.9), ("reverse_kl", 0.9), ("jsd", 0.7)],
+)
+def test_faster_than_the_plain_way(divergence, most, monkeypatch):
+    """By the benchmark itself: medians of turns, and equal values and gradients."""
+    monkeypatch.setattr(bench_losses, "LOSSES", HERE)
+    seen = []
+    for _ in range(ATTEMPTS):
+        seconds = bench_losses.time_losses((512, 256, 16_000), divergence, rounds=5)
+        ours = seconds["ours"]
+        seen.append(
+            (ours / seconds["naive PyTorch"], ours / seconds[bench_losses.FLOOR])
+        )
+        if seen[-1][0] <= most and seen[-1][1] <= 1.8:
+            return
+    pytest.fail(f"ours / plain, ours / products: {seen}; at most {most} and 1.8")
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_less_than_a_third_of_the_plain_way_s_memory(divergence):
+    """Published is 0.08 to 0.18 of it at the two larger vocabularies."""
+    shape = (512, 64, 49_152)
+    ours, plain = (
+        bench_losses.measure_memory(name, shape, divergence) for name in HERE
+    )
+    assert plain > 2 * 512 * 0.75 * 49_152 * 4 / 2**20  # it does hold both logits
+    assert ours <= plain / 3
+
+
+@LINUX
+@pytest.mark.slow
+def test_memory_of_eight_times_the_tokens_is_nearly_the_same():
+    """Published are 96 MiB for 512 tokens, and 106 for 4,096."""
+    few, many = (
+        bench_losses.measure_memory("ours", (tokens, 64, 32_000), "forward_kl")
+        for tokens in (512, 4096)
+    )
+    assert many <= 128
+    assert many <= few + 32
+
+
+def test_seconds_grow_like_the_tokens():
+    """Published are 0.33 to 0.39 s for every 1,000 tokens, however many there are."""
+    seen = []
+    for _ in range(ATTEMPTS):
+        seconds = {512: [], 2048: []}
+        tensors = {tokens: make_inputs(tokens, 64, 8_000) for tokens in seconds}
+        for turn in range(6):
+            for tokens, found in seconds.items():
+                for tensor in tensors[tokens][:2]:
+                    tensor.grad = None
+                start = time.perf_counter()
+                LOSSES["ours"](*tensors[tokens], divergence="forward_kl").backward()
+                if turn:
+                    found.append(time.perf_counter() - start)
+        few, many = (
+            statistics.median(found) / tokens for tokens, found in seconds.items()
+        )
+        seen.append(many / few)
+        if seen[-1] <= 1.25:
+            return
+    pytest.fail(f"a token's seconds among 2,048 and among 512: ratios {seen}")
 
 
 def test_memory_does_not_grow_with_the_tokens():
@@ -124,27 +188,6 @@ def test_memory_does_not_grow_with_the_tokens():
 # --- what the last `make bench` found -----------------------------------------------
 
 RESULTS = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    "row",
-    RESULTS["losses"]["found"]["losses"],
-    ids=lambda row: f"{row['shape'][2]} {row['divergence']}",
-)
-def test_published_memory_and_time(row):
-    memory, seconds = row["mib"], row["seconds"]
-    assert memory["ours"] <= 128
-    if row["shape"][2] > 32_000:
-        assert memory["ours"] <= 0.5 * min(v for k, v in memory.items() if k != "ours")
-    most = 2.3 if row["shape"][2] > 100_000 else 2.0
-    assert seconds["ours"] <= most * seconds[bench_losses.FLOOR]
-
-
-def test_published_growth_is_linear_in_time_and_flat_in_memory():
-    rows = RESULTS["losses"]["found"]["growth"]
-    per_token = [row["seconds"] / row["tokens"] for row in rows]
-    assert max(per_token) <= 1.25 * min(per_token)
-    assert max(row["mib"] for row in rows) <= 128
 
 
 def test_the_published_tables_are_of_these_results():
