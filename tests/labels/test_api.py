@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from api_server import KEY, MODEL, serving
 from labelling import CONCURRENCY, PROMPTS, ask
+from versions import NEEDS_JSON
 
 from distill_helpers.labels.api import ApiTeacher, find_api_key, wanted_pause
 from distill_helpers.labels.ask import plan_labels, write_labels
@@ -558,6 +559,7 @@ TALK = [
 ]
 
 
+@NEEDS_JSON
 def test_a_conversation_is_sent_as_it_was_given(tmp_path):
     parts = [{"role": "system", "content": "be brief"}, user([TEXT, TEXT])]
     with serving() as server:

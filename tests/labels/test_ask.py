@@ -1,15 +1,17 @@
 import json
 from collections import Counter
 
+import datasets
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import byte_level_bpe, tiny
+from versions import NEEDS_JSON
 
 from distill_helpers.data import DataError
 from distill_helpers.labels.ask import plan_labels, write_labels
 from distill_helpers.labels.rows import learn_answers, own_labels
-from distill_helpers.labels.store import read_labels
+from distill_helpers.labels.store import as_dataset, read_labels
 from distill_helpers.labels.teachers import (
     Action,
     Answer,
@@ -611,6 +613,7 @@ def test_an_answer_that_is_none_is_named(bpe):
 # --- half an emoji ------------------------------------------------------------------
 
 
+@NEEDS_JSON
 def test_half_an_emoji_is_replaced_wherever_it_stands(path, bpe):
     half, whole = "cut \ud83d", "cut \ufffd"
     rows = own_labels(
@@ -649,6 +652,7 @@ def talk(city, *, more=(), **assistant):
     ]
 
 
+@NEEDS_JSON
 @pytest.mark.parametrize("nothing", [{}, {"content": None}, {"content": ""}])
 @pytest.mark.parametrize("more", [[], [{"role": "user", "content": "So?"}]])
 def test_what_is_asked_and_learned_holds_the_calls(nothing, more):
@@ -664,6 +668,15 @@ def test_what_is_asked_and_learned_holds_the_calls(nothing, more):
     assert tokenizer.decode(learned) == "Yes.<end>"
 
 
+def test_old_datasets_cannot_hold_tool_calls(monkeypatch):
+    """Colab's; to be said in words, for what it says itself helps nobody."""
+    monkeypatch.delattr(datasets, "Json", raising=False)
+    call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    with pytest.raises(ValueError, match="newer datasets package; run: pip install"):
+        as_dataset([{"messages": [call]}])
+
+
+@NEEDS_JSON
 def test_conversations_that_differ_in_a_call_are_two(path):
     parrot = Parrot()
     talks = [talk("Cork"), talk("Rome"), talk("Cork", content=None), talk("Cork")]
@@ -719,6 +732,7 @@ def test_a_conversation_that_cannot_be_asked_is_named(path, prompt, words):
         own_labels(["a", prompt], ["x", "y"])
 
 
+@NEEDS_JSON
 @pytest.mark.parametrize(
     ("template", "words"),
     [
@@ -755,6 +769,7 @@ PARTS = CHATML.replace(
 )
 
 
+@NEEDS_JSON
 def test_contents_in_parts_need_a_template_that_knows_them(bpe):
     parts = [{"type": "text", "text": "It "}, {"type": "text", "text": "is"}]
     rows = own_labels([[{"role": "user", "content": parts}]], ["rich"])
