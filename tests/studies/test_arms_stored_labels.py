@@ -176,7 +176,7 @@ def test_rows_come_once_or_again_and_again(arm, setting, read_again, pair):
 @pytest.mark.parametrize("setting", reused_draws.STUDY.settings)
 @pytest.mark.parametrize("arm", ["12 draws", "hybrid 8 + 24"])
 def test_draws_are_new_in_every_epoch_or_stay(arm, setting, read_again, teacher_hash):
-    _, caches, batches = read_again(arm, setting)
+    _, caches, _ = read_again(arm, setting)
     fresh = setting == "12 epochs, fresh draws"
     numbers = [list(dict.fromkeys(map(id, caches))).index(id(one)) for one in caches]
     assert numbers == ([0] * 4 + [1] * 4 + [2] * 4 if fresh else [0] * 12)
