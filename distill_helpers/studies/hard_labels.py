@@ -51,16 +51,29 @@ def choose_rows(arm: str, setting: str, tokenizer: Any) -> Dataset:
 
 
 def train_student(
-    rows: Dataset, *, seed: int, steps: int = STEPS, **recipe: Unpack[Recipe]
+    rows: Dataset,
+    *,
+    seed: int,
+    steps: int = STEPS,
+    validation: int | None = None,
+    **recipe: Unpack[Recipe],
 ) -> tuple[Loaded, float]:
-    """The student at its best validation checkpoint, and its NLL there."""
+    """The student at its best validation checkpoint, and its NLL there.
+
+    Args:
+        rows: What it learns from.
+        seed: The seed of its training.
+        steps: Optimizer steps.
+        validation: Glosses to choose the checkpoint by. Default: all.
+        recipe: Learning rate and weight decay.
+    """
     model, tokenizer = load_tiny_teacher("prose")
-    validation = learned_rows(splits().validation, tokenizer)
+    held_out = learned_rows(splits().validation[:validation], tokenizer)
     trained = train_tiny(
         model.requires_grad_(True),
         rows,
         tokenizer,
-        lambda student: held_out_nll(student, validation, tokenizer),
+        lambda student: held_out_nll(student, held_out, tokenizer),
         every=max(1, steps // 10),
         steps=steps,
         batch_size=BATCH_SIZE,

@@ -212,7 +212,9 @@ plt.show()
 from distill_helpers.studies import load_results
 
 results = load_results("soft_labels")
-arms = study.STUDY.arms
+arms = profile.pick(
+    smoke=study.STUDY.arms[:2], cpu=study.STUDY.arms, gpu=study.STUDY.arms
+)
 steps = profile.pick(smoke=1, cpu=study.STEPS, gpu=study.STEPS)
 
 
@@ -586,7 +588,8 @@ print(plan((teacher, student), steps=real_steps, **size))
 real_results = load_results("real_pair")
 setting = "20 steps"
 students, found = {}, {}
-for arm in ("labels", "soft"):
+both = ("labels", "soft")
+for arm in profile.pick(smoke=both[1:], cpu=both, gpu=both):
     students[arm] = real_pair.start_student(real, profile)
     found[arm] = real_pair.repair(
         real,
