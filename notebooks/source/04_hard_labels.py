@@ -464,7 +464,7 @@ told = write_labels(
     LocalTeacher(*tutor, licence="Apache-2.0; no terms for its answers"),
     [gloss.instruction for gloss in some],
     work / "told.jsonl",
-    max_new_tokens=profile.pick(smoke=4, cpu=24, gpu=24),
+    max_new_tokens=24,
     concurrency=profile.pick(smoke=20, cpu=20, gpu=128),
 )
 
