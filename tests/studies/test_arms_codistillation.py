@@ -15,7 +15,7 @@ from watched_training import PLAIN, run_of, same_rows, settings_of, watching
 
 from distill_helpers.evaluation import Ensemble
 from distill_helpers.models import build_student, weights_hash
-from distill_helpers.studies import codistillation, codistilled_sums, soft_labels
+from distill_helpers.studies import codistillation, codistilled_sums
 from distill_helpers.studies.shared_task import worked
 from distill_helpers.tasks import three_sums
 from distill_helpers.tasks.teachers import load_tiny_teacher
@@ -41,11 +41,6 @@ PROSE = [
 ]
 SUMS = [(codistilled_sums, *pair) for pair in codistilled_sums.STUDY.pairs()]
 NAMES = [f"{study.STUDY.name}-{arm}-{setting}" for study, arm, setting in PROSE + SUMS]
-
-
-@pytest.fixture(scope="module")
-def pair():
-    return soft_labels.load_pair(4, 4)
 
 
 @pytest.fixture(scope="module")

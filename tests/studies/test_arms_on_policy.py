@@ -12,7 +12,6 @@ from watched_training import PLAIN, run_of, same_rows, settings_of, watching
 from distill_helpers.models import build_student, weights_hash
 from distill_helpers.studies import on_policy, reasoning_traces, tiny
 from distill_helpers.tasks import three_sums
-from distill_helpers.tasks.teachers import load_tiny_teacher
 from distill_helpers.trainers import DistillationTrainer, OnPolicyTrainer
 
 WARM, TRACES = "warm start", "traces"
@@ -30,11 +29,6 @@ STEPS = dict.fromkeys(on_policy.STUDY.arms, 400) | {
     WARM: 1500,
     "soft labels, equal time": 1000,
 }
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load_tiny_teacher("sums")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from distill_helpers.data import mask_prompts
 from distill_helpers.models import build_student, weights_hash
 from distill_helpers.studies import reasoning_traces
 from distill_helpers.tasks import three_sums
-from distill_helpers.tasks.teachers import load_tiny_teacher
 
 TEACHER, AGAIN = "the teacher", "the teacher, retrained"
 TRACES, AS_MANY = "all traces", "all traces, as many"
@@ -19,11 +18,6 @@ ANSWERS, RIGHT, SOFT = "answers only", "right traces", "right traces, soft"
 # Fewer questions than any setting has; all but the teacher's own arm are trained.
 FEW = 96
 TRAINED = (AGAIN, ANSWERS, TRACES, AS_MANY, RIGHT, SOFT)
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load_tiny_teacher("sums")
 
 
 @pytest.fixture(scope="module")

@@ -43,16 +43,6 @@ ARMS = {
 
 
 @pytest.fixture(scope="module")
-def teacher():
-    return load_tiny_teacher("sums")
-
-
-@pytest.fixture(scope="module")
-def base():
-    return study.base_student(steps=2)
-
-
-@pytest.fixture(scope="module")
 def partner():
     return study.base_partner(steps=1)
 

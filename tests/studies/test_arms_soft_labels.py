@@ -31,11 +31,6 @@ FEW = "48"
 
 
 @pytest.fixture(scope="module")
-def pair():
-    return soft_labels.load_pair(4, 4)
-
-
-@pytest.fixture(scope="module")
 def ran(pair):
     """One step of a run, by study, arm and setting: its only training, its row."""
 

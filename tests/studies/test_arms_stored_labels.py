@@ -27,11 +27,6 @@ FEW = "32"
 
 
 @pytest.fixture(scope="module")
-def pair():
-    return soft_labels.load_pair(4, 4)
-
-
-@pytest.fixture(scope="module")
 def teacher_hash():
     return weights_hash(load_tiny_teacher("prose").model)
 

@@ -14,17 +14,6 @@ from distill_helpers.models import parameter_count
 from distill_helpers.studies import side_by_side as study
 from distill_helpers.studies import tiny_arguments
 from distill_helpers.tasks import three_sums
-from distill_helpers.tasks.teachers import load_tiny_teacher
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load_tiny_teacher("sums")
-
-
-@pytest.fixture(scope="module")
-def base():
-    return study.base_student(steps=2)
 
 
 @pytest.fixture(scope="module")

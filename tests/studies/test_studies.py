@@ -210,6 +210,9 @@ def test_the_cell_is_chosen_by_its_mean_over_the_exploring_seeds(higher, best):
         for seed, score in enumerate(values)
     ]
     study = make_study(higher_is_better=higher, explore_seeds=EXPLORE_SEEDS)
+    # Neither another arm's rows count, nor those of confirming seeds.
+    rows += [row | {"arm": "bad", "score": 10 - row["score"]} for row in rows]
+    rows += [row | {"phase": "confirm", "score": 10 - row["score"]} for row in rows]
     assert runner._best(study, rows, "good", "s") == (("rate", best),)
     alone = [row for row in rows if row["seed"] == 0]
     lucky = {0.2: 0.1, 0.1: 0.2}[best]
@@ -354,6 +357,10 @@ def test_declared_studies_are_sound(name):
     assert set(study.explore_seeds) <= set(EXPLORE_SEEDS)
     assert not set(EXPLORE_SEEDS) & set(study.confirm_seeds)
     assert len(study.confirm_seeds) >= 5
+    # Losses and shares of wrong answers; a score would need the other direction.
+    assert study.higher_is_better is not any(
+        word in study.select for word in ("nll", "wrong")
+    )
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
