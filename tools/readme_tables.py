@@ -21,6 +21,7 @@ from course import Course, load_course
 
 from distill_helpers.studies import UNITS
 from distill_helpers.studies.records import Round, load_rounds
+from distill_helpers.studies.study import claimed
 
 CONFIDENCE = 0.95
 NO_RESULTS = (
@@ -227,15 +228,10 @@ def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
             )
         lines.append(
             f"| {one['text']} | {mean} | {interval} "
-            f"| {_claimed(one)} {unit} | **{one['status']}** |"
+            f"| {claimed(one['margin'], one.get('within'))} {unit} "
+            f"| **{one['status']}** |"
         )
     return "\n".join(lines)
-
-
-def _claimed(verdict: dict[str, Any]) -> str:
-    if verdict.get("within") is not None:
-        return f"within ±{verdict['within']:g}"
-    return f"more than {verdict['margin']:g}"
 
 
 def _seeds(rows: Sequence[dict[str, str]]) -> str:

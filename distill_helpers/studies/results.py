@@ -12,7 +12,14 @@ from html import escape
 from typing import Any
 
 from distill_helpers.studies.intervals import Interval, t_interval
-from distill_helpers.studies.study import UNITS, Claim, Options, Study, load_study
+from distill_helpers.studies.study import (
+    UNITS,
+    Claim,
+    Options,
+    Study,
+    claimed,
+    load_study,
+)
 from distill_helpers.tasks.bundled import results_root
 
 # A live run is one more draw; wide enough that a course of many of them rarely cries
@@ -50,7 +57,7 @@ class Verdict:
         return (
             f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f} {unit}, "
             f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; "
-            f"claimed: {claim.claimed})"
+            f"claimed: {claimed(claim.margin, claim.within)})"
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:

@@ -86,12 +86,15 @@ class Claim:
                 "the last digit"
             )
 
-    @property
-    def claimed(self) -> str:
-        """What the gain must be, in words: ``"more than 0.3"``, ``"within ±0.02"``."""
-        if self.within is not None:
-            return f"within ±{self.within:g}"
-        return f"more than {self.margin:g}"
+
+def claimed(margin: float, within: float | None) -> str:
+    """What the gain must be, in words: ``"more than 0.3"`` or ``"within ±0.02"``.
+
+    Args:
+        margin: Same as in :class:`Claim`, and so is the other.
+        within: Same as there.
+    """
+    return f"more than {margin:g}" if within is None else f"within ±{within:g}"
 
 
 @dataclass(frozen=True)
