@@ -89,13 +89,17 @@ def _what_runs(source: str) -> list[str]:
         if isinstance(node, ast.ImportFrom):
             if str(node.module).split(".")[0] == "distill_helpers":
                 imports |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        elif isinstance(node, ast.keyword) and node.arg == "smoke":
-            picks.append(node.value)
+        elif isinstance(node, ast.Call) and _called(node) == "pick":
+            picks += [one.value for one in node.keywords if one.arg == "smoke"]
     # From the end, so that the places of the others still hold.
     for pick in sorted(picks, key=lambda one: (one.lineno, one.col_offset))[::-1]:
         _blank(lines, pick)
     numbered = enumerate(lines, 1)
     return [line for at, line in numbered if line.strip() and at not in imports]
+
+
+def _called(node: ast.Call) -> str:
+    return ast.unparse(node.func).rpartition(".")[2]
 
 
 def _blank(lines: list[str], node: ast.expr) -> None:

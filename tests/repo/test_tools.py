@@ -496,6 +496,8 @@ def test_what_smoke_picks_is_no_change_of_code(course):
     assert code(pick.format(1, 20, 3)) != before
     assert code(pick.format(1, 2, 3).replace("7", "70")) != before
     assert code(pick.format(1, 2, 3).replace("g(n)", "g(0)")) != before
+    # Whatever else is called smoke may well show.
+    assert code("draw(smoke=1)") != code("draw(smoke=2)")
 
 
 def test_a_failing_cell_leaves_the_old_notebook(course, capsys):
