@@ -103,7 +103,8 @@ def _execute(
                 kernel_name=KERNEL_NAME,
                 cwd=folder,
                 progress_bar=False,
-                # Twice a cell, which is a tenth of a smoke run; long ones may be lost.
+                # Writing it twice a cell takes a tenth of a smoke run. A long one is
+                # worth that: whatever stops it, what came before is there.
                 request_save_on_cell_execute=profile != "smoke",
                 execution_timeout=cell_limit,
                 **_progress(total),
