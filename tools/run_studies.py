@@ -1,7 +1,8 @@
 """Runs the course's studies and publishes rows and verdicts: ``make studies-anew``.
 
 With ``--recheck`` (``make studies``) it publishes nothing: it runs one published seed
-of every arm anew and fails if a number or a verdict disagrees.
+of every arm anew and fails if a number or a verdict disagrees. With ``--judge`` it runs
+nothing: it judges the published rows again, after a change of claims or of the rule.
 """
 
 from __future__ import annotations
@@ -38,10 +39,6 @@ def publish(
     """
     from distill_helpers import studies
 
-    verdicts = results / "studies" / "verdicts.json"
-    known = []
-    if verdicts.is_file():
-        known = json.loads(verdicts.read_text(encoding="utf-8"))
     fresh: list[dict[str, Any]] = []
     for name in only or studies.STUDIES:
         study = studies.load_study(name)
@@ -50,10 +47,27 @@ def publish(
         for claim in study.claims:
             print(studies.judge(found, claim))
         fresh += studies.verdict_rows(found)
+    return write_verdicts(fresh, results)
+
+
+def write_verdicts(fresh: Sequence[dict[str, Any]], results: Path) -> int:
+    """Put the verdicts on some studies in the place of the known ones.
+
+    Args:
+        fresh: From :func:`~distill_helpers.studies.verdict_rows`.
+        results: The folder of rows and verdicts.
+
+    Returns:
+        1 if a verdict changed, else 0.
+    """
+    from distill_helpers.studies.study import DECLARED, STUDIES
+
+    path = results / "studies" / "verdicts.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     ran = {row["study"] for row in fresh}
-    merged = [row for row in known if row["study"] not in ran] + fresh
-    merged.sort(key=lambda row: studies.STUDIES.index(row["study"]))
-    verdicts.write_text(
+    merged = [row for row in known if row["study"] not in ran] + [*fresh]
+    merged.sort(key=lambda row: (*STUDIES, *DECLARED).index(row["study"]))
+    path.write_text(
         json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     before = {(row["study"], row["name"]): row["status"] for row in known}
@@ -68,6 +82,24 @@ def publish(
                 file=sys.stderr,
             )
     return 1 if changed else 0
+
+
+def judge_again(only: Sequence[str] | None, results: Path) -> int:
+    """Judge the published rows again, and write what comes out; run nothing.
+
+    Args:
+        only: Names of studies; ``None`` judges all.
+        results: Same as in :func:`write_verdicts`.
+
+    Returns:
+        1 if a verdict changed, else 0.
+    """
+    from distill_helpers import studies
+
+    fresh: list[dict[str, Any]] = []
+    for name in only or studies.STUDIES:
+        fresh += studies.verdict_rows(studies.load_results(name))
+    return write_verdicts(fresh, results)
 
 
 def recheck(only: Sequence[str] | None, work: Path, workers: int | None) -> int:
@@ -121,9 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "minutes for all studies on two cores) and fail if a number or a verdict "
         "disagrees",
     )
+    parser.add_argument(
+        "--judge",
+        action="store_true",
+        help="run nothing: judge the published rows again, and fail if that changes a "
+        "verdict",
+    )
     chosen = parser.parse_args(arguments)
 
     def run() -> int:
+        if chosen.judge:
+            return judge_again(chosen.only, chosen.results)
         if chosen.recheck:
             return recheck(chosen.only, chosen.work, chosen.workers)
         return publish(chosen.only, chosen.work, chosen.results, chosen.workers)

@@ -27,6 +27,8 @@ STUDIES = (
     "on_policy",
     "side_by_side",
 )
+# Declared, and not yet confirmed: rows of theirs are in ``results/unfinished``.
+DECLARED: tuple[str, ...] = ()
 
 # What a gain is measured in, by metric.
 UNITS = {
@@ -56,6 +58,8 @@ class Claim:
         baseline: What it is compared with, seed by seed.
         setting: The setting of both arms.
         margin: The gain must exceed this, in the metric's units.
+        why_zero: Why ``margin`` is zero, so that a trifle would do; a later round than
+            the first has a reason, or a margin.
         higher_is_better: The direction of the metric.
         baseline_setting: The baseline's setting, where it is another one.
         reference: Another arm, if the claim is that ``arm`` keeps a ``share`` of the
@@ -73,6 +77,7 @@ class Claim:
     _: KW_ONLY
     setting: str
     margin: float = 0.0
+    why_zero: str = ""
     higher_is_better: bool = False
     baseline_setting: str | None = None
     reference: str | None = None
@@ -167,8 +172,9 @@ class Study:
 
 
 def load_study(name: str) -> Study:
-    """A study by name, such as ``"soft_labels"``."""
-    if name not in STUDIES:
-        raise ValueError(f"name={name!r} is not a study; there are: {STUDIES}")
+    """A study by name, such as ``"soft_labels"``; a declared one, too."""
+    known = (*STUDIES, *DECLARED)
+    if name not in known:
+        raise ValueError(f"name={name!r} is not a study; there are: {known}")
     study: Study = importlib.import_module(f"distill_helpers.studies.{name}").STUDY
     return study

@@ -73,3 +73,17 @@ def test_gloss_labels_are_a_file_that_goes_on(tmp_path, capsys):
     assert label_glosses.main([*options, "--count", "4"]) == 0
     # The same seed gives the same teacher, whose answers are not asked for again.
     assert output.read_text().splitlines()[:2] == first
+
+
+def test_judging_again_finds_a_verdict_that_was_typed(tmp_path, capsys):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    rows = studies.verdict_rows(studies.load_results("longer_training"))
+    assert rows[0]["status"] != "equivalent"
+    typed = [rows[0] | {"status": "equivalent"}, *rows[1:]]
+    (folder / "verdicts.json").write_text(json.dumps(typed), encoding="utf-8")
+    options = ["--judge", "--only", "longer_training", "--results", str(tmp_path)]
+    assert run_studies.main(options) == 1
+    assert "was equivalent" in capsys.readouterr().err
+    assert run_studies.main(options) == 0
+    assert json.loads((folder / "verdicts.json").read_text(encoding="utf-8")) == rows

@@ -13,14 +13,19 @@ import pytest
 
 from distill_helpers import studies
 from distill_helpers.studies import records
-from distill_helpers.studies.study import EXPLORE_SEEDS
+from distill_helpers.studies.study import DECLARED, EXPLORE_SEEDS
 from distill_helpers.tasks.bundled import results_root
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = records.load_rounds()
+FIRST_STUDIES = (
+    *("soft_labels", "longer_training", "stored_labels", "reused_draws"),
+    *("teacher_domain", "shared_task", "real_pair", "hard_labels", "reasoning_traces"),
+    *("codistillation", "codistilled_sums", "on_policy", "side_by_side"),
+)
 # Rounds before the rules that the tests below hold. No later one may be added.
 FIRST_EDITION = {
-    *((name, 1) for name in studies.STUDIES),
+    *((name, 1) for name in FIRST_STUDIES),
     *(("shared_task", 2), ("shared_task", 3), ("real_pair", 2)),
     *(("reasoning_traces", 2), ("reasoning_traces", 3), ("codistilled_sums", 2)),
     *(("on_policy", 2), ("side_by_side", 2)),
@@ -92,6 +97,22 @@ def test_seeds_that_were_confirmed_on_are_never_fresh_again():
 def test_what_is_not_shown_belongs_to_the_first_edition(one):
     if one.not_shown:
         assert (one.study, one.number) in FIRST_EDITION
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_declared_study_has_fresh_seeds_and_is_not_published(name):
+    seeds = set(studies.load_study(name).confirm_seeds)
+    assert not seeds & {seed for one in ROUNDS for seed in one.seeds}
+    assert name not in studies.STUDIES
+
+
+@pytest.mark.parametrize("name", [*studies.STUDIES, *DECLARED])
+def test_a_margin_of_zero_has_a_reason(name):
+    for claim in studies.load_study(name).claims:
+        if claim.margin != 0 or claim.within is not None:
+            assert not claim.why_zero, claim.name
+        elif name in DECLARED or (name, published(name).number) not in FIRST_EDITION:
+            assert claim.why_zero, claim.name
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)

@@ -16,7 +16,7 @@ import pytest
 from distill_helpers import studies
 from distill_helpers.studies import Claim, Interval, Results, Run, Study, runner
 from distill_helpers.studies import results as reading
-from distill_helpers.studies.study import CONFIRM_SEEDS, EXPLORE_SEEDS
+from distill_helpers.studies.study import CONFIRM_SEEDS, DECLARED, EXPLORE_SEEDS
 from distill_helpers.tasks.bundled import results_root
 
 
@@ -343,7 +343,7 @@ def test_rows_with_the_fingerprint_of_old_code_are_read(tmp_path, monkeypatch):
     assert {row["fingerprint"] for row in again.rows} == {"123456789012"}
 
 
-@pytest.mark.parametrize("name", studies.STUDIES)
+@pytest.mark.parametrize("name", [*studies.STUDIES, *DECLARED])
 def test_declared_studies_are_sound(name):
     study = studies.load_study(name)
     assert study.name == name
