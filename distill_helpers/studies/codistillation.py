@@ -9,6 +9,7 @@ floating-point operations. Taught in notebook 06.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -41,6 +42,8 @@ STEPS = 300
 ALONE, TWO = "alone", "two averaged"
 SOFT, MIX, RAMP = "soft from the start", "mix from the start", "ramp"
 HEAD_START, PEERS, AFTER = "head start", "two peers", "teacher first"
+# Tried with few rows alone (``codistilled_few``).
+CONSTANT, SILENT = "constant of the ramp's mean", "beside a silent teacher"
 ARMS = (ALONE, TWO, SOFT, MIX, RAMP, HEAD_START, PEERS, AFTER)
 FEW, MANY, EQUAL = "800", "3000", "3000, equal FLOPs"
 # Not every arm is run in every setting: time.
@@ -53,6 +56,8 @@ SCHEDULES = {
     SOFT: MixSchedule(1.0),
     MIX: MixSchedule(0.5),
     RAMP: MixSchedule(0.7, warm_up=0.25, ramp=0.5),
+    CONSTANT: MixSchedule(0.35),
+    SILENT: MixSchedule(0.0),
     HEAD_START: MixSchedule(0.5),
     PEERS: MixSchedule(0.5, warm_up=0.25, ramp=0.5),
 }
@@ -129,6 +134,44 @@ def prose_task(pair: Pair, setting: str, seed: int, steps: int = STEPS) -> Task:
     )
 
 
+def train_on(
+    task: Task,
+    models: Any,
+    *,
+    seed: int,
+    steps: int | None = None,
+    judged: bool = True,
+    trainer: Callable[..., Any] | None = None,
+    **recipe: Unpack[Recipe],
+) -> Trained:
+    """One training on a task's rows, of one model or of two together.
+
+    Args:
+        task: Models, rows and judge.
+        models: What is trained; what came of it is in :class:`Trained`.
+        seed: Decides the order of the rows.
+        steps: Default: the task's.
+        judged: Look at the validation five times, and keep the best checkpoint; else
+            the last.
+        trainer: Default: a trainer on labels.
+        recipe: Same as in :func:`grow`.
+    """
+    steps = steps or task.steps
+    return train_tiny(
+        models,
+        task.rows,
+        task.tokenizer,
+        task.judge if judged else None,
+        every=max(1, steps // 5),
+        trainer=trainer,
+        steps=steps,
+        batch_size=task.batch_size,
+        adam_beta2=task.adam_beta2,
+        seed=seed,
+        **recipe,
+    )
+
+
 def grow(
     task: Task,
     arm: str,
@@ -148,46 +191,31 @@ def grow(
         recipe: Learning rate and weight decay, of all models alike.
     """
     steps = steps or task.steps
-
-    def learn(models: Any, steps: int, judged: bool, trainer: Any = None) -> Trained:
-        return train_tiny(
-            models,
-            task.rows,
-            task.tokenizer,
-            task.judge if judged else None,
-            every=max(1, steps // 5),
-            trainer=trainer,
-            steps=steps,
-            batch_size=task.batch_size,
-            adam_beta2=task.adam_beta2,
-            seed=seed,
-            **recipe,
-        )
-
+    learn = partial(train_on, task, seed=seed, steps=steps, **recipe)
     student = task.student(seed)
     models: Any = student
     ensemble = partner = None
     trainer: Any = None
     if arm == TWO:
         partner = task.student(seed + 500)
-        learn(partner, steps, judged=True)
+        learn(partner)
         ensemble = Ensemble({"one": student, "other": partner})
     elif arm == AFTER:
         partner = task.teacher(seed)
-        learn(partner, steps, judged=False)
+        learn(partner, judged=False)
         teacher = RememberingTeacher(partner)
         trainer = partial(SoftLabelTrainer, teacher=teacher)
     elif arm != ALONE:
         partner = task.student(seed + 500) if arm == PEERS else task.teacher(seed)
         if arm == HEAD_START:
-            learn(partner, task.head_start, judged=False)
+            learn(partner, steps=task.head_start, judged=False)
         models = {"partner": partner, "student": student}
         trainer = partial(
             CoDistillationTrainer,
             teacher=None if arm == PEERS else "partner",
             schedule=SCHEDULES[arm],
         )
-    trained = learn(models, steps, judged=True, trainer=trainer)
+    trained = learn(models, trainer=trainer)
     return Grown(student, partner, ensemble, trained.validation, trained.log)
 
 
@@ -235,28 +263,43 @@ def count_cost(task: Task) -> Cost:
 
 
 @lru_cache
-def _prose_cost() -> Cost:
+def prose_cost() -> Cost:
+    """What one step on prose costs."""
     return count_cost(prose_task(load_pair(), FEW, 0))
 
 
 def _run(run: Run) -> dict[str, float]:
     pair = load_pair()
     task = prose_task(pair, run.setting, run.seed)
-    cost, steps = _prose_cost(), STEPS
+    cost, steps = prose_cost(), STEPS
     if run.setting == EQUAL:
         steps = cost.steps(run.arm, cost.of(RAMP, STEPS, 0))
     grown = grow(task, run.arm, steps=steps, **run.recipe)
+    return {
+        **measure(grown, pair),
+        "steps": steps,
+        "tflops": cost.of(run.arm, steps, task.head_start),
+    }
+
+
+def measure(grown: Grown, pair: Pair) -> dict[str, float]:
+    """What the held-out novel says of a student and its partner, as columns.
+
+    What there is no partner for is NaN.
+
+    Args:
+        grown: From :func:`grow`.
+        pair: Whose test text is read.
+    """
     best = grown.ensemble or grown.student
     test = evaluate(best, pair.test, pair.tokenizer)
     found: dict[str, Any] = {
         "validation_nll": grown.validation_loss,
         "nll": test.nll,
         "bits_per_byte": test.bits_per_byte,
-        "steps": steps,
-        "tflops": cost.of(run.arm, steps, task.head_start),
-        "partner_nll": float("nan"),
-        "agreement": float("nan"),
-        "kl_to_partner": float("nan"),
+        "partner_nll": math.nan,
+        "agreement": math.nan,
+        "kl_to_partner": math.nan,
     }
     if grown.partner is not None:
         compared = evaluate(

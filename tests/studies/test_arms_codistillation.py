@@ -15,7 +15,11 @@ from watched_training import PLAIN, run_of, same_rows, settings_of, watching
 
 from distill_helpers.evaluation import Ensemble
 from distill_helpers.models import build_student, weights_hash
-from distill_helpers.studies import codistillation, codistilled_sums
+from distill_helpers.studies import (
+    codistillation,
+    codistilled_few,
+    codistilled_sums,
+)
 from distill_helpers.studies.shared_task import worked
 from distill_helpers.tasks import three_sums
 from distill_helpers.tasks.teachers import load_tiny_teacher
@@ -23,6 +27,7 @@ from distill_helpers.tasks.teachers import load_tiny_teacher
 ALONE, TWO, AFTER = "alone", "two averaged", "teacher first"
 SOFT, MIX, RAMP = "soft from the start", "mix from the start", "ramp"
 HEAD_START, PEERS = "head start", "two peers"
+CONSTANT, SILENT = "constant of the ramp's mean", "beside a silent teacher"
 # Arm: whom the student learns from while both grow; the weight of the partner's word
 # at its highest, the share of the steps without it, the share over which it rises.
 TOGETHER = {
@@ -31,6 +36,9 @@ TOGETHER = {
     RAMP: ("partner", 0.7, 0.25, 0.5),
     HEAD_START: ("partner", 0.5, 0.0, 0.0),
     PEERS: (None, 0.5, 0.25, 0.5),
+    # The ramp's mean: nothing for a quarter, 0.35 on average for a half, then 0.7.
+    CONSTANT: ("partner", 0.35, 0.0, 0.0),
+    SILENT: ("partner", 0.0, 0.0, 0.0),
 }
 MANY, SAME_STEPS = "3000", "2000"
 # With 800 rows as with 3,000, but for how many there are: one arm says so.
@@ -39,6 +47,7 @@ PROSE = [
     for arm, setting in codistillation.STUDY.pairs()
     if setting != "800" or arm == PEERS
 ]
+PROSE += [(codistilled_few, *pair) for pair in codistilled_few.STUDY.pairs()]
 SUMS = [(codistilled_sums, *pair) for pair in codistilled_sums.STUDY.pairs()]
 NAMES = [f"{study.STUDY.name}-{arm}-{setting}" for study, arm, setting in PROSE + SUMS]
 
@@ -50,7 +59,7 @@ def ran(pair):
     @lru_cache
     def run(study, arm, setting):
         with pytest.MonkeyPatch.context() as patch, watching() as trainings:
-            if study is codistillation:
+            if study is not codistilled_sums:
                 patch.setattr(study, "load_pair", lambda: pair)
             else:
                 real = study.sums_task
@@ -67,7 +76,7 @@ def ran(pair):
 
 
 def model_of(study, shape, seed):
-    kind = "prose" if study is codistillation else "sums"
+    kind = "sums" if study is codistilled_sums else "prose"
     tokenizer = load_tiny_teacher(kind).tokenizer
     layers, width = shape
     return weights_hash(build_student(tokenizer, layers=layers, width=width, seed=seed))
@@ -75,7 +84,7 @@ def model_of(study, shape, seed):
 
 def shapes(study):
     """Hashes of a run's fresh student, its peer and its teacher."""
-    large = (4, 192) if study is codistillation else (4, 128)
+    large = (4, 128) if study is codistilled_sums else (4, 192)
     return (
         model_of(study, (2, 96), 3),
         model_of(study, (2, 96), 503),
@@ -85,7 +94,8 @@ def shapes(study):
 
 def test_every_arm_of_the_tables_is_held_here():
     every = {ALONE, TWO, AFTER, *TOGETHER}
-    assert every == {*codistillation.STUDY.arms}
+    assert every == {*codistillation.STUDY.arms, *codistilled_few.STUDY.arms}
+    assert every - {CONSTANT, SILENT} == {*codistillation.STUDY.arms}
     assert {ALONE, MIX, PEERS, AFTER} == {*codistilled_sums.STUDY.arms}
 
 
@@ -132,13 +142,19 @@ def test_how_much_a_partner_counts_and_when(study, arm, setting, ran):
         assert weight == pytest.approx(alpha * rise)
 
 
+def test_the_constant_counts_as_much_as_the_ramp_over_the_whole_run():
+    ramp, constant = (codistillation.SCHEDULES[arm].weight for arm in (RAMP, CONSTANT))
+    steps = [step / 300 for step in range(300)]
+    assert sum(map(constant, steps)) == pytest.approx(sum(map(ramp, steps)), rel=0.01)
+
+
 @pytest.mark.parametrize(("study", "arm", "setting"), PROSE + SUMS, ids=NAMES)
 def test_rows_and_steps_are_equal_or_paid_by_the_same_operations(
     study, arm, setting, ran, pair
 ):
     trainings, row = ran(study, arm, setting)
     count = int(setting.split(",")[0])
-    if study is codistillation:
+    if study is not codistilled_sums:
         steps, batch_size, beta, together = 300, 16, 0.95, RAMP
         rows = pair.train.shuffle(seed=3).select(range(count))
     else:
@@ -165,8 +181,10 @@ def test_rows_and_steps_are_equal_or_paid_by_the_same_operations(
 @pytest.mark.parametrize(("study", "arm", "setting"), PROSE + SUMS, ids=NAMES)
 def test_a_partner_s_numbers_are_there_where_there_is_one(study, arm, setting, ran):
     row = ran(study, arm, setting)[1]
-    name = "partner_nll" if study is codistillation else "partner_exact_match"
+    name = "partner_exact_match" if study is codistilled_sums else "partner_nll"
     assert math.isnan(row[name]) == (arm == ALONE)
+    if study is codistilled_few and arm != ALONE:
+        assert row["gap"] == row["nll"] - row["partner_nll"]
 
 
 def test_what_is_judged_is_the_mean_only_where_two_are_averaged(ran, monkeypatch, pair):
@@ -208,7 +226,7 @@ def small_tasks(pair):
 
 @pytest.mark.parametrize(
     ("name", "arm"),
-    [("codistillation", arm) for arm in codistillation.STUDY.arms]
+    [("codistillation", arm) for arm in (*codistillation.STUDY.arms, SILENT)]
     + [("codistilled_sums", arm) for arm in (MIX, AFTER)],
 )
 def test_an_arm_costs_the_operations_that_it_takes(name, arm, small_tasks):
