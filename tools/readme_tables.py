@@ -214,7 +214,7 @@ def metric_table(rows: Sequence[dict[str, str]], shown: Shown) -> str:
 def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
     """What was claimed, what came of it."""
     lines = [
-        "| claim | gain | 95 % interval | claimed | verdict |",
+        "| claim | gain | interval | claimed | verdict |",
         "|---|--:|--:|--:|---|",
     ]
     for one in verdicts:

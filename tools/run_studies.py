@@ -44,8 +44,8 @@ def publish(
         study = studies.load_study(name)
         found = studies.run_study(study, work, workers=workers, progress=_progress)
         studies.publish(found, results / "studies")
-        for claim in study.claims:
-            print(studies.judge(found, claim))
+        for verdict in studies.judge(found):
+            print(verdict)
         fresh += studies.verdict_rows(found)
     return write_verdicts(fresh, results)
 

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from statistics import fmean
 from typing import Any
 
-from distill_helpers.studies.intervals import Interval, t_interval
+from distill_helpers.studies.intervals import (
+    Interval,
+    holm_confidences,
+    p_value,
+    t_interval,
+)
 from distill_helpers.studies.study import (
     UNITS,
     Claim,
@@ -37,7 +43,8 @@ class Verdict:
     Attributes:
         study: The name of the study.
         claim: What was claimed.
-        gain: Paired gain of the arm over its baseline, positive is better.
+        gain: Paired gain of the arm over its baseline, positive is better. The more
+            claims a study makes, the more confident its interval.
         status: ``"holds"``, ``"equivalent"`` (a claim that two are equal holds),
             ``"fails"``, ``"undecided"``, or ``"not judged"`` where a run is too short
             to tell.
@@ -56,7 +63,8 @@ class Verdict:
             what = f"beyond {claim.share:.0%} of the gain of {claim.reference}"
         return (
             f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f} {unit}, "
-            f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds; "
+            f"{percent(gain.confidence)} interval {gain.low:+.3f} to {gain.high:+.3f}, "
+            f"{gain.n} seeds; "
             f"claimed: {claimed(claim.margin, claim.within)})"
         )
 
@@ -92,6 +100,11 @@ class LiveCheck:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         ok = self.status != "outside"
         return _bundle("live", self.name, self.status, ok, str(self))
+
+
+def percent(confidence: float) -> str:
+    """A coverage in words: ``"95 %"``, ``"99.4 %"``."""
+    return f"{100 * confidence:.3g} %"
 
 
 def _bundle(kind: str, name: str, status: str, ok: bool, text: str) -> dict[str, Any]:
@@ -133,6 +146,20 @@ class Results:
         return t_interval(self.values(metric, arm, setting))
 
     def gain(
+        self, metric: str, arm: str, baseline: str, setting: str, **options: Any
+    ) -> Interval:
+        """Paired difference, arm minus baseline, with its 95 % interval.
+
+        Args:
+            metric: Same as in :meth:`differences`, and so are the others.
+            arm: Same as there.
+            baseline: Same as there.
+            setting: Same as there.
+            options: Same as there.
+        """
+        return t_interval(self.differences(metric, arm, baseline, setting, **options))
+
+    def differences(
         self,
         metric: str,
         arm: str,
@@ -142,10 +169,17 @@ class Results:
         baseline_setting: str | None = None,
         reference: str | None = None,
         share: float = 1.0,
-    ) -> Interval:
-        """Paired difference, arm minus baseline, with its 95 % interval.
+    ) -> list[float]:
+        """Paired differences, arm minus baseline, one per confirming seed.
 
-        With a reference: less ``share`` times the reference's own difference.
+        Args:
+            metric: A column of the rows.
+            arm: What is compared.
+            baseline: With what.
+            setting: The setting of both.
+            baseline_setting: The baseline's setting, where it is another one.
+            reference: Another arm; its own difference, ``share`` times, is taken away.
+            share: How much of that.
         """
         mine = self.values(metric, arm, setting)
         base = self.values(metric, baseline, baseline_setting or setting)
@@ -156,7 +190,7 @@ class Results:
                 gain - share * (r - b)
                 for gain, r, b in zip(gains, best, base, strict=True)
             ]
-        return t_interval(gains)
+        return gains
 
     def table(self, metrics: Sequence[str], setting: str, *, digits: int = 3) -> str:
         """Arms by metrics, mean ± half the 95 % interval, as text to print."""
@@ -186,12 +220,9 @@ class Results:
 
     def verdict(self, claim_name: str, *, judged: bool = True) -> Verdict:
         """Judge a claim; ``judged=False`` (the smoke profile) says "not judged"."""
-        for claim in self.study.claims:
-            if claim.name == claim_name:
-                verdict = judge(self, claim)
-                if judged:
-                    return verdict
-                return Verdict(verdict.study, claim, verdict.gain, "not judged")
+        for verdict in judge(self):
+            if verdict.claim.name == claim_name:
+                return verdict if judged else replace(verdict, status="not judged")
         known = ", ".join(claim.name for claim in self.study.claims)
         raise ValueError(
             f"claim_name={claim_name!r} is not declared; there are: {known}"
@@ -220,15 +251,39 @@ class Results:
         return LiveCheck(name, value, interval.low, interval.high, status)
 
 
-def judge(results: Results, claim: Claim) -> Verdict:
-    """Compare the paired gain's 95 % interval with what was claimed.
+def judge(results: Results) -> list[Verdict]:
+    """Compare the paired gain of every claim with what was claimed.
 
-    A claim of a gain holds if the whole interval lies above the margin, and fails if
-    it lies below. A claim of equality holds (``"equivalent"``) if the whole interval
-    lies within ±``within``, which is stricter than two one-sided tests at 5 %, and
+    A claim of a gain holds if the gain's whole interval lies above the margin, and
+    fails if it lies below. A claim of equality holds (``"equivalent"``) if the whole
+    interval lies within ±``within``, which is stricter than two one-sided tests, and
     fails if it lies outside. What the interval leaves open is undecided.
+
+    The intervals of a study are 95 % for all of its claims together: see
+    :func:`~distill_helpers.studies.intervals.holm_confidences`.
+
+    Returns:
+        One verdict a claim, in the order of the claims.
     """
-    gain = results.gain(
+    claims = results.study.claims
+    gains = [_gains(results, claim) for claim in claims]
+    wrong = [
+        p_value(values, _distance(claim, fmean(values)))
+        for claim, values in zip(claims, gains, strict=True)
+    ]
+    found = []
+    for claim, values, confidence in zip(
+        claims, gains, holm_confidences(wrong), strict=True
+    ):
+        gain = t_interval(values, confidence)
+        status = _status(claim, gain)
+        found.append(Verdict(results.study.name, claim, gain, status))
+    return found
+
+
+def _gains(results: Results, claim: Claim) -> list[float]:
+    """One gain for each confirming seed, positive is better."""
+    differences = results.differences(
         claim.metric,
         claim.arm,
         claim.baseline,
@@ -237,9 +292,14 @@ def judge(results: Results, claim: Claim) -> Verdict:
         reference=claim.reference,
         share=claim.share,
     )
-    if not claim.higher_is_better:
-        gain = Interval(-gain.mean, -gain.high, -gain.low, gain.n)
-    return Verdict(results.study.name, claim, gain, _status(claim, gain))
+    return [one if claim.higher_is_better else -one for one in differences]
+
+
+def _distance(claim: Claim, mean: float) -> float:
+    """From a mean gain to the nearest bound that its interval must not reach."""
+    if claim.within is None:
+        return abs(mean - claim.margin)
+    return abs(abs(mean) - claim.within)
 
 
 def _status(claim: Claim, gain: Interval) -> str:

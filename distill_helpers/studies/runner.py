@@ -126,11 +126,11 @@ def recheck_study(
             name = f"{study.name}: {check.name}, seed {seed}, published {before:.3f}"
             found.append(LiveCheck(name, again, before - stray, before + stray, status))
     anew = Results(study, (*kept, *rows))
-    verdicts = [(c, judge(published, c).status, judge(anew, c)) for c in study.claims]
     changed = [
-        f"{study.name}/{claim.name}: was {was}, would be {now.status} ({now})"
-        for claim, was, now in verdicts
-        if was != now.status
+        f"{study.name}/{now.claim.name}: was {was.status}, would be {now.status} "
+        f"({now})"
+        for was, now in zip(judge(published), judge(anew), strict=True)
+        if was.status != now.status
     ]
     return found, changed
 
@@ -290,15 +290,12 @@ def verdict_rows(results: Results) -> list[Row]:
 
     Gains are not rounded here: whoever prints one rounds it once.
     """
-    rows = []
-    for claim in results.study.claims:
-        verdict = judge(results, claim)
-        rows.append(
-            {
-                "study": results.study.name,
-                **asdict(claim),
-                "gain": asdict(verdict.gain),
-                "status": verdict.status,
-            }
-        )
-    return rows
+    return [
+        {
+            "study": verdict.study,
+            **asdict(verdict.claim),
+            "gain": asdict(verdict.gain),
+            "status": verdict.status,
+        }
+        for verdict in judge(results)
+    ]

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from distill_helpers import studies
-from distill_helpers.studies import Claim, Interval, Results, Run, Study, runner
+from distill_helpers.studies import (
+    Claim,
+    Interval,
+    Results,
+    Run,
+    Study,
+    intervals,
+    runner,
+)
 from distill_helpers.studies import results as reading
 from distill_helpers.studies.study import CONFIRM_SEEDS, DECLARED, EXPLORE_SEEDS
 from distill_helpers.tasks.bundled import results_root
@@ -86,6 +97,12 @@ def rows_with(values: dict[str, list[float]]) -> Results:
     return Results(make_study(), tuple(rows))
 
 
+def judged_alone(results, *claims):
+    """The verdict on the first of the claims that a study makes."""
+    study = replace(results.study, claims=claims)
+    return studies.judge(replace(results, study=study))[0]
+
+
 def test_t_interval_by_hand():
     # mean 3, deviation sqrt(2.5), t(0.975, 4) = 2.7764
     interval = studies.t_interval([1, 2, 3, 4, 5])
@@ -132,9 +149,77 @@ def test_verdicts(bad, status):
 def test_a_claim_that_two_are_equal(bad, status):
     results = rows_with({"good": [1.0] * 5, "bad": bad})
     claim = replace(results.study.claims[0], within=0.1)
-    verdict = studies.judge(results, claim)
+    verdict = judged_alone(results, claim)
     assert verdict.status == status
     assert "claimed: within ±0.1)" in str(verdict)
+
+
+def test_a_p_value_is_that_of_a_paired_t_test():
+    values = [0.3, 0.5, 0.1, 0.7, 0.2]
+    expected = ttest_1samp(values, 0.1).pvalue
+    assert intervals.p_value(values, fmean(values) - 0.1) == pytest.approx(expected)
+    assert intervals.p_value([1.0, 1.0, 1.0], 0.5) == 0.0
+    assert intervals.p_value([1.0, 1.0, 1.0], 0.0) == 1.0
+
+
+def test_holm_by_hand():
+    # 0.005 < 0.05 / 4, 0.01 < 0.05 / 3, 0.03 > 0.05 / 2: it and the rest are open.
+    found = intervals.holm_confidences([0.01, 0.04, 0.03, 0.005])
+    assert found == pytest.approx([1 - 0.05 / 3, 0.975, 0.975, 1 - 0.05 / 4])
+    # The last one stands alone, at 5 %.
+    assert intervals.holm_confidences([0.04, 0.01]) == pytest.approx([0.95, 0.975])
+    assert intervals.holm_confidences([]) == []
+
+
+@pytest.mark.parametrize("within", [None, 0.25])
+def test_an_interval_reaches_its_bound_exactly_where_holm_is_not_sure(within):
+    draw = random.Random(0)
+    outcomes = set()
+    for _ in range(200):
+        means = [draw.choice((-0.6, 0.1, 0.7)) for _ in range(4)]
+        gains = [[draw.gauss(mean, 0.2) for _ in range(5)] for mean in means]
+        arms = {f"arm {i}": [-gain for gain in some] for i, some in enumerate(gains)}
+        results = rows_with({"bad": [0.0] * 5, **arms})
+        first = replace(results.study.claims[0], margin=0.1, within=within)
+        claims = [replace(first, name=arm, arm=arm) for arm in arms]
+        study = replace(results.study, arms=("bad", *arms), claims=tuple(claims))
+        found = studies.judge(Results(study, results.rows))
+        wrong = [ttest_bound(some, within) for some in gains]
+        for verdict, expected in zip(found, holm_rejects(wrong), strict=True):
+            assert (verdict.status != "undecided") == expected
+            outcomes.add(verdict.status)
+    assert len(outcomes) == 3, "not every outcome was met"
+
+
+def ttest_bound(values, within):
+    """The p-value against the nearest bound, by scipy."""
+    bounds = [0.1] if within is None else [-within, within]
+    return max(ttest_1samp(values, one).pvalue for one in bounds)
+
+
+def holm_rejects(p_values):
+    """Holm's procedure, as the paper has it."""
+    left = sorted(p_values)
+    sure = 0
+    while left and left[0] <= 0.05 / len(left):
+        left.pop(0)
+        sure += 1
+    limit = sorted(p_values)[sure - 1] if sure else -1.0
+    return [p <= limit for p in p_values]
+
+
+def test_a_claim_needs_more_beside_others():
+    arms = {"good": [1.0] * 5, "bad": [2.0, 1.8, 1.5, 2.1, 2.2]}
+    results = rows_with(arms)
+    claim = results.study.claims[0]
+    alone = judged_alone(results, claim)
+    assert alone.status == "holds"
+    assert "95 % interval" in str(alone)
+    others = [replace(claim, name=f"other {i}", margin=0.89) for i in range(9)]
+    together = judged_alone(results, claim, *others)
+    assert together.status == "undecided"
+    assert "99.5 % interval" in str(together)
+    assert together.gain.mean == alone.gain.mean
 
 
 def test_equal_to_the_last_digit_cannot_be_claimed():
@@ -145,7 +230,7 @@ def test_equal_to_the_last_digit_cannot_be_claimed():
 def test_direction_is_turned_where_higher_is_better():
     results = rows_with({"good": [3.0, 3.1, 3.0], "bad": [1.0, 1.1, 1.05]})
     claim = replace(results.study.claims[0], higher_is_better=True)
-    verdict = studies.judge(results, claim)
+    verdict = judged_alone(results, claim)
     assert verdict.status == "holds"
     assert verdict.gain.mean == pytest.approx(1.983, abs=1e-3)
     assert verdict.gain.low < verdict.gain.mean < verdict.gain.high
@@ -186,7 +271,7 @@ def test_unknown_names_are_named():
 def test_text_in_a_verdict_is_escaped():
     results = rows_with({"good": [1.0, 1.1], "bad": [2.0, 2.1]})
     claim = replace(results.study.claims[0], text="<b>bold</b>")
-    html = studies.judge(results, claim)._repr_mimebundle_()["text/html"]
+    html = judged_alone(results, claim)._repr_mimebundle_()["text/html"]
     assert "<b>" not in html
 
 
@@ -430,7 +515,7 @@ def test_a_share_of_another_arm_s_gain():
         higher_is_better=False,
         margin=0.0,
     )
-    assert studies.judge(found, claim).status == "holds"
+    assert judged_alone(found, claim).status == "holds"
 
 
 @pytest.fixture
