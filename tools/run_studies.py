@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,14 +117,17 @@ def recheck(only: Sequence[str] | None, work: Path, workers: int | None) -> int:
     from distill_helpers import studies
 
     wrong = []
+    statuses: Counter[str] = Counter()
     for name in only or studies.STUDIES:
         found, changed = studies.recheck_study(
             studies.load_results(name), work, workers=workers, progress=_progress
         )
         for one in found:
             print(one)
+        statuses.update(one.status for one in found)
         wrong += [str(one) for one in found if one.status == "outside"]
         wrong += [f"verdict changed: {line}" for line in changed]
+    print(", ".join(f"{count} {status}" for status, count in statuses.most_common()))
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

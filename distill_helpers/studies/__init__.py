@@ -10,8 +10,9 @@ phases:
 * *confirm* once, on five or more fresh seeds, with the cell that exploring chose.
 
 Claims are judged on the confirming seeds alone, by the t-interval of the paired
-difference, which is 95 % for all claims of a study together. A claim may hold, fail or stay undecided; all three are results. Every row,
-exploring ones included, is published in ``results/studies``.
+difference, which is 95 % for all claims of a study together. A claim may hold, fail or
+stay undecided; all three are results. Every row, exploring ones included, is published
+in ``results/studies``.
 
 Which file holds what:
 

@@ -6,6 +6,7 @@ Taught in notebook 02; every later lesson reads its studies in the same way.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -81,8 +82,9 @@ class LiveCheck:
         value: The live number.
         low: Lower end of the 99 % prediction interval.
         high: Upper end.
-        status: ``"inside"``, ``"outside"`` or ``"not judged"``; ``"same"`` where a
-            published run was run again.
+        status: ``"inside"`` or ``"outside"``; ``"same"`` where a published run was run
+            again; ``"not judged"`` where a run is too short to tell, or where its range
+            holds every run of the study, so that none could miss it.
     """
 
     name: str
@@ -234,7 +236,9 @@ class Results:
         """Whether a live run falls into the study's 99 % prediction interval.
 
         It rests on every run of the study with the same options, exploring ones
-        included: five seeds may lie close together by chance.
+        included: five seeds may lie close together by chance. Where seeds scatter so
+        far that the interval holds every run of the study, of whatever arm and options,
+        being inside says nothing, and is not judged.
         """
         values = self.values(metric, arm, setting)
         chosen = self.options(arm, setting)
@@ -244,11 +248,32 @@ class Results:
             if all(row[name] == option for name, option in chosen)
         ]
         interval = t_interval(values, LIVE_CONFIDENCE, prediction=True)
-        status = "inside" if interval.low <= value <= interval.high else "outside"
+        status = self.status_of(metric, value, interval.low, interval.high)
         if not judged:
             status = "not judged"
         name = f"{arm}, {setting}, {metric}"
         return LiveCheck(name, value, interval.low, interval.high, status)
+
+    def status_of(self, metric: str, value: float, low: float, high: float) -> str:
+        """``"inside"`` or ``"outside"``, or ``"not judged"`` where all runs are inside.
+
+        Args:
+            metric: A column of the rows.
+            value: What is checked.
+            low: Lower end of the range.
+            high: Upper end.
+        """
+        if not low <= value <= high:
+            return "outside"
+        published = [number(row, metric) for row in self.rows]
+        missed = any(one < low or one > high for one in published)
+        return "inside" if missed else "not judged"
+
+
+def number(row: Row, metric: str) -> float:
+    """NaN where an arm has no such metric: no column, or nothing in a file's."""
+    value = row.get(metric, "")
+    return math.nan if value == "" else float(value)
 
 
 def judge(results: Results) -> list[Verdict]:

@@ -16,14 +16,14 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from distill_helpers.studies.results import LiveCheck, Results, Row, judge
+from distill_helpers.studies.results import LiveCheck, Results, Row, judge, number
 from distill_helpers.studies.study import Options, Run, Study, load_study
 
 # Wraps an iterator, such as tqdm, given its length and a title.
@@ -88,7 +88,8 @@ def recheck_study(
         A check for each arm, setting, and metric that decides something: ``"same"``
         as published, to one part in a thousand; ``"inside"``, no further from its own
         published number than the other seeds let a run stray from their mean, as on
-        another machine, where rounding differs; or ``"outside"``. And a line for every
+        another machine, where rounding differs; ``"not judged"``, where that is so far
+        that no run of the study could miss it; or ``"outside"``. And a line for every
         verdict that would change if these rows stood in the old ones' place.
     """
     study = published.study
@@ -114,7 +115,7 @@ def recheck_study(
             if one["seed"] == seed
         )
         for metric in metrics:
-            again, before = _number(row, metric), _number(old, metric)
+            again, before = number(row, metric), number(old, metric)
             if math.isnan(again) and math.isnan(before):
                 continue
             check = others.check_live(metric, row["arm"], row["setting"], again)
@@ -122,7 +123,8 @@ def recheck_study(
             if math.isclose(again, before, rel_tol=1e-3, abs_tol=1e-9):
                 status = "same"
             else:
-                status = "inside" if abs(again - before) <= stray else "outside"
+                ends = before - stray, before + stray
+                status = published.status_of(metric, again, *ends)
             name = f"{study.name}: {check.name}, seed {seed}, published {before:.3f}"
             found.append(LiveCheck(name, again, before - stray, before + stray, status))
     anew = Results(study, (*kept, *rows))
@@ -133,12 +135,6 @@ def recheck_study(
         if was.status != now.status
     ]
     return found, changed
-
-
-def _number(row: Mapping[str, Any], metric: str) -> float:
-    """NaN where an arm has no such metric: no column, or nothing in a file's."""
-    value = row.get(metric, "")
-    return math.nan if value == "" else float(value)
 
 
 def _best(study: Study, rows: list[Row], arm: str, setting: str) -> Options:

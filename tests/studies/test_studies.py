@@ -498,6 +498,19 @@ def test_exploring_runs_with_the_chosen_options_widen_the_prediction():
     assert check.high < 2, "a run with other options was counted"
 
 
+def test_a_range_that_no_run_could_miss_is_not_judged():
+    """Where seeds leap, the range of one more run covers all that a score can be."""
+    leaping = {"good": [0.0, 1.0, 2.0, 0.5, 1.5], "bad": [0.2, 1.2, 1.8, 0.4, 1.6]}
+    check = rows_with(leaping).check_live("score", "good", "s", 1.0)
+    assert check.status == "not judged"
+    assert check._repr_mimebundle_()[studies.MIME]["ok"] is True
+    # What no run came near is outside all the same.
+    assert rows_with(leaping).check_live("score", "good", "s", 9.0).status == "outside"
+    # Had one run of another arm been elsewhere, the range would tell them apart.
+    leaping["bad"][0] = 9.0
+    assert rows_with(leaping).check_live("score", "good", "s", 1.0).status == "inside"
+
+
 def test_a_share_of_another_arm_s_gain():
     found = rows_with(
         {"good": [1.0, 2.0, 3.1], "bad": [2.0, 3.0, 4.0], "best": [0.9, 1.9, 3.0]}
