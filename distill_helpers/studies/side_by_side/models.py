@@ -23,16 +23,25 @@ if TYPE_CHECKING:
 @lru_cache
 def base_student(steps: int = ways.BASE_STEPS) -> PreTrainedModel:
     """A student that has learned to add numbers up to 39; where every arm begins."""
-    return _pretrained((2, 96), ways.BASE_SEED, steps)
+    return pretrained((2, 96), ways.BASE_SEED, steps)
 
 
 @lru_cache
 def base_partner(steps: int = ways.BASE_STEPS) -> PreTrainedModel:
     """The same of the teacher's size; nobody has taught it the task either."""
-    return _pretrained((4, 128), ways.BASE_SEED + 1000, steps)
+    return pretrained((4, 128), ways.BASE_SEED + 1000, steps)
 
 
-def _pretrained(shape: tuple[int, int], seed: int, steps: int) -> PreTrainedModel:
+def pretrained(
+    shape: tuple[int, int], seed: int, steps: int = ways.BASE_STEPS
+) -> PreTrainedModel:
+    """A model from scratch that has learned to add numbers up to 39.
+
+    Args:
+        shape: Layers and width.
+        seed: Decides weights, problems and order.
+        steps: Of training.
+    """
     tokenizer = load_tiny_teacher("sums").tokenizer
     layers, width = shape
     trained = train_tiny(
