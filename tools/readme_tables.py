@@ -19,8 +19,9 @@ from typing import Any
 
 from course import Course, load_course
 
-from distill_helpers.studies import UNITS
+from distill_helpers.studies import UNITS, Interval
 from distill_helpers.studies.records import Round, load_rounds
+from distill_helpers.studies.results import what_would_decide
 from distill_helpers.studies.study import claimed
 
 CONFIDENCE = 0.95
@@ -226,10 +227,13 @@ def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
             mean += (
                 f" beyond {100 * one['share']:g} % of the gain of *{one['reference']}*"
             )
+        status = f"**{one['status']}**"
+        if one["status"] == "undecided":
+            asked = Interval(**gain), one["margin"], one.get("within")
+            status += f": {what_would_decide(*asked)}"
         lines.append(
             f"| {one['text']} | {mean} | {interval} "
-            f"| {claimed(one['margin'], one.get('within'))} {unit} "
-            f"| **{one['status']}** |"
+            f"| {claimed(one['margin'], one.get('within'))} {unit} | {status} |"
         )
     return "\n".join(lines)
 

@@ -101,3 +101,41 @@ def holm_confidences(
             undecided = p_values[place] > level
         found[place] = 1 - level
     return found
+
+
+def seeds_to_decide(
+    gain: Interval, distance: float, *, power: float = 0.8, most: int = 1000
+) -> int | None:
+    """How many seeds would settle an undecided claim, if the gain is what it seems.
+
+    That many make the interval, at its confidence, stay clear of the bound with the
+    given power. The gain and its scatter are estimates: so is what comes out.
+
+    Args:
+        gain: The interval of the claim as it stands.
+        distance: From its mean to the bound, in its unit.
+        power: The chance that so many seeds decide it.
+        most: Where to stop looking.
+
+    Returns:
+        The number of seeds, or ``None`` if even ``most`` are too few.
+    """
+    from scipy.stats import nct, t
+
+    tail = (1 - gain.confidence) / 2
+    half = (gain.high - gain.low) / 2
+    spread = half * math.sqrt(gain.n) / float(t.isf(tail, gain.n - 1))
+
+    def is_enough(n: int) -> bool:
+        if not spread:
+            return bool(distance)
+        shift = abs(distance) / spread * math.sqrt(n)
+        return float(nct.sf(t.isf(tail, n - 1), n - 1, shift)) >= power
+
+    low, high = 2, most
+    if not is_enough(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
+    return low

@@ -17,6 +17,7 @@ from distill_helpers.studies.intervals import (
     Interval,
     holm_confidences,
     p_value,
+    seeds_to_decide,
     t_interval,
 )
 from distill_helpers.studies.study import (
@@ -62,12 +63,15 @@ class Verdict:
         what = "gain"
         if claim.reference is not None:
             what = f"beyond {claim.share:.0%} of the gain of {claim.reference}"
-        return (
+        text = (
             f"{claim.text}: {self.status.upper()} ({what} {gain.mean:+.3f} {unit}, "
             f"{percent(gain.confidence)} interval {gain.low:+.3f} to {gain.high:+.3f}, "
             f"{gain.n} seeds; "
-            f"claimed: {claimed(claim.margin, claim.within)})"
+            f"claimed: {claimed(claim.margin, claim.within)}"
         )
+        if self.status == "undecided":
+            text += f"; {what_would_decide(gain, claim.margin, claim.within)}"
+        return text + ")"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         return _bundle("verdict", self.claim.name, self.status, True, str(self))
@@ -102,6 +106,20 @@ class LiveCheck:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         ok = self.status != "outside"
         return _bundle("live", self.name, self.status, ok, str(self))
+
+
+def what_would_decide(gain: Interval, margin: float, within: float | None) -> str:
+    """How many seeds a claim is short of, in words.
+
+    Args:
+        gain: The interval of an undecided claim.
+        margin: Same as in :class:`~distill_helpers.studies.study.Claim`.
+        within: Same as there.
+    """
+    seeds = seeds_to_decide(gain, _distance(gain.mean, margin, within))
+    if seeds is None:
+        return "a gain of this size is too close to the claim for 1,000 seeds"
+    return f"about {seeds} seeds would decide a gain of this size"
 
 
 def percent(confidence: float) -> str:
@@ -293,7 +311,7 @@ def judge(results: Results) -> list[Verdict]:
     claims = results.study.claims
     gains = [_gains(results, claim) for claim in claims]
     wrong = [
-        p_value(values, _distance(claim, fmean(values)))
+        p_value(values, _distance(fmean(values), claim.margin, claim.within))
         for claim, values in zip(claims, gains, strict=True)
     ]
     found = []
@@ -320,11 +338,9 @@ def _gains(results: Results, claim: Claim) -> list[float]:
     return [one if claim.higher_is_better else -one for one in differences]
 
 
-def _distance(claim: Claim, mean: float) -> float:
+def _distance(mean: float, margin: float, within: float | None) -> float:
     """From a mean gain to the nearest bound that its interval must not reach."""
-    if claim.within is None:
-        return abs(mean - claim.margin)
-    return abs(abs(mean) - claim.within)
+    return abs(mean - margin) if within is None else abs(abs(mean) - within)
 
 
 def _status(claim: Claim, gain: Interval) -> str:

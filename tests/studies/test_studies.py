@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import t, ttest_1samp
 
 from distill_helpers import studies
 from distill_helpers.studies import (
@@ -151,7 +151,7 @@ def test_a_claim_that_two_are_equal(bad, status):
     claim = replace(results.study.claims[0], within=0.1)
     verdict = judged_alone(results, claim)
     assert verdict.status == status
-    assert "claimed: within ±0.1)" in str(verdict)
+    assert "claimed: within ±0.1" in str(verdict)
 
 
 def test_a_p_value_is_that_of_a_paired_t_test():
@@ -220,6 +220,39 @@ def test_a_claim_needs_more_beside_others():
     assert together.status == "undecided"
     assert "99.5 % interval" in str(together)
     assert together.gain.mean == alone.gain.mean
+
+
+def test_so_many_seeds_decide_four_times_in_five():
+    """By drawing such studies, again and again."""
+    draw = random.Random(1)
+    found = studies.t_interval([draw.gauss(0.5, 1.0) for _ in range(12)])
+    seeds = intervals.seeds_to_decide(found, found.mean)
+    sd = (found.high - found.low) / 2 / t.isf(0.025, 11) * 12**0.5
+    decided = [
+        studies.t_interval([draw.gauss(found.mean, sd) for _ in range(seeds)]).low > 0
+        for _ in range(2000)
+    ]
+    assert 0.77 < fmean(decided) < 0.83
+    # Surer of itself, and nearer to the bound: more seeds.
+    sure = replace(found, confidence=0.99)
+    assert intervals.seeds_to_decide(found, found.mean / 2) > seeds
+    assert intervals.seeds_to_decide(found, found.mean, power=0.9) > seeds
+    assert intervals.seeds_to_decide(sure, found.mean) > 2
+    assert intervals.seeds_to_decide(found, 1e-4) is None
+
+
+def test_an_undecided_claim_says_what_would_decide_it():
+    results = rows_with({"good": [1.0] * 5, "bad": [2.0, 1.2, 1.5, 2.1, 1.4]})
+    claim = results.study.claims[0]
+    assert "seeds would decide a gain of this size)" in str(
+        judged_alone(results, claim)
+    )
+    close = replace(claim, margin=0.6401)
+    assert "too close to the claim for 1,000 seeds)" in str(
+        judged_alone(results, close)
+    )
+    decided = replace(claim, margin=9.0)
+    assert "would" not in str(judged_alone(results, decided))
 
 
 def test_equal_to_the_last_digit_cannot_be_claimed():
