@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
     from distill_helpers.studies import Results
 
+# Roles, the same in every figure: the teacher and what it gives, the student, the
+# text's own labels, what is there for comparison.
 TEACHER = "#0072B2"
 STUDENT = "#D55E00"
-THIRD = "#009E73"
+TEXT = "#009E73"
 PALE = "#B8B8B8"
+THIRD = TEXT
 PALETTE = (STUDENT, TEACHER, THIRD, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 
 

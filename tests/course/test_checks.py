@@ -1337,3 +1337,29 @@ def test_two_mistakes_in_a_clinics_exercise_never_pass(check, answer):
 def test_a_test_that_allows_for_no_rounding_hears_of_it():
     message = checks.pieces_add_up(lambda *a: adds_up(*a, close=0.0)).message
     assert "rounding" in message
+
+
+# A function to go on with -------------------------------------------------------------
+
+
+def test_a_lesson_goes_on_with_a_learner_s_function_only_if_it_passes(capsys):
+    def right(nll, tokens, size):
+        return nll * tokens / size / math.log(2)
+
+    assert checks.bits_per_byte(right, fallback=True) is right
+    assert "passed" in capsys.readouterr().out
+
+    own = checks.bits_per_byte(lambda nll, tokens, size: nll, fallback=True)
+    said = capsys.readouterr().out
+    assert "failed" in said
+    assert "goes on with its own" in said
+    assert own(torch.tensor(3.5), 100, 420) == pytest.approx(
+        right(torch.tensor(3.5), 100, 420)
+    )
+
+
+def test_without_a_fallback_a_check_returns_what_it_found(capsys):
+    result = checks.bits_per_byte(None)
+    assert result.status == checks.NOT_ATTEMPTED
+    assert "goes on" not in result.message
+    assert not capsys.readouterr().out

@@ -1,0 +1,294 @@
+"""Diagrams of who gives what to whom: boxes and arrows, the same in every notebook.
+
+A diagram shows itself as SVG and as PNG, so that JupyterLab, GitHub and a web page each
+find a form that they can draw, and says in words what it shows. It has a ground of its
+own, so that it can be read on a dark page, too. Used in notebooks 00, 02 and 03 to 08.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from distill_helpers.course.plots import STUDENT, TEACHER, TEXT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What a box or an arrow stands for, and its colour; the same roles as in every figure.
+ROLES = {"teacher": TEACHER, "student": STUDENT, "text": TEXT, "plain": "#5A5A5A"}
+# A unit of the drawing, in inches.
+_UNIT = 0.5
+_INK = "#222222"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A thing: a model, a text, a loss.
+
+    Attributes:
+        name: What arrows call it.
+        words: What stands in it; lines are broken where it says so.
+        at: Its centre, in units; y grows downwards.
+        role: One of ``ROLES``: a filled box for models, a pale one for everything else.
+        size: Width and height, in units.
+        filled: White words on the role's colour; default: for models.
+    """
+
+    name: str
+    words: str
+    at: tuple[float, float]
+    role: str = "plain"
+    size: tuple[float, float] = (2.6, 1.1)
+    filled: bool | None = None
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Something that goes from one box to another.
+
+    Attributes:
+        start: The name of a box.
+        end: The name of another.
+        words: What goes there, beside the arrow.
+        role: One of ``ROLES``.
+        bend: Curvature; 0 is straight, negative bends the other way.
+        dashed: For what happens now and then, or only at first.
+        at: Where the words stand, as a share of the way.
+        shift: Moves the words, in units.
+    """
+
+    start: str
+    end: str
+    words: str = ""
+    role: str = "plain"
+    bend: float = 0.0
+    dashed: bool = False
+    at: float = 0.5
+    shift: tuple[float, float] = (0.0, -0.3)
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Boxes and arrows that show themselves in a notebook.
+
+    Attributes:
+        boxes: What there is.
+        arrows: What goes from where to where.
+        alt: The same in words, for those who cannot see the drawing; one sentence or
+            two, which must name everything that it shows.
+        titles: Further words, with their places.
+    """
+
+    boxes: tuple[Box, ...]
+    arrows: tuple[Arrow, ...]
+    alt: str
+    titles: tuple[tuple[str, tuple[float, float]], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [box.name for box in self.boxes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"boxes={names}: two have the same name")
+        for arrow in self.arrows:
+            for end in (arrow.start, arrow.end):
+                if end not in names:
+                    raise ValueError(f"an arrow's {end!r} is no box; there are {names}")
+        roles = [box.role for box in self.boxes] + [one.role for one in self.arrows]
+        for role in roles:
+            if role not in ROLES:
+                raise ValueError(f"role={role!r} is not one of {[*ROLES]}")
+        if not self.alt.strip():
+            raise ValueError("alt is empty; say in words what the diagram shows")
+
+    @cached_property
+    def svg(self) -> str:
+        """The drawing as SVG, with the words for screen readers."""
+        import matplotlib as mpl
+
+        buffer = io.StringIO()
+        # Fixed, so that the same diagram gives the same bytes.
+        with mpl.rc_context({"svg.hashsalt": "diagram"}):
+            self._figure().savefig(buffer, format="svg", metadata={"Date": None})
+        text = buffer.getvalue()
+        start = text.index("<svg ")
+        end = text.index(">", start)
+        title = f"<title>{_escaped(self.alt)}</title>"
+        return f'{text[start:end]} role="img">{title}{text[end + 1 :]}'
+
+    @cached_property
+    def png(self) -> bytes:
+        """The drawing as PNG, twice as fine as a screen asks for."""
+        buffer = io.BytesIO()
+        self._figure().savefig(
+            buffer, format="png", dpi=192, metadata={"Software": None}
+        )
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        from base64 import b64encode
+
+        return {
+            "image/svg+xml": self.svg,
+            "image/png": b64encode(self.png).decode(),
+            "text/plain": self.alt,
+        }
+
+    def _figure(self) -> Figure:
+        from matplotlib.figure import Figure
+
+        lows, highs = _extent(self)
+        width, height = highs[0] - lows[0], highs[1] - lows[1]
+        figure = Figure(figsize=(_UNIT * width, _UNIT * height), facecolor="white")
+        ax = figure.add_axes((0, 0, 1, 1))
+        ax.set_xlim(lows[0], highs[0])
+        ax.set_ylim(highs[1], lows[1])
+        ax.axis("off")
+        places = {box.name: box for box in self.boxes}
+        for arrow in self.arrows:
+            _draw_arrow(ax, arrow, places[arrow.start], places[arrow.end])
+        for box in self.boxes:
+            _draw_box(ax, box)
+        for words, at in self.titles:
+            ax.text(*at, words, ha="center", va="center", weight="bold", color=_INK)
+        return figure
+
+
+def _escaped(words: str) -> str:
+    from html import escape
+
+    return escape(words)
+
+
+def _extent(diagram: Diagram) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Upper left and lower right corner, with some air."""
+    points = [at for _, at in diagram.titles]
+    for box in diagram.boxes:
+        x, y = box.at
+        wide, high = box.size[0] / 2, box.size[1] / 2
+        points += [(x - wide, y - high), (x + wide, y + high)]
+    xs, ys = zip(*points, strict=True)
+    return (min(xs) - 0.4, min(ys) - 0.5), (max(xs) + 0.4, max(ys) + 0.5)
+
+
+def _draw_box(ax: Axes, box: Box) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    color = ROLES[box.role]
+    filled = box.role in ("teacher", "student") if box.filled is None else box.filled
+    (x, y), (wide, high) = box.at, box.size
+    ax.add_patch(
+        FancyBboxPatch(
+            (x - wide / 2, y - high / 2),
+            wide,
+            high,
+            boxstyle="round,pad=0,rounding_size=0.22",
+            facecolor=color if filled else "white",
+            edgecolor=color,
+            linewidth=1.6,
+        )
+    )
+    ax.text(
+        *(x, y, box.words),
+        ha="center",
+        va="center",
+        color="white" if filled else _INK,
+        fontsize=10,
+        linespacing=1.25,
+    )
+
+
+def _draw_arrow(ax: Axes, arrow: Arrow, start: Box, end: Box) -> None:
+    color = ROLES[arrow.role]
+    from_, to = _edge(start, end.at), _edge(end, start.at)
+    ax.annotate(
+        "",
+        xy=to,
+        xytext=from_,
+        arrowprops={
+            "arrowstyle": "-|>,head_width=0.25,head_length=0.5",
+            "color": color,
+            "linewidth": 1.8,
+            "linestyle": (0, (4, 3)) if arrow.dashed else "-",
+            "connectionstyle": f"arc3,rad={arrow.bend}",
+            "shrinkA": 2,
+            "shrinkB": 2,
+        },
+    )
+    if arrow.words:
+        x, y = (a + arrow.at * (b - a) for a, b in zip(from_, to, strict=True))
+        ax.text(
+            x + arrow.shift[0],
+            y + arrow.shift[1],
+            arrow.words,
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=9,
+            linespacing=1.2,
+        )
+
+
+def _edge(box: Box, towards: tuple[float, float]) -> tuple[float, float]:
+    """Where a line from the box's centre to a point leaves the box."""
+    (x, y), (wide, high) = box.at, box.size
+    dx, dy = towards[0] - x, towards[1] - y
+    reach = min(
+        (wide / 2 / abs(dx)) if dx else float("inf"),
+        (high / 2 / abs(dy)) if dy else float("inf"),
+    )
+    return x + reach * dx, y + reach * dy
+
+
+# The diagrams of the lessons --------------------------------------------------------
+
+
+def three_techniques() -> Diagram:
+    """Soft labels, hard labels and co-distillation, side by side (lesson 00)."""
+    soft, hard, both = 0.0, 5.4, 10.8
+    top, middle, bottom = 1.2, 3.6, 6.0
+    every = "cat 70 %\ndog 20 %\nanimal 10 %"
+    return Diagram(
+        boxes=(
+            Box("teacher", "teacher,\nfinished", (soft, top), "teacher"),
+            Box("student", "student", (soft, bottom), "student"),
+            Box("writer", "teacher,\nfinished", (hard, top), "teacher"),
+            Box(
+                *(
+                    "written",
+                    "“a small furry pet\nis a cat”",
+                    (hard, middle),
+                    "teacher",
+                ),
+                size=(3.4, 1.1),
+                filled=False,
+            ),
+            Box("reader", "student", (hard, bottom), "student"),
+            Box("grown", "teacher,\nstill learning", (both, top), "teacher"),
+            Box("partner", "student", (both, bottom), "student"),
+            Box("text", "text", (both + 2.3, middle), "text", (1.5, 0.9)),
+        ),
+        arrows=(
+            Arrow("teacher", "student", every, "teacher", shift=(1.15, 0.0)),
+            Arrow("writer", "written", role="teacher"),
+            Arrow("written", "reader", role="teacher"),
+            Arrow("grown", "partner", every, "teacher", shift=(-1.15, 0.0)),
+            Arrow("text", "grown", role="text", bend=0.15),
+            Arrow("text", "partner", role="text", bend=-0.15),
+        ),
+        alt=(
+            "Three pairs of a teacher and a student. Soft labels: a finished teacher "
+            "gives the student a probability for every token, such as cat 70 %, dog "
+            "20 %, animal 10 %. Hard labels: a finished teacher writes a text, such as "
+            "“a small furry pet is a cat”, and the student learns that text. "
+            "Co-distillation: a teacher that is still learning from text gives the "
+            "student its probabilities, and the student learns from the text as well."
+        ),
+        titles=(
+            ("soft labels", (soft, 0.0)),
+            ("hard labels", (hard, 0.0)),
+            ("co-distillation", (both, 0.0)),
+        ),
+    )
