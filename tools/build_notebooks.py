@@ -30,6 +30,7 @@ from lesson_source import LessonError, read_cells, render, tags
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
+from prose_lint import lint_prose
 
 PROFILE = "cpu"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -271,7 +272,10 @@ def build(
 def find_problems(course: Course, lesson: Lesson) -> list[str]:
     """Everything that keeps a notebook from being committed as it is."""
     try:
-        problems = lint(read_cells(course, lesson))
+        cells = read_cells(course, lesson)
+        problems = lint(cells)
+        if lesson.second_edition:
+            problems += lint_prose(cells)
         fresh = render(course, lesson)
         found = _read_committed(course.notebook_path(lesson))
     except LessonError as error:

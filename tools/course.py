@@ -16,11 +16,14 @@ class Lesson:
     title: str
     summary: str
     minutes: dict[str, float]
+    work: int
     memory_gb: dict[str, float]
     pair: str
     prerequisites: str
     goals: list[str]
     ready: bool
+    # Written by the rules of the second edition, and held to those for its prose.
+    second_edition: bool = False
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,9 @@ class ReadmeError(ValueError):
 def map_block(course: Course) -> str:
     """One row for every lesson, finished or planned."""
     lines = [
-        "| lesson | what it is about | `smoke` | `cpu` | `gpu` | status |",
-        "|---|---|--:|--:|--:|---|",
+        "| lesson | what it is about | to work through | `smoke` | `cpu` | `gpu` "
+        "| status |",
+        "|---|---|--:|--:|--:|--:|---|",
     ]
     for lesson in course.lessons:
         name = f"{lesson.number} · {lesson.title}"
@@ -158,7 +159,8 @@ def map_block(course: Course) -> str:
         minutes = (f"{lesson.minutes[key]:g}" for key in ("smoke", "cpu", "gpu"))
         status = "ready" if lesson.ready else "planned"
         lines.append(
-            f"| {name} | {lesson.summary} | {' | '.join(minutes)} | {status} |"
+            f"| {name} | {lesson.summary} | {lesson.work} | {' | '.join(minutes)} "
+            f"| {status} |"
         )
     return "\n".join(lines)
 

@@ -54,10 +54,14 @@ TITLE = """\
 
 **Models on a laptop:** {pair}.
 
+**Time.** About {work} minutes to work through, exercises included. To run its cells
+takes less:
+
 | profile | where it runs | minutes | memory |
 |---|---|--:|--:|
 | `cpu` | a laptop, no GPU, no network | {minutes[cpu]:g} | {memory[cpu]:g} GB |
-| `gpu` | a Colab T4 or better | {minutes[gpu]:g} | {memory[gpu]:g} GB on the GPU |
+| `gpu` | a Colab T4 or better; planned, not yet run on one | {minutes[gpu]:g} \
+| {memory[gpu]:g} GB on the GPU |
 | `smoke` | a quick test that every cell runs; its numbers mean nothing \
 | {minutes[smoke]:g} | {memory[cpu]:g} GB |"""
 
@@ -110,6 +114,7 @@ def _title_cell(course: Course, lesson: Lesson) -> str:
         prerequisites=lesson.prerequisites,
         pair=PAIRS[lesson.pair],
         minutes=lesson.minutes,
+        work=lesson.work,
         memory=lesson.memory_gb,
     )
 

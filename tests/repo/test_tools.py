@@ -43,6 +43,7 @@ name = "{number}_sample"
 title = "Sample {number}"
 summary = "A sample."
 minutes = {{ smoke = 0.5, cpu = 1, gpu = 2 }}
+work = 40
 memory_gb = {{ cpu = 1, gpu = 2 }}
 pair = "tiny"
 prerequisites = "None."
