@@ -142,6 +142,8 @@ class Diagram:
         lows, highs = _extent(self)
         width, height = highs[0] - lows[0], highs[1] - lows[1]
         figure = Figure(figsize=(_UNIT * width, _UNIT * height), facecolor="white")
+        # The course's style asks for a layout that would move these axes.
+        figure.set_layout_engine("none")
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set_xlim(lows[0], highs[0])
         ax.set_ylim(highs[1], lows[1])

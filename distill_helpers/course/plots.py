@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from distill_helpers.studies import Results
+    from distill_helpers.studies.results import Verdict
 
 # Roles, the same in every figure: the teacher and what it gives, the student, the
 # text's own labels, what is there for comparison.
@@ -68,17 +69,17 @@ def token_bars(
         title: The title of the axes.
     """
     places = range(len(tokens))
-    ax.barh(places, probabilities, color=color)
+    percents = [100 * probability for probability in probabilities]
+    ax.barh(places, percents, color=color)
     ax.set_yticks(list(places), list(tokens))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    top = max(probabilities)
-    for place, probability in zip(places, probabilities, strict=True):
-        percent = 100 * probability
-        text = f"{percent:.3g} %" if percent >= 0.01 else "< 0.01 %"
-        ax.text(probability + 0.015 * top, place, text, va="center", fontsize=8.5)
+    top = max(percents)
+    for place, percent in zip(places, percents, strict=True):
+        text = f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
+        ax.text(percent + 0.015 * top, place, text, va="center", fontsize=8.5)
     ax.set_xlim(0, 1.22 * top)
-    ax.set_xlabel("probability")
+    ax.set_xlabel("probability (percent)")
     ax.set_title(title)
 
 
@@ -199,3 +200,135 @@ def lines(
     ax.set_ylabel(ylabel)
     ax.set_title(title)
     ax.legend()
+
+
+def shaded_text(
+    ax: Axes,
+    tokens: Sequence[str],
+    values: Sequence[float],
+    *,
+    notes: dict[int, str] | None = None,
+    width: int = 64,
+    color: str = TEACHER,
+) -> None:
+    """Draw a text whose tokens are shaded by a number each, notes in the margin.
+
+    Args:
+        ax: The axes to draw into; they are turned off.
+        tokens: Pieces of the text, each with its own space.
+        values: One number a token; the largest gets the full colour.
+        notes: Place of a token to what is said of it, on the right; the token gets a
+            frame and a number.
+        width: Characters of a line.
+        color: The colour of the largest value.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    shades = LinearSegmentedColormap.from_list("shades", ["white", color])
+    highest = max(values) or 1.0
+    # In characters and lines; a token that does not fit begins the next line.
+    column = line = 0
+    numbers = {place: n for n, place in enumerate(sorted(notes or {}), start=1)}
+    for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
+        shown = token.replace("\n", "¶")
+        if column + len(shown) > width:
+            column, line = 0, line + 1
+        share = 0.75 * max(0.0, value) / highest
+        ax.add_patch(
+            Rectangle(
+                (column, line - 0.5),
+                len(shown),
+                1,
+                facecolor=shades(share),
+                edgecolor="#222222" if place in numbers else "white",
+                linewidth=1.4 if place in numbers else 0.6,
+                zorder=2 if place in numbers else 1,
+            )
+        )
+        for offset, character in enumerate(shown):
+            at = (column + offset + 0.5, line + 0.02)
+            ax.text(*at, character, ha="center", va="center", family="monospace")
+        if place in numbers:
+            ax.text(
+                *(column, line - 0.5, str(numbers[place])),
+                ha="center",
+                va="center",
+                fontsize=8,
+                weight="bold",
+                color=STUDENT,
+                bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": STUDENT},
+                zorder=4,
+            )
+        column += len(shown)
+    for number, words in enumerate((notes or {})[one] for one in numbers):
+        at = (width + 2, number * (line + 1) / max(1, len(numbers)))
+        ax.text(*at, f"{number + 1}  {words}", va="center", fontsize=9)
+    ax.set_xlim(-1, width * (1.75 if notes else 1.02))
+    ax.set_ylim(line + 0.7, -0.9)
+    ax.axis("off")
+
+
+# How a verdict is drawn: a marker and its filling, never colour alone.
+_VERDICTS = {
+    "holds": ("o", "#222222", "#222222"),
+    "equivalent": ("D", "#222222", "#222222"),
+    "fails": ("X", "#222222", "#222222"),
+    "undecided": ("o", "white", "#6B6B6B"),
+    "not judged": ("o", "white", "#A0A0A0"),
+}
+
+
+def forest(ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44) -> None:
+    """Draw claims, one row each: the gain, its interval, what was claimed, the verdict.
+
+    A short line marks the margin that the gain had to exceed, a band the margins
+    within which two had to be equal; right of the zero line is better.
+
+    Args:
+        ax: The axes to draw into.
+        verdicts: Of one unit, from ``Results.verdict`` or ``studies.judge``.
+        width: Characters of a line of the claims' words.
+
+    Raises:
+        ValueError: If the claims are measured in different units.
+    """
+    from textwrap import fill
+
+    from distill_helpers.studies.study import UNITS
+
+    units = {UNITS.get(one.claim.metric, one.claim.metric) for one in verdicts}
+    if len(units) > 1:
+        raise ValueError(
+            f"verdicts in {' and '.join(sorted(units))} cannot share an axis; draw a "
+            "forest for each unit"
+        )
+    ax.axvline(0, color="#222222", lw=1)
+    for place, verdict in enumerate(verdicts):
+        gain, claim = verdict.gain, verdict.claim
+        marker, face, ink = _VERDICTS[verdict.status]
+        if claim.within is not None:
+            ends = ([place - 0.3] * 2, [place + 0.3] * 2)
+            ax.fill_between([-claim.within, claim.within], *ends, color=PALE, alpha=0.5)
+        elif claim.margin:
+            ax.plot([claim.margin] * 2, [place - 0.3, place + 0.3], color=STUDENT, lw=2)
+        ax.plot([gain.low, gain.high], [place, place], color=ink, lw=2)
+        ax.plot(gain.mean, place, marker, ms=8, mfc=face, mec=ink)
+        digits = 1 if "points" in units else 2
+        words = f"{gain.mean:+.{digits}f}: {verdict.status}".replace("-", "−")
+        ax.annotate(
+            words,
+            (gain.mean, place),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=ink,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
+        )
+    labels = [fill(one.claim.text, width) for one in verdicts]
+    ax.set_yticks(range(len(labels)), labels, fontsize=8.5)
+    ax.set_ylim(len(labels) - 0.45, -0.65)
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.12)
+    ax.set_xlabel(f"gain ({units.pop()}); right of zero is better")
