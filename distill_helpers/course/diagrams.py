@@ -249,13 +249,14 @@ def _edge(box: Box, towards: tuple[float, float]) -> tuple[float, float]:
 
 def three_techniques() -> Diagram:
     """Soft labels, hard labels and co-distillation, side by side (lesson 00)."""
-    soft, hard, both = 0.0, 5.4, 10.8
+    soft, hard, both = 0.0, 5.2, 10.6
     top, middle, bottom = 1.2, 3.6, 6.0
     every = "cat 70 %\ndog 20 %\nanimal 10 %"
     return Diagram(
         boxes=(
             Box("teacher", "teacher,\nfinished", (soft, top), "teacher"),
             Box("student", "student", (soft, bottom), "student"),
+            Box("read", "text", (soft - 2.3, middle), "text", (1.5, 0.9)),
             Box("writer", "teacher,\nfinished", (hard, top), "teacher"),
             Box(
                 *(
@@ -274,6 +275,8 @@ def three_techniques() -> Diagram:
         ),
         arrows=(
             Arrow("teacher", "student", every, "teacher", shift=(1.15, 0.0)),
+            Arrow("read", "teacher", role="text", bend=-0.15, dashed=True),
+            Arrow("read", "student", role="text", bend=0.15, dashed=True),
             Arrow("writer", "written", role="teacher"),
             Arrow("written", "reader", role="teacher"),
             Arrow("grown", "partner", every, "teacher", shift=(-1.15, 0.0)),
@@ -281,12 +284,13 @@ def three_techniques() -> Diagram:
             Arrow("text", "partner", role="text", bend=-0.15),
         ),
         alt=(
-            "Three pairs of a teacher and a student. Soft labels: a finished teacher "
-            "gives the student a probability for every token, such as cat 70 %, dog "
-            "20 %, animal 10 %. Hard labels: a finished teacher writes a text, such as "
-            "“a small furry pet is a cat”, and the student learns that text. "
-            "Co-distillation: a teacher that is still learning from text gives the "
-            "student its probabilities, and the student learns from the text as well."
+            "Three pairs of a teacher and a student. Soft labels: both read a text, "
+            "and the finished teacher gives the student a probability for every token, "
+            "such as cat 70 %, dog 20 %, animal 10 %. Hard labels: a finished teacher "
+            "writes a text, such as “a small furry pet is a cat”, and the student "
+            "learns that text. Co-distillation: a teacher that is still learning from "
+            "text gives the student its probabilities, and the student learns from "
+            "the text, too."
         ),
         titles=(
             ("soft labels", (soft, 0.0)),

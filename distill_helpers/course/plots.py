@@ -210,6 +210,7 @@ def shaded_text(
     notes: dict[int, str] | None = None,
     width: int = 64,
     color: str = TEACHER,
+    unit: str = "",
 ) -> None:
     """Draw a text whose tokens are shaded by a number each, notes in the margin.
 
@@ -221,11 +222,14 @@ def shaded_text(
             frame and a number.
         width: Characters of a line.
         color: The colour of the largest value.
+        unit: What the numbers are, for the scale below; without it there is none.
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.patches import Rectangle
 
-    shades = LinearSegmentedColormap.from_list("shades", ["white", color])
+    full = LinearSegmentedColormap.from_list("full", ["white", color])
+    shades = LinearSegmentedColormap.from_list("shades", [full(0.0), full(0.75)])
     highest = max(values) or 1.0
     # In characters and lines; a token that does not fit begins the next line.
     column = line = 0
@@ -234,7 +238,7 @@ def shaded_text(
         shown = token.replace("\n", "¶")
         if column + len(shown) > width:
             column, line = 0, line + 1
-        share = 0.75 * max(0.0, value) / highest
+        share = max(0.0, value) / highest
         ax.add_patch(
             Rectangle(
                 (column, line - 0.5),
@@ -264,9 +268,14 @@ def shaded_text(
     for number, words in enumerate((notes or {})[one] for one in numbers):
         at = (width + 2, number * (line + 1) / max(1, len(numbers)))
         ax.text(*at, f"{number + 1}  {words}", va="center", fontsize=9)
-    ax.set_xlim(-1, width * (1.75 if notes else 1.02))
+    ax.set_xlim(-1.5, width * (1.75 if notes else 1.02))
     ax.set_ylim(line + 0.7, -0.9)
     ax.axis("off")
+    if unit:
+        scale = ScalarMappable(Normalize(0, highest), shades)
+        ax.figure.colorbar(
+            scale, ax=ax, location="bottom", shrink=0.3, aspect=30, label=unit
+        )
 
 
 # How a verdict is drawn: a marker and its filling, never colour alone.
