@@ -176,13 +176,21 @@ def _train(
     )
 
 
-def exposure(model: PreTrainedModel, count: int = 600) -> ExposureBias:
-    """The exposure bias of a student, on the first problems of the frozen test."""
+def exposure(
+    model: PreTrainedModel, count: int = 600, *, texts: int = 1
+) -> ExposureBias:
+    """The exposure bias of a student, on the first problems of the frozen test.
+
+    Args:
+        model: The student.
+        count: How many problems.
+        texts: How many texts each of the two writes to a problem.
+    """
     teacher = load_tiny_teacher("sums")
     asked = three_sums.prompts(three_sums.test_problems()[:count])
     prompts = teacher.tokenizer(asked, add_special_tokens=False)["input_ids"]
     return measure_exposure(
-        model, *teacher, prompts, max_new_tokens=three_sums.MAX_ANSWER_TOKENS
+        model, *teacher, prompts * texts, max_new_tokens=three_sums.MAX_ANSWER_TOKENS
     )
 
 
