@@ -685,7 +685,7 @@ EVERY_CHECK = [
     function
     for name, function in vars(checks).items()
     if inspect.isfunction(function)
-    and list(inspect.signature(function).parameters) == ["fn"]
+    and list(inspect.signature(function).parameters) == ["fn", "fallback"]
     and not name.startswith("_")
 ]
 
@@ -705,7 +705,7 @@ def test_no_result_makes_a_check_raise(check):
 
 
 def test_every_check_is_among_them():
-    assert len(EVERY_CHECK) >= 26
+    assert len(EVERY_CHECK) >= 32
 
 
 # --- How a result shows itself. ---
@@ -775,6 +775,33 @@ def gumbel(logits, generator):
     return (logits - torch.log(-torch.log(u))).argmax(-1)
 
 
+def gain_by_hand(ours, theirs, t, power=0.5):
+    gains = [float(b - a) for a, b in zip(ours, theirs, strict=True)]
+    mean = sum(gains) / len(gains)
+    square = sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1)
+    return torch.tensor([mean, t * square**0.5 / len(gains) ** power])
+
+
+def temperature_on_a_grid(logits, labels, count, sign=1):
+    grid = [0.25 * 16 ** (i / (count - 1)) for i in range(count)]
+    return min(grid, key=lambda T: sign * F.cross_entropy(logits / T, labels).item())
+
+
+def best_by_steps(logits, labels):
+    """By gradient descent on the logarithm, as Guo et al. do."""
+    log_t = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_t], max_iter=50)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits.double() / log_t.exp(), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return log_t.detach().exp().squeeze()
+
+
 @pytest.mark.parametrize(
     ("check", "fn"),
     [
@@ -791,6 +818,10 @@ def gumbel(logits, generator):
         ("perplexity", lambda nll: math.exp(nll)),
         ("perplexity", lambda nll: np.exp(nll)),
         ("perplexity", lambda nll: 2 ** (nll / math.log(2))),
+        ("gain_interval", lambda a, b, t: gain_by_hand(a, b, t)),
+        ("gain_interval", lambda a, b, t: [float(x) for x in gain_by_hand(a, b, t)]),
+        ("fitted_temperature", lambda z, y: temperature_on_a_grid(z, y, 100)),
+        ("fitted_temperature", lambda z, y: float(temperature_on_a_grid(z, y, 999))),
         ("bits_per_byte", lambda nll, n, b: nll * n / (b * math.log(2))),
         ("bits_per_byte", lambda nll, n, b: float(nll) / math.log(2) * n / b),
         ("sampled_labels", lambda z, g: draw_by_hand(z, g)),
@@ -847,6 +878,35 @@ def test_small_checks_pass(check, fn):
         ("perplexity", "sign", lambda nll: math.exp(-nll)),
         ("perplexity", "unchanged", lambda nll: nll),
         ("perplexity", "bits", lambda nll: nll / math.log(2)),
+        ("gain_interval", "sign", lambda a, b, t: gain_by_hand(b, a, t)),
+        ("gain_interval", "t_missing", lambda a, b, t: gain_by_hand(a, b, 1)),
+        (
+            "gain_interval",
+            "unpaired",
+            lambda a, b, t: (
+                (b - a).mean(),
+                t * ((a.std() ** 2 + b.std() ** 2) / len(a)) ** 0.5,
+            ),
+        ),
+        ("gain_interval", "of_one_run", lambda a, b, t: gain_by_hand(a, b, t, 0)),
+        ("gain_interval", "divided_by_n", lambda a, b, t: gain_by_hand(a, b, t, 1)),
+        (
+            "gain_interval",
+            "divided_by_all",
+            lambda a, b, t: gain_by_hand(a, b, t * (1 - 1 / len(a)) ** 0.5),
+        ),
+        ("fitted_temperature", "one", lambda z, y: 1),
+        ("fitted_temperature", "inverted", lambda z, y: 1 / best_by_steps(z, y)),
+        (
+            "fitted_temperature",
+            "flattest",
+            lambda z, y: temperature_on_a_grid(z, z.argmax(-1), 100),
+        ),
+        (
+            "fitted_temperature",
+            "highest",
+            lambda z, y: temperature_on_a_grid(z, y, 100, sign=-1),
+        ),
         ("bits_per_byte", "nats", lambda nll, n, b: nll * n / b),
         ("bits_per_byte", "nats", lambda nll, n, b: nll * n / b * math.log(2)),
         ("bits_per_byte", "inverted", lambda nll, n, b: nll * b / n / math.log(2)),

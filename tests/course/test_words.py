@@ -26,7 +26,7 @@ def test_every_exercise_has_words_and_a_check():
     for name in EXERCISES:
         check = getattr(checks, name)
         assert check.__name__ == name
-        assert list(inspect.signature(check).parameters) == ["fn"]
+        assert list(inspect.signature(check).parameters) == ["fn", "fallback"]
         assert "Args:\n    fn: ``fn(" in check.__doc__
         assert f"Exercise of {words_of(name).lesson}." in check.__doc__
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any
 
 from distill_helpers.course.checks import (
     bug_clinic,
@@ -37,41 +37,23 @@ from distill_helpers.course.checks import (
     start_here,
     storing_soft_labels,
     temperature,
+    when_soft_labels_pay,
 )
 from distill_helpers.course.checks.answers import FAILED as FAILED
 from distill_helpers.course.checks.answers import NOT_ATTEMPTED as NOT_ATTEMPTED
 from distill_helpers.course.checks.answers import PASSED as PASSED
 from distill_helpers.course.checks.engine import MIME_TYPE as MIME_TYPE
-from distill_helpers.course.checks.engine import CheckResult, Exercise, judge
+from distill_helpers.course.checks.engine import CheckResult as CheckResult
+from distill_helpers.course.checks.engine import Exercise, judge
 from distill_helpers.course.checks.words import say, words_of
 
 # Seconds for all calls of one check together; they take a small part of one.
 TIME_LIMIT = 5.0
 
 
-class Check:
-    """A check: called with a learner's function, it says what is wrong with it."""
-
-    def __init__(self, exercise: Exercise) -> None:
-        self.exercise = exercise
-        self.__name__ = self.__qualname__ = exercise.name
-        self.__doc__ = words_of(exercise.name).help
-
-    @overload
-    def __call__(self, fn: Any, *, fallback: Literal[False] = False) -> CheckResult: ...
-
-    @overload
-    def __call__(self, fn: Any, *, fallback: Literal[True]) -> Callable[..., Any]: ...
-
-    def __call__(self, fn: Any, *, fallback: bool = False) -> Any:
-        """Compare a function with the exercise.
-
-        Args:
-            fn: The learner's function.
-            fallback: Show what came of it, and return the function to go on with:
-                the learner's if it passes, the course's own if not.
-        """
-        result = judge(self.exercise, fn, TIME_LIMIT)
+def _check(exercise: Exercise) -> Callable[..., Any]:
+    def check(fn: Any, *, fallback: bool = False) -> Any:
+        result = judge(exercise, fn, TIME_LIMIT)
         if not fallback:
             return result
         from IPython.display import display
@@ -79,47 +61,54 @@ class Check:
         if not result.passed:
             result = replace(result, message=f"{result.message} {say('fallback')}")
         display(result)
-        return fn if result.passed else self.exercise.reference
+        return fn if result.passed else exercise.reference
+
+    check.__name__ = check.__qualname__ = exercise.name
+    check.__doc__ = words_of(exercise.name).help
+    return check
 
 
-bits_per_byte = Check(start_here.BITS_PER_BYTE)
-top_choices = Check(start_here.TOP_CHOICES)
+bits_per_byte = _check(start_here.BITS_PER_BYTE)
+top_choices = _check(start_here.TOP_CHOICES)
 
-softmax = Check(temperature.SOFTMAX)
-entropy = Check(temperature.ENTROPY)
-forward_kl = Check(temperature.FORWARD_KL)
-perplexity = Check(temperature.PERPLEXITY)
+softmax = _check(temperature.SOFTMAX)
+entropy = _check(temperature.ENTROPY)
+forward_kl = _check(temperature.FORWARD_KL)
+perplexity = _check(temperature.PERPLEXITY)
 
-soft_label_loss = Check(soft_labels.SOFT_LABEL_LOSS)
-sampled_labels = Check(soft_labels.SAMPLED_LABELS)
+soft_label_loss = _check(soft_labels.SOFT_LABEL_LOSS)
+sampled_labels = _check(soft_labels.SAMPLED_LABELS)
 
-tail_bucket = Check(storing_soft_labels.TAIL_BUCKET)
-sampled_estimate = Check(storing_soft_labels.SAMPLED_ESTIMATE)
-cache_shift = Check(storing_soft_labels.CACHE_SHIFT)
+gain_interval = _check(when_soft_labels_pay.GAIN_INTERVAL)
+fitted_temperature = _check(when_soft_labels_pay.FITTED_TEMPERATURE)
 
-answer_labels = Check(hard_labels.ANSWER_LABELS)
-shares_run = Check(hard_labels.SHARES_RUN)
-may_ask = Check(hard_labels.MAY_ASK)
+tail_bucket = _check(storing_soft_labels.TAIL_BUCKET)
+sampled_estimate = _check(storing_soft_labels.SAMPLED_ESTIMATE)
+cache_shift = _check(storing_soft_labels.CACHE_SHIFT)
 
-exact_checker = Check(reasoning_traces.EXACT_CHECKER)
-keep_right = Check(reasoning_traces.KEEP_RIGHT)
-pass_at_k = Check(reasoning_traces.PASS_AT_K)
+answer_labels = _check(hard_labels.ANSWER_LABELS)
+shares_run = _check(hard_labels.SHARES_RUN)
+may_ask = _check(hard_labels.MAY_ASK)
 
-mix_weight = Check(co_distillation.MIX_WEIGHT)
-learn_together = Check(co_distillation.LEARN_TOGETHER)
-ensemble_nll = Check(co_distillation.ENSEMBLE_NLL)
+exact_checker = _check(reasoning_traces.EXACT_CHECKER)
+keep_right = _check(reasoning_traces.KEEP_RIGHT)
+pass_at_k = _check(reasoning_traces.PASS_AT_K)
 
-drawn_reverse_kl = Check(on_policy.DRAWN_REVERSE_KL)
-generalised_jsd = Check(on_policy.GENERALISED_JSD)
-excess_kl = Check(on_policy.EXCESS_KL)
+mix_weight = _check(co_distillation.MIX_WEIGHT)
+learn_together = _check(co_distillation.LEARN_TOGETHER)
+ensemble_nll = _check(co_distillation.ENSEMBLE_NLL)
 
-steps_for = Check(choosing_a_method.STEPS_FOR)
-frontier = Check(choosing_a_method.FRONTIER)
+drawn_reverse_kl = _check(on_policy.DRAWN_REVERSE_KL)
+generalised_jsd = _check(on_policy.GENERALISED_JSD)
+excess_kl = _check(on_policy.EXCESS_KL)
 
-plateau = Check(bug_clinic.PLATEAU)
-pieces_add_up = Check(bug_clinic.PIECES_ADD_UP)
-padding_is_silent = Check(bug_clinic.PADDING_IS_SILENT)
+steps_for = _check(choosing_a_method.STEPS_FOR)
+frontier = _check(choosing_a_method.FRONTIER)
 
-resume_step = Check(capstone.RESUME_STEP)
-reaches = Check(capstone.REACHES)
-break_even = Check(capstone.BREAK_EVEN)
+plateau = _check(bug_clinic.PLATEAU)
+pieces_add_up = _check(bug_clinic.PIECES_ADD_UP)
+padding_is_silent = _check(bug_clinic.PADDING_IS_SILENT)
+
+resume_step = _check(capstone.RESUME_STEP)
+reaches = _check(capstone.REACHES)
+break_even = _check(capstone.BREAK_EVEN)

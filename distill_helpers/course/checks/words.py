@@ -50,6 +50,11 @@ def read_texts() -> dict[str, Any]:
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
+_FALLBACK = """\
+    fallback: Show what came of it, and return the function to go on with: yours if
+        it passes, the course's own if not."""
+
+
 def words_of(exercise: str) -> Words:
     """Return the words of the exercise of that name."""
     table = read_texts()[exercise]
@@ -59,7 +64,7 @@ def words_of(exercise: str) -> Words:
     )
     paragraphs = [
         table["about"],
-        f"Args:\n{fn}",
+        f"Args:\n{fn}\n{_FALLBACK}",
         f"Returns:\n    A :class:`CheckResult`. {table.get('note', '')}".rstrip(),
         f"Exercise of {table['lesson']}.",
     ]
