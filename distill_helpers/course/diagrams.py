@@ -298,3 +298,51 @@ def three_techniques() -> Diagram:
             ("co-distillation", (both, 0.0)),
         ),
     )
+
+
+def soft_labels() -> Diagram:
+    """One text, two readers, two distributions, one loss (lesson 02)."""
+    left, middle, right = 0.0, 4.2, 8.4
+    return Diagram(
+        boxes=(
+            Box("text", "“a small\nfurry pet is a”", (left, 2.0), "text", (3.0, 1.2)),
+            Box("teacher", "teacher,\nfinished", (middle, 0.6), "teacher"),
+            Box("student", "student,\nlearning", (middle, 3.4), "student"),
+            Box(
+                "p",
+                "cat 70 %\ndog 20 %\nanimal 10 %",
+                (right, 0.6),
+                "teacher",
+                (2.6, 1.6),
+                filled=False,
+            ),
+            Box(
+                "q",
+                "cat 40 %\nsofa 35 %\ndog 25 %",
+                (right, 3.4),
+                "student",
+                (2.6, 1.6),
+                filled=False,
+            ),
+            Box("loss", "KL(p ‖ q)", (right + 4.0, 2.0), "plain", (2.2, 1.0)),
+            Box("gradient", "gradient q − p", (right, 5.5), "plain", (2.9, 0.9)),
+        ),
+        arrows=(
+            Arrow("text", "teacher", role="text", dashed=True),
+            Arrow("text", "student", role="text", dashed=True),
+            Arrow("teacher", "p", "p", "teacher", shift=(0.0, -0.35)),
+            Arrow("student", "q", "q", "student", shift=(0.0, -0.35)),
+            Arrow("p", "loss", role="teacher"),
+            Arrow("q", "loss", role="student"),
+            Arrow("loss", "gradient"),
+            Arrow("gradient", "student"),
+        ),
+        alt=(
+            "A text goes to a finished teacher and to a student that is learning; both "
+            "only read it. The teacher answers with a distribution p, cat 70 %, dog "
+            "20 %, animal 10 %, the student with another one, q, cat 40 %, sofa 35 %, "
+            "dog 25 %. The loss is the KL divergence of the two, and its gradient, q "
+            "minus p, goes back to the student alone."
+        ),
+        titles=(),
+    )
