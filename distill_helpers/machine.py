@@ -251,7 +251,7 @@ def drive_folder(name: str) -> Path:
     Raises:
         ValueError: Outside Colab.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     if not in_colab():
         raise ValueError(

@@ -2,7 +2,7 @@
 
 SmolLM2 learns the gloss task from 600 labelled glosses, and then answers a pool of
 thousands. The answers ship with the course, so nobody has to run this; anybody can, and
-a run that is cut off goes on where it was. They are read in notebook 04.
+a run that is cut off goes on where it was. They are read in notebook 05.
 """
 
 from __future__ import annotations

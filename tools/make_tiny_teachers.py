@@ -27,7 +27,7 @@ PROSE_STEPS = 4000
 SUMS_STEPS = 1500
 SUMS_PROBLEMS = 20_000
 # The sums teacher has to be wrong now and then, so that filtering its answers and
-# passing it mean something (notebook 05).
+# passing it mean something (notebook 06).
 SUMS_TARGET = 0.8
 
 

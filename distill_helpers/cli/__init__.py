@@ -4,7 +4,7 @@
 ``--config`` file fills in as well, and ``runs`` makes models, rows and trainers of the
 options. Importing this room loads no torch, and neither does ``--help``.
 
-Taught in notebook 03, used whole in the capstone.
+Taught in notebook 04, used whole in the capstone.
 """
 
 from distill_helpers.cli.commands import main

@@ -3,7 +3,7 @@
 ``distill cache``, ``train``, ``evaluate`` and ``plan`` take their options from here; a
 ``--config`` file in JSON or YAML holds the same names.
 
-Taught in notebook 03, used whole in the capstone.
+Taught in notebook 04, used whole in the capstone.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def write_config(options: Options, path: str | Path) -> Path:
         options: One of the dataclasses above.
         path: The file, which ends in ``.json``.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     path = Path(path)
     if path.suffix != ".json":

@@ -1,6 +1,6 @@
 """From the options of a run to its models, rows and trainer.
 
-Taught in notebook 10.
+Taught in notebook 13.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def build_trainer(
     Raises:
         ValueError: For options that do not go together, each with its remedy.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     if kind not in ("soft", "hard"):
         raise ValueError(f"kind={kind!r} must be 'soft' or 'hard'")

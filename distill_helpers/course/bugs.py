@@ -2,7 +2,7 @@
 
 One table serves three readers: the tests hold that every mutant is told from
 :func:`distill_helpers.losses.soft_label_loss`, the check of the loss names the bug that
-a learner's function behaves like, and notebook 09 (the bug clinic) shows them.
+a learner's function behaves like, and notebook 12 (the bug clinic) shows them.
 
 ``bugs.toml`` has the bugs in words, one entry each, and :mod:`.mutants` has the losses.
 A mutant is a complete loss, right but for one mistake, with the signature of the

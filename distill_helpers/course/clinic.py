@@ -6,7 +6,7 @@ asks one question of a loss, in a hundredth of a second and without any model. N
 knows what the right loss would be: each holds the loss against a promise that every
 correct one keeps, so they work for a loss of one's own as well.
 
-Taught in notebook 09.
+Taught in notebook 12.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A diagram shows itself as SVG and as PNG, so that JupyterLab, GitHub and a web page each
 find a form that they can draw, and says in words what it shows. It has a ground of its
-own, so that it can be read on a dark page, too. Used in notebooks 00, 02 and 03 to 08.
+own, so that it can be read on a dark page, too. Used in notebooks 00, 02 and 04 to 11.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``xllamacpp`` (llama.cpp with Python bindings) serves the teacher's own GGUF file on a
 free port of the loopback, and speaks the protocol of commercial APIs. Used in notebook
-04, where it plays the black box.
+05, where it plays the black box.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model card: what a student is, where it comes from, what it cannot do.
 
-Taught in notebook 10. Paper: Mitchell et al. 2019 (arXiv:1810.03993).
+Taught in notebook 13. Paper: Mitchell et al. 2019 (arXiv:1810.03993).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def escape(text: object) -> str:
     Args:
         text: What to show, as it is; a longer one is cut after 300 characters.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     line = " ".join(str(text).split())
     if len(line) > _LONGEST:
@@ -84,7 +84,7 @@ def card_text(card: ModelCard) -> str:
         ValueError: Without licences, origins, results or limits: a card that leaves
             these out is no card.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     for name in ("summary", "method", "licences", "origins", "results", "limits"):
         if not getattr(card, name):
@@ -137,7 +137,7 @@ def write_card(card: ModelCard, folder: str | Path) -> Path:
     Raises:
         ValueError: If the card leaves out what it has to say.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     path = Path(folder) / "README.md"
     path.write_text(card_text(card), encoding="utf-8")

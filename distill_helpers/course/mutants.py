@@ -6,7 +6,7 @@ autograd, the way such code is usually written, and share nothing with
 :mod:`distill_helpers.losses`. What a mistake is called, and how it shows, stands in
 ``bugs.toml``.
 
-Taught in notebook 09.
+Taught in notebook 12.
 """
 
 from __future__ import annotations

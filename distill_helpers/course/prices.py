@@ -6,7 +6,7 @@ reaches a share of what its vendor states. That is enough to see which way is ch
 a factor, and to see what the answer hangs on; :func:`~distill_helpers.planning.plan`
 knows more about a single training run.
 
-Taught in notebook 08.
+Taught in notebook 11.
 """
 
 from __future__ import annotations

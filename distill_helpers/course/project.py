@@ -2,7 +2,7 @@
 
 Whether the student is worth having is judged in :mod:`distill_helpers.course.verdict`.
 
-Taught in notebook 10.
+Taught in notebook 13.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StopAfter(TrainerCallback):
         steps: Optimizer steps that the run gets. Those behind the last checkpoint are
             lost.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
 
     def __init__(self, steps: int) -> None:
@@ -57,7 +57,7 @@ def push_folder(folder: str | Path, repository: str, *, private: bool = True) ->
         ValueError: If the folder is not complete, the name has no owner, or a
             repository that should be private is there already and is not.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     folder = Path(folder)
     for name in ("README.md", "config.json", "model.safetensors"):
@@ -94,7 +94,7 @@ def teacher_name(option: str, profile: Profile) -> str:
             folder or a name on the hub.
         profile: The profile, whose own teacher ``"packaged"`` is.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     if option == "packaged":
         own = profile.teacher
@@ -116,7 +116,7 @@ def origins(names: Iterable[str]) -> Mapping[str, tuple[str, str]]:
     Raises:
         DataError: If a file is not a bundled one, or is damaged.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     wanted = list(names)
     paths = [data_path(name) for name in wanted]

@@ -5,7 +5,7 @@ The questions come from :mod:`distill_helpers.tasks.questions`, the student from
 :mod:`distill_helpers.course.model_card`. What else a project needs is in
 :mod:`distill_helpers.course.project`.
 
-Taught in notebook 10.
+Taught in notebook 13.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def score(
     Raises:
         ValueError: For no questions, or answers that do not pair up.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     if len(answers) != len(right) or not right:
         raise ValueError(
@@ -123,7 +123,7 @@ def score_ratio(student: Score, teacher: Score, *, seed: int = 0) -> Interval:
     Raises:
         ValueError: If the questions do not pair up, or the teacher has none right.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     ours, theirs = np.array(student.hits), np.array(teacher.hits)
     if len(ours) != len(theirs):
@@ -155,7 +155,7 @@ class WordCounts:
     Raises:
         ValueError: For no prompts, or answers that do not pair up.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
 
     def __init__(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
@@ -227,7 +227,7 @@ def footprint(model: Any, *, dtype: torch.dtype | None = None) -> Footprint:
     Raises:
         ValueError: If the model keeps nothing of what it has read.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     size = (dtype or model.dtype).itemsize
     short, long = (_numbers_kept(model, tokens) for tokens in (2, 3))
@@ -310,7 +310,7 @@ def compare_speed(
     Raises:
         ValueError: If the precisions differ, or for fewer than two rounds.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     if rounds < 2:
         raise ValueError(f"rounds={rounds} gives no interval; take at least 2")
@@ -433,7 +433,7 @@ def judge_student(
     Returns:
         The verdict, with what it rests on.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     missed = {
         "score": score.high < min_score,

@@ -4,7 +4,7 @@ In JupyterLab and Colab a slider redraws the figure; on GitHub, or in a notebook
 nobody is running, the same cell shows a still picture with several slider positions
 side by side. Core ipywidgets only, versions 7 and 8.
 
-Used in notebooks 01, 03, 06, 07 and 08.
+Used in notebooks 01, 04, 07, 08 and 11.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From prompts and answers to rows that learn the answers alone.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 * ``exposure``: how a student fares behind its own words;
 * ``together``: models compared with each other, and two runs of one.
 
-Taught in notebook 02, which shows that the yardsticks can disagree.
+Taught in notebook 03, which shows that the yardsticks can disagree.
 """
 
 from distill_helpers.evaluation.answers import exact_match, generate

@@ -1,6 +1,6 @@
 """Exposure bias: how a student fares behind its own words.
 
-Taught in notebook 07. Ranzato et al. 2015 (arXiv:1511.06732) name the problem.
+Taught in notebook 08. Ranzato et al. 2015 (arXiv:1511.06732) name the problem.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def measure_exposure(
         seed: Decides what is drawn, at temperature 1.
         batch_size: Prompts that are answered at a time.
 
-    Taught in notebook 07. Ranzato et al. 2015 (arXiv:1511.06732) name the problem.
+    Taught in notebook 08. Ranzato et al. 2015 (arXiv:1511.06732) name the problem.
     """
     if not prompts:
         raise ValueError("prompts is empty; pass at least one list of token ids")

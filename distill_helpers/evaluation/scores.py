@@ -240,7 +240,7 @@ def fit_temperature(
     Raises:
         ValueError: Where :func:`evaluate` raises it.
 
-    Paper: Guo et al. 2017 (arXiv:1706.04599). Taught in notebook 02.
+    Paper: Guo et al. 2017 (arXiv:1706.04599). Taught in notebook 03.
     """
     # One forward pass serves all candidates; the NLL is smooth in log T, so a
     # parabola through the best three finds the minimum between them.

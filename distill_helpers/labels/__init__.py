@@ -3,7 +3,7 @@
 Both are written so that a kill loses nothing, found again by the hash of what was
 asked, and refused where they belong to something else.
 
-A teacher's **words** (hard labels; notebooks 04 and 05) are asked for prompt by prompt:
+A teacher's **words** (hard labels; notebooks 05 and 06) are asked for prompt by prompt:
 
 * ``ask``: :func:`~distill_helpers.labels.ask.write_labels` asks for what is missing,
   :func:`~distill_helpers.labels.ask.plan_labels` estimates it; ``budget`` says how far
@@ -14,7 +14,7 @@ A teacher's **words** (hard labels; notebooks 04 and 05) are asked for prompt by
 * ``filters``: which answers to keep; ``rows``: what a student learns of them;
 * ``choices``: a teacher's choice at every token of a text that exists.
 
-A teacher's **distributions** (soft labels; notebook 03) are read token by token:
+A teacher's **distributions** (soft labels; notebook 04) are read token by token:
 
 * ``schemes``: what is kept of a distribution, and what comes back;
 * ``cache_writer``: :func:`~distill_helpers.labels.cache_writer.write_cache`;

@@ -3,7 +3,7 @@
 The client is the ``openai`` package, imported when a teacher is made. Any server that
 speaks its protocol will do: a company's, or one on this machine.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

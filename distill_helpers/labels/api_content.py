@@ -1,6 +1,6 @@
 """What the messages of OpenAI-compatible servers hold, in all the shapes they come in.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

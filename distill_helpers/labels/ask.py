@@ -7,7 +7,7 @@ keep of the answers is decided by :mod:`distill_helpers.labels.filters`;
 :func:`~distill_helpers.labels.rows.learn_answers` turns them into rows for
 :class:`~distill_helpers.trainers.HardLabelTrainer`.
 
-Taught in notebook 04. Paper: Kim and Rush 2016 (sequence-level distillation,
+Taught in notebook 05. Paper: Kim and Rush 2016 (sequence-level distillation,
 arXiv:1606.07947).
 """
 
@@ -139,7 +139,7 @@ def write_labels(
             and is stored. A second interruption leaves at once.
         ValueError: For arguments out of range.
 
-    Taught in notebook 04.
+    Taught in notebook 05.
     """
     requests = _requests(teacher, prompts, samples, max_new_tokens, temperature, seed)
     at_once = teacher.concurrency if concurrency is None else concurrency
@@ -206,7 +206,7 @@ def plan_labels(
         temperature: The temperature of sampling; 0 is greedy.
         seed: Fixes what is sampled.
 
-    Taught in notebook 04.
+    Taught in notebook 05.
     """
     requests = _requests(teacher, prompts, samples, max_new_tokens, temperature, seed)
     work = _Work(requests, Stored.read(Path(path)))

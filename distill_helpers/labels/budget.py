@@ -1,6 +1,6 @@
 """How far a budget reaches while answers are under way.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ cannot be misaligned. A writer that is killed goes on where it was, to the same 
 What is kept of a distribution, and for how many bytes, is in
 :mod:`distill_helpers.labels.schemes`.
 
-Taught in notebook 03. Paper: Anshumann et al. 2025 (Sparse Logit Sampling,
+Taught in notebook 04. Paper: Anshumann et al. 2025 (Sparse Logit Sampling,
 arXiv:2503.16870).
 """
 

@@ -1,6 +1,6 @@
 """The folder of a cache: its header, its shards, and what is checked of both.
 
-Taught in notebook 03.
+Taught in notebook 04.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a teacher says of rows of token ids, as the columns of a shard.
 
-Taught in notebook 03.
+Taught in notebook 04.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writing a cache of soft labels: resumable to the same bytes.
 
-Taught in notebook 03.
+Taught in notebook 04.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def write_cache(
             is writing it, or the disk is too small.
         ValueError: For options out of range.
 
-    Taught in notebook 03.
+    Taught in notebook 04.
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be a positive number")

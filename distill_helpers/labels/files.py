@@ -1,6 +1,6 @@
 """Files that two processes must not write at once, and that a kill must not cut short.
 
-Used for caches of soft labels (notebook 03) and for files of answers (notebook 04).
+Used for caches of soft labels (notebook 04) and for files of answers (notebook 05).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A filter looks at the rows of :func:`~distill_helpers.labels.ask.write_labels` a
 of each whether it is to go. :func:`filter_labels` applies several, one after another,
 and keeps account.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A prompt is a string, or a list of messages; what is asked is stored with its answer, so
 it consists of what JSON can hold.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

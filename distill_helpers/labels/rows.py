@@ -1,6 +1,6 @@
 """A teacher's answers as rows that a student learns.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Draws are *systematic*: one random offset per position, then evenly spaced point
 the cumulated probabilities. Each token is expected as often as among independent draws,
 so the estimate is unbiased too, but a token that deserves 2.4 of the draws gets 2 or 3.
 
-Taught in notebook 03. Papers: Anshumann et al. 2025 (Sparse Logit Sampling,
+Taught in notebook 04. Papers: Anshumann et al. 2025 (Sparse Logit Sampling,
 arXiv:2503.16870) for sampled soft labels; Madow and Madow 1944 for systematic sampling.
 """
 

@@ -3,7 +3,7 @@
 Beside it stands a journal (``….asked``) of what was asked for, so that after a kill it
 is known which answers were under way and may have been paid for.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A *teacher* answers requests: :class:`LocalTeacher` is a model in this process,
 :class:`~distill_helpers.labels.api.ApiTeacher` any OpenAI-compatible server, and
 whatever has the methods of :class:`Teacher` may take their place.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

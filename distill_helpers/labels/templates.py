@@ -1,6 +1,6 @@
 """Prompts as a model reads them: through its chat template, with nothing lost.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

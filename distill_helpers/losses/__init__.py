@@ -199,7 +199,7 @@ def soft_label_loss(
         ValueError: For arguments out of range, shapes that do not fit, or numbers
             that make the loss NaN or infinite.
 
-    Taught in notebooks 02 and 03. Paper: Hinton et al. 2015.
+    Taught in notebooks 02 and 04. Paper: Hinton et al. 2015.
     """
     check_options(temperature, alpha, divergence, beta)
     check_student(student, labels)
@@ -279,7 +279,7 @@ def hard_label_loss(
     Raises:
         ValueError: For shapes that do not fit or numbers that make the loss NaN.
 
-    Taught in notebook 02 (labels alone) and 04 (a teacher's labels).
+    Taught in notebook 02 (labels alone) and 05 (a teacher's labels).
     """
     check_student(student, labels)
     if isinstance(student, Hidden):

@@ -8,7 +8,7 @@ multiplied on. Nothing of size ``[tokens, vocabulary]`` ever exists, and nothing
 computed twice: four matrix products in all, as in the plain way.
 
 :func:`distill_helpers.losses.soft_label_loss` comes here with a student that is given
-as :class:`~distill_helpers.losses.Hidden`. Taught in notebook 03.
+as :class:`~distill_helpers.losses.Hidden`. Taught in notebook 04.
 """
 
 from __future__ import annotations

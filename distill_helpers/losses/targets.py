@@ -2,7 +2,7 @@
 
 Both stand for logits ``[..., positions, vocabulary]`` that are never held in full.
 
-Taught in notebook 03.
+Taught in notebook 04.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Hidden:
         outputs: How many of the head's outputs count; the others only pad it.
             ``None``: all of them.
 
-    Taught in notebook 03.
+    Taught in notebook 04.
     """
 
     states: torch.Tensor

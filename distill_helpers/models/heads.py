@@ -3,7 +3,7 @@
 What is multiplied into logits chunk by chunk (:mod:`distill_helpers.losses.fused`,
 :mod:`distill_helpers.labels.cache`) needs two things from a model: the hidden
 states that go into its head, and the head. Together they are a
-:class:`~distill_helpers.losses.Hidden`. Used in notebook 03.
+:class:`~distill_helpers.losses.Hidden`. Used in notebook 04.
 
 This module tests the model itself instead of trusting a list of names:
 

@@ -18,7 +18,7 @@ class RememberingTeacher(nn.Module):
 
     For small studies in which many students learn from one teacher on the same rows.
     Rows are recognised by their ids, so data order is free; logits are kept in fp16.
-    Storing soft labels for good is another matter: notebook 03.
+    Storing soft labels for good is another matter: notebook 04.
 
     Args:
         teacher: A causal model, called as ``teacher(input_ids=…).logits``. Rows may

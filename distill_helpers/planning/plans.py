@@ -170,7 +170,7 @@ def plan(
     Raises:
         ValueError: For unknown names, or a method that lacks its teacher.
 
-    Taught in notebook 06.
+    Taught in notebook 07.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose one of {METHODS}")

@@ -25,7 +25,7 @@ Which file holds what:
 * one file or folder for each study.
 
 In a clone, ``make studies-anew`` runs them all, which takes hours; ``make studies``
-runs one published seed of each anew and compares. Read in notebook 02.
+runs one published seed of each anew and compares. Read in notebook 03.
 """
 
 from __future__ import annotations

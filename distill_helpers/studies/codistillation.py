@@ -4,7 +4,7 @@ A teacher (4 layers, 192 wide) and a student (2 layers, 96 wide) start from scra
 Jane Austen. Some students learn beside their teacher, some after it, some beside one
 of their own size, some alone. In two settings every student takes the same number of
 steps; in the third, every arm may spend what the co-distilled pair spends, counted in
-floating-point operations. Taught in notebook 06.
+floating-point operations. Taught in notebook 07.
 """
 
 from __future__ import annotations

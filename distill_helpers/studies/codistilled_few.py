@@ -10,7 +10,7 @@ The ramp has a constant beside it whose mean over the run is the ramp's own, so 
 only its shape can make the difference. The *gap* is the student's NLL less that of the
 teacher beside it, both at the student's best checkpoint. What closes it is seen beside
 a pair that trains in the same loop and never exchanges a word.
-Taught in notebook 06.
+Taught in notebook 07.
 """
 
 from __future__ import annotations

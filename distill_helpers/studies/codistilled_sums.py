@@ -5,7 +5,7 @@ same 2,000 worked sums. Judged by the student's exact match on the frozen proble
 the second setting, a student alone may spend what the co-distilled pair spends, counted
 in floating-point operations. Of the schedules of ``codistillation`` it has the equal
 mix, which was ahead of the ramp on exploring seed 0, where both were tried by hand
-(``results/rounds/codistilled_sums_0.csv``). Taught in notebook 06.
+(``results/rounds/codistilled_sums_0.csv``). Taught in notebook 07.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def sums_task(setting: str, seed: int, steps: int = STEPS) -> Task:
         steps=steps,
         batch_size=BATCH_SIZE,
         teacher_shape=(4, 128),
-        # With 0.95, students begin to carry at any time, or not at all: notebook 05.
+        # With 0.95, students begin to carry at any time, or not at all: notebook 06.
         adam_beta2=0.99,
     )
 

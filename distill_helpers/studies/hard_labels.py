@@ -3,7 +3,7 @@
 The student is the tiny prose teacher (2,048 tokens of its own; soft labels would need
 one vocabulary). It learns the gloss task from 600 labelled glosses, and from these
 with thousands more that SmolLM2 labelled, after it had learned from the same 600.
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

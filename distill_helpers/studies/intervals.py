@@ -1,6 +1,6 @@
 """Student's t-interval, of a mean or of one more draw: what a few seeds can say.
 
-And Holm's correction, where several claims are judged together. Taught in notebook 02.
+And Holm's correction, where several claims are judged together. Taught in notebook 03.
 """
 
 from __future__ import annotations

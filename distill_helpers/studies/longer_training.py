@@ -4,7 +4,7 @@ The study ``soft_labels`` stops after 300 steps. Here the same student reads the
 corpus, for 1,000 and for 3,000 steps of 16 rows: at the end each row came three times.
 A step with soft labels also costs the teacher's pass, which is more than the student's
 own work; so soft labels are compared with labels at equal steps, and also with labels
-that were trained three times as long. Taught in notebook 02.
+that were trained three times as long. Taught in notebook 03.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ there it goes on: with the same answers, with the teacher's distribution on them
 answers that the teacher samples anew each time, or with what it writes itself, judged
 by the teacher. All for 400 steps; and since writing takes time, soft labels also for as
 many steps as fit into the same time. Nobody sees a right answer that the teacher did
-not write. Judged by exact match on the frozen 2,000 problems. Taught in notebook 07.
+not write. Judged by exact match on the frozen 2,000 problems. Taught in notebook 08.
 
 This is the second round. The first chose a learning rate for each arm on seed 0, where
 some had a tie: what it compared on the confirming seeds were rates as much as texts. It

@@ -7,7 +7,7 @@ measured with four texts a prompt, since much of its scatter was drawing.
 
 A second setting asks where exposure bias bites: it has students that were stopped
 early, and so write prefixes that their teacher would never write. Taught in notebook
-07.
+08.
 """
 
 from __future__ import annotations

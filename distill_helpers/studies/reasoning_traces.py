@@ -5,7 +5,7 @@ student (2 layers, 96 wide) learns what it wrote: results alone, whole traces, o
 traces whose result a checker accepts, or the teacher's distribution on these. Equal
 training tokens for all students; a teacher that is retrained on what the checker
 accepts gets as much compute instead. Judged by exact match on the frozen 2,000
-problems. Taught in notebook 05.
+problems. Taught in notebook 06.
 
 This is the third round. The first two were broken off, and their rows are in
 ``results/rounds``: some runs, whatever their arm, had not begun to carry when they

@@ -1,6 +1,6 @@
 """Reading what the studies found: tables, verdicts on claims, checks of live runs.
 
-Taught in notebook 02; every later lesson reads its studies in the same way.
+Taught in notebook 03; every later lesson reads its studies in the same way.
 """
 
 from __future__ import annotations

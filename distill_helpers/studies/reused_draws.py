@@ -4,7 +4,7 @@ An unbiased estimate is right on average over its draws. A cache draws once, and
 student that reads the same rows for many epochs can learn those draws by heart. The
 student of the study ``soft_labels`` sees 4,800 sequences: all of them different, or 400
 twelve times over, with the draws that were stored or with new ones in every epoch.
-Taught in notebook 03.
+Taught in notebook 04.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The student (2 layers, 96 wide) reads worked answers. "labels" learns them as they are;
 "soft" learns, on the same answers, what the 80 % teacher would have written next.
-Judged by exact match on the frozen 2,000 problems. Taught in notebook 02; notebooks 05,
-06 and 07 add their rows.
+Judged by exact match on the frozen 2,000 problems. Taught in notebook 03; notebooks 06,
+07 and 08 add their rows.
 
 The rows are of a second round with the same seeds, run when rewritten trainers rounded
 otherwise; those of the first are in ``results/rounds/shared_task_0.csv``. The verdicts

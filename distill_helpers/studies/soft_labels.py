@@ -1,7 +1,7 @@
 """What should a small student learn from: the text, or the teacher's distribution?
 
 The tiny pair on Jane Austen. The student (2 layers, 96 wide) sees the same rows in the
-same order in every arm; only the target changes. Taught in notebook 02.
+same order in every arm; only the target changes. Taught in notebook 03.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The student and rows of the study ``soft_labels`` with 800 sequences, each read six
 times. The teacher is live ("full"), or has stored its soft labels before. Taught in
-notebook 03.
+notebook 04.
 """
 
 from __future__ import annotations

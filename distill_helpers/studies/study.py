@@ -1,6 +1,6 @@
 """What a study declares: arms, settings, a grid, one run, and claims.
 
-Taught in notebook 02.
+Taught in notebook 03.
 """
 
 from __future__ import annotations

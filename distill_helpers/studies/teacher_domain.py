@@ -3,7 +3,7 @@
 Rows are dictionary glosses, which the Austen teacher has never seen. Its soft labels
 are compared with labels alone, as the teacher is and after a short training on the very
 rows that its student will read ("teacher correction", Sreenivas et al. 2024,
-arXiv:2408.11796). Taught in notebook 02.
+arXiv:2408.11796). Taught in notebook 03.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A dictionary's gloss of a noun goes in, one of twelve kinds comes out, as JSON:
 ``{"kind": "animal"}``. The right answers are WordNet's. A few hundred glosses are
 labelled; for the thousands in the pool only a teacher's answers are to be had.
 
-Taught in notebook 04.
+Taught in notebook 05.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A project is a file of a teacher's answers to learn from, and an :class:`Exam` whose
 questions are not among them.
 
-Taught in notebook 10.
+Taught in notebook 13.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
         DataError: If the file is missing or empty, or a line cannot be used; the
             message names file and line.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     path = Path(path)
     if path.suffix != ".jsonl" or not path.is_file():
@@ -93,7 +93,7 @@ def write_questions(
         prompts: Texts. Half a character is written as ``U+FFFD``.
         answers: One for each; ``None`` leaves them out.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     rows = [{"prompt": prompt} for prompt in prompts]
     if answers is not None:
@@ -150,7 +150,7 @@ def gloss_project(
         DataError: If the teacher left a question of the exam unanswered.
         ValueError: For sizes out of range.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     shipped = pool_labels()
     if learn < 1 or test < 1 or learn + test > len(shipped):
@@ -211,7 +211,7 @@ def own_project(
             exam unanswered (a budget may have ended; another call asks for the rest),
             or no answer is left to learn from.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     asked, judged = read_questions(questions, answered=False), read_questions(exam)
     prompts = [
@@ -307,7 +307,7 @@ def _unfenced(text: str) -> str:
 def is_living(answer: str) -> bool | None:
     """What an application reads out of a kind; ``None`` if it is no kind at all.
 
-    Taught in notebook 10.
+    Taught in notebook 13.
     """
     kind = read_answer(json.dumps({"kind": answer.strip()}))
     return None if kind is None else kind in LIVING

@@ -84,7 +84,7 @@ def load_tiny_teacher(name: str = "prose", *, device: str = "cpu") -> Loaded:
     """Load one of the two tiny teachers that ship with the course.
 
     Args:
-        name: ``"prose"`` continues Jane Austen's novels (notebooks 02, 03, 06);
+        name: ``"prose"`` continues Jane Austen's novels (notebooks 02, 04, 07);
             ``"sums"`` adds three numbers in written-out steps (the shared task).
         device: Where the model goes.
 

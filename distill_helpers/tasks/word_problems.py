@@ -5,7 +5,7 @@ of whole numbers. An answer is a line per step and then ``#### 42``, the way of 
 (Cobbe et al. 2021, arXiv:2110.14168), so one checker serves both. For models that read
 English; the tiny models of the course add numbers, in ``three_sums``.
 
-Taught in notebook 05.
+Taught in notebook 06.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 * ``checkpoints``: checkpoints that are either complete or not used at all;
 * ``callbacks``: a progress bar, and the best weights kept.
 
-Taught in notebooks 02 to 07.
+Taught in notebooks 02 to 08.
 """
 
 from distill_helpers.trainers.base import (

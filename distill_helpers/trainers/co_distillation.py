@@ -6,7 +6,7 @@ so that one forward pass of the teacher serves both. Or peers teach each other (
 learning). A :class:`MixSchedule` says how much a partner's word counts, which early on
 should be little: it knows nothing yet.
 
-Taught in notebook 06. Papers: Zhang et al. 2018 (mutual learning, arXiv:1706.00384),
+Taught in notebook 07. Papers: Zhang et al. 2018 (mutual learning, arXiv:1706.00384),
 Anil et al. 2018 (codistillation, arXiv:1804.03235).
 """
 
@@ -208,7 +208,7 @@ class CoDistillationTrainer(DistillationTrainer):
         TypeError: For models that do not predict the next token.
         ValueError: For models that cannot teach each other.
 
-    Taught in notebook 06.
+    Taught in notebook 07.
     """
 
     def __init__(

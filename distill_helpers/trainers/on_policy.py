@@ -6,7 +6,7 @@ teacher's distribution at each token of its own text (generalised knowledge
 distillation: Agarwal et al. 2023, arXiv:2306.13649; reverse KL: Gu et al. 2023,
 arXiv:2306.08543).
 
-Taught in notebook 07.
+Taught in notebook 08.
 """
 
 from __future__ import annotations

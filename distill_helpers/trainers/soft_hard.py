@@ -1,6 +1,6 @@
 """Trainers with one student: hard labels, and soft labels of a teacher or a cache.
 
-Taught in notebooks 02, 03 and 04.
+Taught in notebooks 02, 04 and 05.
 """
 
 from __future__ import annotations

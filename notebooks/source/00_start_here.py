@@ -66,9 +66,9 @@ diagrams.three_techniques()
 # %% [markdown]
 # | technique | it needs | lessons |
 # |---|---|---|
-# | **soft labels** | the teacher's probabilities: in practice its weights, or a stored copy | 02, 03; on the student's own text: 07 |
-# | **hard labels** | the teacher's text; an API will do | 04, 05 |
-# | **co-distillation** | training both at the same time | 06 |
+# | **soft labels** | the teacher's probabilities: in practice its weights, or a stored copy | 02 to 04; on the student's own text: 08 |
+# | **hard labels** | the teacher's text; an API will do | 05, 06 |
+# | **co-distillation** | training both at the same time | 07 |
 #
 # Four words are needed before we start. A *token* is a word or a piece of one, the unit
 # in which a model reads. For every token of its vocabulary the model gives a score, the
@@ -93,9 +93,7 @@ tiny, tiny_tokenizer = load_tiny_teacher("prose")
 
 def beginner(layers=2, width=96, seed=0):
     """A model with random weights."""
-    return build_student(
-        tiny_tokenizer, layers=layers, width=width, seed=seed
-    )
+    return build_student(tiny_tokenizer, layers=layers, width=width, seed=seed)
 
 
 for name, model in (("teacher", tiny), ("student", beginner())):
@@ -115,12 +113,13 @@ print(tiny_tokenizer.decode(text[0]))
 
 # %% [markdown]
 # Every model of the course learns by the same three lines. What differs is what it
-# learns from, and so its loss. AdamW is the usual optimizer of language models.
+# learns from, and so its loss. Adam is the usual optimizer of language models.
+
 
 # %%
 def optimizer_of(*models):
     weights = [w for model in models for w in model.parameters()]
-    return torch.optim.AdamW(weights, lr=8e-3)
+    return torch.optim.Adam(weights, lr=8e-3)
 
 
 def step(optimizer, loss):
@@ -135,6 +134,7 @@ def step(optimizer, loss):
 # place, it should give a high probability to the token that really comes next. Logits
 # have the shape `[rows, tokens, vocabulary]`. Those at place *t* speak about token
 # *t* + 1, so the two are shifted by one.
+
 
 # %%
 def text_loss(logits, ids):
@@ -154,6 +154,7 @@ def learn_text(student, text):
 # %% [markdown]
 # **Soft labels.** The teacher reads the same batch. The student should give every
 # token the probability that the teacher gives it.
+
 
 # %%
 def soft_loss(student_logits, teacher_logits):
@@ -201,6 +202,7 @@ def write(teacher, text, start=8):
 # %% [markdown]
 # **Co-distillation.** A new teacher starts from scratch next to the student. It learns
 # from the text. The student learns from the text and from that teacher, half and half.
+
 
 # %%
 def co_distil(student, teacher, text):
@@ -271,15 +273,16 @@ plt.show()
 # | lesson | what you will see |
 # |---|---|
 # | 01 | why *dog* is a better mistake than *carburettor* |
-# | 02 | your own loss and loop, and where the gain ends |
-# | 03 | a distribution over 49,152 tokens in 84 bytes |
-# | 04 | a student that answers in valid JSON, taught by text alone |
-# | 05 | a student that passes its teacher |
-# | 06 | two models that learn side by side, and who gains |
-# | 07 | a student that is marked on its own writing |
-# | 08 | all of it on one bill, and when not to distil at all |
-# | 09 | ten bugs that really shipped, found by their symptoms |
-# | 10 | a project of your own, from the data to a served model |
+# | 02 | your own loss in your own loop, and why it works |
+# | 03 | where the gain ends, and how to read a result |
+# | 04 | a distribution over 49,152 tokens in 84 bytes |
+# | 05 | a student that answers in valid JSON, taught by text alone |
+# | 06 | a student that passes its teacher |
+# | 07 | two models that learn side by side, and who gains |
+# | 08 | a student that is marked on its own writing |
+# | 11 | all of it on one bill, and when not to distil at all |
+# | 12 | ten bugs that really shipped, found by their symptoms |
+# | 13 | a project of your own, from the data to a served model |
 #
 # ## The real teacher
 #
@@ -296,6 +299,7 @@ print(f"{teacher.config.num_hidden_layers} layers, {len(tokenizer):,} tokens")
 
 # %% [markdown]
 # It, too, does one thing only: it gives every token of its vocabulary a logit.
+
 
 # %%
 def next_token_logits(text):
@@ -468,5 +472,5 @@ for name, model, tok in (
 #
 # **When would you not distil at all?** When a small finished model already does what you
 # need. Most teams are best served by one of those. Distil when no such model knows your
-# task, and when you will use yours often enough to earn the training back. Lesson 08
+# task, and when you will use yours often enough to earn the training back. Lesson 11
 # does the sums.

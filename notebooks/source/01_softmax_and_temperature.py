@@ -198,6 +198,7 @@ print("from probabilities:", powered)
 #
 # By hand: four equal words have $\ln 4$ nats.
 
+
 # %% tags=["exercise"]
 def entropy(p):
     return None  # your code here
@@ -213,6 +214,7 @@ entropy_of = checks.entropy(entropy, fallback=True)
 # Logarithms of probabilities are never positive, so a minus belongs in front. If a
 # factor is left: is the logarithm the natural one, and do you take the *sum* over the
 # words, not the mean? The four equal words show either slip.
+
 
 # %% tags=["solution"]
 def entropy(p):
@@ -357,6 +359,7 @@ plt.show()
 #
 # By hand: $p = (1, 0)$ and $q = (½, ½)$ are $\ln 2$ apart.
 
+
 # %% tags=["exercise"]
 def forward_kl(p, q):
     return None  # your code here
@@ -373,6 +376,7 @@ kl = checks.forward_kl(forward_kl, fallback=True)
 # Look at the weights: every log-ratio counts with $p$, the teacher's probability; with
 # $q$ in its place you have the reverse KL. Then look at the ratio: $p$ stands on top,
 # or the result turns negative. And at the end: a *sum* over the words, not a mean.
+
 
 # %% tags=["solution"]
 def forward_kl(p, q):
@@ -458,7 +462,7 @@ plt.show()
 # **Reverse** KL weighs by the student's probabilities. The student is punished for
 # saying what the teacher would not. So it *seeks* one bump, a *mode*, and drops the
 # other. Which one it finds can depend on where it begins. Soft-label distillation mostly
-# uses forward KL; lesson 07 comes back to reverse.
+# uses forward KL; lesson 08 comes back to reverse.
 
 # %% [markdown]
 # ## What the T² is for

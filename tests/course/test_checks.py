@@ -977,7 +977,7 @@ def test_small_checks_put_other_mistakes_into_words(check, fn, words):
     assert words in result.message, str(result)
 
 
-# --- Exercises of notebooks 03 and 04: right answers pass, wrong ones are named. ---
+# --- Exercises of notebooks 04 and 05: right answers pass, wrong ones are named. ---
 
 
 def bucket(student_logits, ids, weights, *, rest="bucket", reverse=False):

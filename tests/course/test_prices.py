@@ -103,7 +103,7 @@ def test_bills_of_five_students_on_paper(way):
     [
         # Seconds for 10¹⁸ operations at 0.3 of what the vendor states, dense and in
         # half precision; then hours of the price. A change of either changes the
-        # prices of notebook 08 and must be meant.
+        # prices of notebook 11 and must be meant.
         ("T4", 7.549858),  # 10¹⁸ / (0.3 · 65·10¹²) = 51,282.05 s = 14.24501 h of 0.53 $
         ("L4", 6.198347),  # 10¹⁸ / (0.3 · 121·10¹²) = 27,548.21 s = 7.652280 h, 0.81 $
         ("A100", 3.858025),  # 10¹⁸ / (0.3 · 312·10¹²) = 10,683.76 s = 2.967711 h, 1.3 $

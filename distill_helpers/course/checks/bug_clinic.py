@@ -1,4 +1,4 @@
-"""Notebook 09: the plateau of shuffled teachers, and two tests that catch bugs."""
+"""Notebook 12: the plateau of shuffled teachers, and two tests that catch bugs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebook 10: where to go on from, a verdict, and when a student pays for itself."""
+"""Notebook 13: where to go on from, a verdict, and when a student pays for itself."""
 
 from __future__ import annotations
 

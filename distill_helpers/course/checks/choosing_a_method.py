@@ -1,4 +1,4 @@
-"""Notebook 08: how many steps a budget buys, and which ways nobody beats."""
+"""Notebook 11: how many steps a budget buys, and which ways nobody beats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebook 06: the weight of a partner's word, one joint step, and an ensemble."""
+"""Notebook 07: the weight of a partner's word, one joint step, and an ensemble."""
 
 from __future__ import annotations
 

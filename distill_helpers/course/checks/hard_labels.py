@@ -1,4 +1,4 @@
-"""Notebook 04: labels for an answer, copies of the test, and a budget."""
+"""Notebook 05: labels for an answer, copies of the test, and a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebook 07: reverse KL from draws, the generalised JSD, and exposure bias."""
+"""Notebook 08: reverse KL from draws, the generalised JSD, and exposure bias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebook 05: an exact checker, rejection sampling, and pass@k."""
+"""Notebook 06: an exact checker, rejection sampling, and pass@k."""
 
 from __future__ import annotations
 

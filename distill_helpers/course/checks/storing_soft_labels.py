@@ -1,4 +1,4 @@
-"""Notebook 03: a tail bucket, an estimate from draws, and a cache that is late."""
+"""Notebook 04: a tail bucket, an estimate from draws, and a cache that is late."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ learning rate; in the second setting it may spend as many floating-point operati
 soft labels with a live teacher do in these steps. Beside them stand what is often
 forgotten: the teacher itself, its weights in 4 bits, half of its layers (as they are,
 and as a student), labels with smoothing, a student as its own teacher. Judged on the
-frozen 2,000 problems. Taught in notebook 08.
+frozen 2,000 problems. Taught in notebook 11.
 
 This is the second round. In the first every seed had a base of its own, and three
 confirming seeds of equal steps showed what that does: with the base of one seed no

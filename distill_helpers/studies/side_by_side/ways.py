@@ -26,7 +26,7 @@ from distill_helpers.tasks.teachers import load_tiny_teacher
 LABELLED, QUESTIONS = 500, 2000
 STEPS = 600
 RATE = 4e-3
-# With 0.95, when a student begins to carry is luck: notebook 05.
+# With 0.95, when a student begins to carry is luck: notebook 06.
 ADAM_BETA2 = 0.99
 BASE_SEED, BASE_STEPS, BASE_PROBLEMS, EASY = 0, 900, 6000, 39
 VALIDATION_SIZE = 300

@@ -25,7 +25,7 @@ judged = profile.name != "smoke"
 # it writes itself is **on-policy**, and on text from elsewhere, as in all lessons so
 # far, **off-policy**.
 #
-# Back to lesson 05's sums, with the teacher that is right about four times in five.
+# Back to lesson 06's sums, with the teacher that is right about four times in five.
 # A fresh student first learns its answers to 1,500 questions, as hard labels; this is
 # its **warm start**. How far
 # it comes is partly luck: some students begin to carry early, some late.

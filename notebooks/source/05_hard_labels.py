@@ -83,7 +83,7 @@ _ = gc.collect()
 # loses less.
 #
 # What it saves is just as plain: one token id, 2 bytes at this vocabulary,
-# against 84 for the stored hybrid of lesson 03 and nearly 100,000 for everything.
+# against 84 for the stored hybrid of lesson 04 and nearly 100,000 for everything.
 # (Our files hold text, with its prompt and origin: more than that, and still
 # small.)
 #
@@ -259,7 +259,7 @@ print("dropped:", *box.dropped["answer"][:4], sep="\n  ")
 # A small chat model that never learned this task is a poor teacher of it. Examples
 # teach it the form, more than the task, and a filter for the *form* cannot mend
 # that: an answer may be valid and wrong. (A checker of the *result* can do more:
-# lesson 05.)
+# lesson 06.)
 #
 # ## A teacher that has learned the task
 #
@@ -696,7 +696,7 @@ checks.may_ask(may_ask)
 # **When would you not use hard labels?**
 #
 # * You have the teacher's logits and the same vocabulary: soft labels say more
-#   per token (lesson 02), and stored ones are cheap (lesson 03).
+#   per token (lesson 02), and stored ones are cheap (lesson 04).
 # * The teacher is not good at the task, and you cannot check its answers: the
 #   student learns the mistakes too.
 # * The terms forbid it.

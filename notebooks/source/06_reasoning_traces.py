@@ -45,7 +45,7 @@ print("result only:", problem.result)
 # ## A teacher that errs
 #
 # Our teacher was trained only until it was right about four times in five. Let
-# it answer 2,000 questions. `write_labels` is the function from lesson 04: a
+# it answer 2,000 questions. `write_labels` is the function from lesson 05: a
 # file, resumable, one row for each answer.
 
 # %%
@@ -119,7 +119,7 @@ print(lucky, "results are right although a step is wrong")
 #
 # ## Keep what is right
 #
-# The filter is the one from lesson 04, with our checker in it. Asking a teacher
+# The filter is the one from lesson 05, with our checker in it. Asking a teacher
 # and keeping only what a check accepts is called **rejection sampling**.
 
 # %%
@@ -139,7 +139,7 @@ filtered = filter_labels(
 print(filtered)
 
 # %% [markdown]
-# Lesson 04's filters looked at the form; this one looks at the result. What it keeps
+# Lesson 05's filters looked at the form; this one looks at the result. What it keeps
 # ends right, though not every step need be.
 #
 # ## What is in a trace?
@@ -431,7 +431,7 @@ print(f"{'the teacher':20} {teacher_score:6.1f}")
 # traces bring a student near its *teacher*, hardly beyond. The filter took out
 # the *tokens* that the teacher got wrong, but its *distributions* on the right
 # ones still hold its doubts. Follow them exactly, and you doubt where it doubts: a
-# soft label knows nothing of the checker. Lesson 02 saw the same pull towards the
+# soft label knows nothing of the checker. Lesson 03 saw the same pull towards the
 # teacher.
 #
 # The interval is wide because of one student that was half-way when its steps

@@ -41,7 +41,7 @@ from distill_helpers.course.bugs import plain_loss
 print(inspect.getsource(plain_loss))
 
 # %% [markdown]
-# The models are the sums pair of lesson 02: a teacher that adds three numbers in
+# The models are the sums pair of lesson 03: a teacher that adds three numbers in
 # written-out steps, and a fresh student with two small layers. The rows are worked
 # sums, *cut off* after 2 to 25 tokens, as answers are when a budget of tokens runs out.
 # So the rows of a batch differ in length, as they do in life, and are padded.
@@ -390,7 +390,7 @@ diagnosis(3)
 # mix, the bug was hard to see: three people opened an issue about it in a year and a
 # half, and the first answers held that all was as it should be.
 #
-# **The cure** is to find stored answers by *content*. Lesson 03's cache looks every
+# **The cure** is to find stored answers by *content*. Lesson 04's cache looks every
 # row up by a hash of its token ids, so order cannot matter.
 
 # %%
@@ -1170,7 +1170,7 @@ checks.padding_is_silent(padding_is_silent)
 #   data, the cache, the pieces.
 # * The run takes a minute: look at its result instead.
 # * All probes pass and the student is still poor: it may be no bug. A student too
-#   small, a teacher that does not know the domain, too few steps: lessons 02 and 08.
+#   small, a teacher that does not know the domain, too few steps: lessons 02 and 11.
 #
 # *Read on:* the ten links above, for how such bugs are found and argued about; and
 # `distill_helpers.course.bugs`, which has many more, most of them with a loss to try.

@@ -79,7 +79,7 @@ print(f"at most {MAX_BYTES:.0%} of its bytes, at equal precision")
 # ## The task
 #
 # An application has to know one thing about a noun: is it a **living thing**, or
-# not? The answers come from SmolLM2 after it had learned in lesson 04 to sort glosses
+# not? The answers come from SmolLM2 after it had learned in lesson 05 to sort glosses
 # into twelve kinds. Three of them live: animal, person and plant. So the student
 # learns to name the kind, as the teacher does, and the application asks no more
 # of it than this.
@@ -107,7 +107,7 @@ size = {
 # %% [markdown]
 # In the `cpu` profile the teacher's answers are already in the course's data, and
 # cost nothing. On a GPU, or with a teacher or questions of your own, the teacher is
-# asked now. That is `write_labels` from lesson 04: it can be interrupted, and it keeps
+# asked now. That is `write_labels` from lesson 05: it can be interrupted, and it keeps
 # to a budget. Set `FOLDER` (on Colab `DRIVE`): then the answers, the checkpoints and the
 # student outlive this notebook, and no lost runtime makes you pay for them twice.
 
@@ -143,7 +143,7 @@ print(f"{len(rows):,} to learn from, {len(exam.prompts):,} in the exam")
 # Your files look like this. A line to learn from needs a prompt. A line of the exam
 # needs the right answer too: a few hundred, made by a person, and none of them
 # among the questions. Here are two tiny ones, sums, and the tiny teacher of lesson
-# 05 to answer them.
+# 06 to answer them.
 
 # %%
 mine = write_questions(work / "mine.jsonl", ["12+30+41=", "25+25+17="])
@@ -170,8 +170,8 @@ print("exam:", my_exam_read.teacher, "right:", my_exam_read.right)
 # `lambda text: text.split(";")[-1].strip()`.
 #
 # What `TELL` says is read by the teacher alone; the student learns to do without it
-# (context distillation, lesson 04). And if your teacher's answers are poor, stop
-# here: without a checker (lesson 05) no student mends its teacher.
+# (context distillation, lesson 05). And if your teacher's answers are poor, stop
+# here: without a checker (lesson 06) no student mends its teacher.
 #
 # ## One file that describes the run
 #
@@ -422,7 +422,7 @@ plt.show()
 #
 # One rival is missing, because it costs a whole run: the same student on right
 # answers alone, without any teacher. If you have a few hundred, write them into a
-# file and train on that. Lesson 04's study has made the comparison for its tiny
+# file and train on that. Lesson 05's study has made the comparison for its tiny
 # student.
 #
 # The bar asks for the student's score *as a share of the teacher's*. Both answered
@@ -713,7 +713,7 @@ print((done.stdout or done.stderr[-300:]).replace(str(work), "…"))
 #
 # You have no questions, but a text whose style and subject the student should pick
 # up? Then let it learn the teacher's distributions on it: soft labels, stored once
-# (lesson 03), read as often as you like. `distill cache` and `distill train soft`
+# (lesson 04), read as often as you like. `distill cache` and `distill train soft`
 # take a `.txt` file. Here both are called from Python, with the tiny teacher:
 
 # %%

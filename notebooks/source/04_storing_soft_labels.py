@@ -414,7 +414,7 @@ for arm in stored_labels.STORED:
 # Before the study we had claimed that renormalised top-12 would lose even to labels.
 # It did not: it is better than labels, and the claim fails. (The gain is counted in
 # the direction of the claim, so a negative one says here that top-12 is *not* worse.)
-# But look at its `ece`, and at what is kept after one fitted temperature (lesson 02):
+# But look at its `ece`, and at what is kept after one fitted temperature (lesson 03):
 # much of its damage is overconfidence, as you would expect from targets that are
 # scaled up. The rest no temperature repairs: after the fit, top-12 and the bucket are
 # close, for what both lack is the tail itself. The draws need no repair.
