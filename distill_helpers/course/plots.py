@@ -288,7 +288,31 @@ _VERDICTS = {
 }
 
 
-def forest(ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44) -> None:
+def explained_gain(ax: Axes, verdict: Verdict) -> None:
+    """Draw one claim without its verdict, and say what each mark is (notebook 03).
+
+    Args:
+        ax: The axes to draw into.
+        verdict: Of a claim with a margin.
+    """
+    forest(ax, [verdict], told=False)
+    gain, margin = verdict.gain, verdict.claim.margin
+    right = 1.25 * gain.high
+    marks = (
+        ("zero: no difference", (0.0, -0.25), (0.04, -0.45)),
+        ("the margin that\nwas claimed", (margin, 0.3), (0.52 * margin, 0.5)),
+        ("the mean gain", (gain.mean, 0.05), (0.93 * gain.mean, 0.5)),
+        ("one end of\nits interval", (gain.high, 0.02), (0.98 * gain.high, 0.45)),
+    )
+    for words, at, where in marks:
+        arrow = {"arrowstyle": "->", "color": "#6B6B6B"}
+        ax.annotate(words, at, where, fontsize=8.5, arrowprops=arrow)
+    ax.set_xlim(-0.1 * right, right)
+
+
+def forest(
+    ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44, told: bool = True
+) -> None:
     """Draw claims, one row each: the gain, its interval, what was claimed, the verdict.
 
     A short line marks the margin that the gain had to exceed, a band the margins
@@ -298,6 +322,7 @@ def forest(ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44) -> None:
         ax: The axes to draw into.
         verdicts: Of one unit, from ``Results.verdict`` or ``studies.judge``.
         width: Characters of a line of the claims' words.
+        told: Write gain and verdict at the mark; else all marks are alike.
 
     Raises:
         ValueError: If the claims are measured in different units.
@@ -315,7 +340,7 @@ def forest(ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44) -> None:
     ax.axvline(0, color="#222222", lw=1)
     for place, verdict in enumerate(verdicts):
         gain, claim = verdict.gain, verdict.claim
-        marker, face, ink = _VERDICTS[verdict.status]
+        marker, face, ink = _VERDICTS[verdict.status if told else "holds"]
         if claim.within is not None:
             ends = ([place - 0.3] * 2, [place + 0.3] * 2)
             ax.fill_between([-claim.within, claim.within], *ends, color=PALE, alpha=0.5)
@@ -323,6 +348,8 @@ def forest(ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44) -> None:
             ax.plot([claim.margin] * 2, [place - 0.3, place + 0.3], color=STUDENT, lw=2)
         ax.plot([gain.low, gain.high], [place, place], color=ink, lw=2)
         ax.plot(gain.mean, place, marker, ms=8, mfc=face, mec=ink)
+        if not told:
+            continue
         digits = 1 if "points" in units else 2
         words = f"{gain.mean:+.{digits}f}: {verdict.status}".replace("-", "−")
         ax.annotate(

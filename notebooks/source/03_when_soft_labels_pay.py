@@ -1,0 +1,433 @@
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+
+from distill_helpers import get_profile
+from distill_helpers.course.plots import use_style
+
+use_style()
+profile = get_profile(PROFILE)
+
+# %% [markdown]
+# The sizes of this lesson:
+
+# %%
+from distill_helpers.studies import load_results
+from distill_helpers.studies import soft_labels as study
+
+steps = profile.pick(smoke=1, cpu=study.STEPS, gpu=study.STEPS)
+judged_on = profile.pick(
+    smoke={"validation_rows": 4, "test_rows": 4}, cpu={}, gpu={}
+)
+problems = profile.pick(smoke=4, cpu=500, gpu=2000)
+known_rows = profile.pick(smoke=4, cpu=100, gpu=100)
+
+# %% [markdown]
+# ## One run proves little
+#
+# In lesson 02 a student of soft labels beat a student of the text. Would it do so again,
+# with other weights at the start and other rows? A comparison in this course is a
+# **study**. It has *arms*, which are the ways to be compared, and everything else is
+# equal: rows, order, steps, starting weights. Each arm may try the same few learning
+# rates on *exploring* seeds. Then claims are written down, and the arms run once on
+# *fresh* seeds.
+#
+# Here are two arms on five fresh seeds: the *loss*, or NLL, on the unread novel. Both
+# students took 300 steps on 800 rows. The claims below call a row a *sequence*.
+
+# %%
+results = load_results("soft_labels")
+text = torch.tensor(results.values("nll", "labels", "800"))
+soft = torch.tensor(results.values("nll", "soft T=1", "800"))
+print("text: ", [f"{x:.2f}" for x in text.tolist()])
+print("soft: ", [f"{x:.2f}" for x in soft.tolist()])
+
+# %% [markdown]
+# A seed decides the rows and the weights, the same for both arms. So compare seed by
+# seed: the **gain** of a seed is the loss of the one arm minus that of the other. What
+# both share of a seed's luck cancels.
+#
+# ## Exercise 1 · A gain and its interval
+#
+# *medium · every result of this course is read with it · 10 minutes*
+#
+# Write `gain_interval(ours, theirs, t)`: the mean gain of ours over theirs, and half
+# the width of its interval. Lower losses are better, so a gain is positive where ours
+# are lower. Half the width is $t \cdot s / \sqrt{n}$, with $s$ the standard deviation
+# of the gains and $n$ their number. The factor $t$ comes from a table: the fewer seeds,
+# the larger it is. With it, the interval covers the true gain in 95 of 100 studies.
+#
+# By hand: gains of 1, 2 and 3 have the mean 2 and $s = 1$.
+
+# %% tags=["exercise"]
+from distill_helpers.course import checks
+
+
+def gain_interval(ours, theirs, t):
+    return None  # your code here
+
+
+interval_of = checks.gain_interval(gain_interval, fallback=True)
+
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
+# Subtract first, seed by seed; everything else is about these differences. `.std()` of
+# a tensor divides by n − 1, which is what you want.
+
+# %% [markdown] tags=["hint"] title="My interval is far too wide"
+# Did you take the spread of the losses instead of the spread of the gains? Then what
+# both arms share of a seed's luck does not cancel.
+
+# %% tags=["solution"]
+from distill_helpers.course import checks
+
+
+def gain_interval(ours, theirs, t):
+    gains = theirs - ours
+    return gains.mean(), t * gains.std() / math.sqrt(len(gains))
+
+
+interval_of = checks.gain_interval(gain_interval, fallback=True)
+
+# %%
+mean, half = interval_of(soft, text, 2.776)  # t for five seeds and 95 %
+low, high = mean - half, mean + half
+print(f"gain {mean:+.3f} nats, interval {low:+.3f} to {high:+.3f}")
+
+# %% [markdown] tags=["given"]
+# ## How to read a result
+#
+# Before the five runs, somebody wrote down: *with 800 rows, soft labels beat labels
+# alone by more than 0.3 nats*. This is the picture of what came out.
+# **Predict** from the picture alone: does the claim hold?
+
+# %%
+from distill_helpers.course.plots import explained_gain
+
+verdict = results.verdict("few_data")
+fig, ax = plt.subplots(figsize=(8, 2.6))
+explained_gain(ax, verdict)
+plt.show()
+
+# %%
+print(verdict.status)
+
+# %% [markdown] tags=["given"]
+# A claim **holds** if the whole interval lies right of the margin, and **fails** if the
+# whole interval lies left of it. Otherwise it is **undecided**. A claim that two arms
+# are *equal* is drawn as a grey band, and holds if the interval lies inside.
+#
+# One more rule. Ask twenty questions where nothing is going on, and you will probably get
+# one false answer. So a study that makes many claims gets wider intervals, until one in
+# twenty is the risk of *all its claims together*. This is Holm's correction. The clearest
+# claim is judged by the widest interval, the least clear one by the ordinary 95 %: the
+# one above was the last of eight.
+#
+# ## Seven kinds of label
+#
+# Here are all arms of that study. *argmax* is lesson 02's favourite, *sampled* its drawn
+# label, drawn once for every row, and *mix* has $\alpha = ½$.
+#
+# You can run another seed yourself, live. It should land in the range that the study
+# predicts for one new run. That range is wider than the lines in the figure, which are
+# about the mean of five.
+
+# %%
+pair = study.load_pair(**judged_on)
+
+
+def run_live(arm, seed=1):
+    """One run of one arm, as the study does it: lesson 02's loop."""
+    return study.train_arm(
+        pair,
+        study.choose_rows(pair, "800", seed),
+        arm,
+        seed=seed,
+        steps=steps,
+        **dict(results.options(arm, "800")),
+    )
+
+
+students = {arm: run_live(arm) for arm in ("labels", "soft T=1", "argmax")}
+live = {arm: student.test.nll for arm, student in students.items()}
+
+# %%
+from distill_helpers.course.plots import compare_arms
+
+fig, ax = plt.subplots(figsize=(8, 3.6))
+compare_arms(ax, results, "nll", "800", live=live)
+ax.set_xlabel("loss on the unread novel (nats per token, lower is better)")
+ax.set_title("800 rows: means of five seeds, and your live runs")
+plt.show()
+found = [results.check_live("nll", a, "800", x) for a, x in live.items()]
+inside = sum(one.status == "inside" for one in found)
+print(f"{inside} of {len(found)} live runs fall where the study expects them")
+
+# %% [markdown]
+# ## The knobs: T and α
+#
+# Two claims were made about the knobs of lesson 02's loss: that $T = 4$ beats $T = 1$,
+# and that a mix with the text's labels beats soft labels alone.
+
+# %%
+from distill_helpers.course.plots import forest
+
+names = ("high_temperature", "mix_beats_soft")
+fig, ax = plt.subplots(figsize=(8, 2.2))
+forest(ax, [results.verdict(name) for name in names])
+ax.set_title("Both claims fail: T = 1 and α = 1 are best here")
+plt.show()
+
+# %% [markdown]
+# Both fail, and clearly. A claim that fails is a result: start with $T = 1$ and
+# $\alpha = 1$, and turn the knobs only for a reason. One such reason comes below.
+
+# %% [markdown]
+# ## More text
+#
+# With 800 rows, the student reads each row six times. With 3,000 it reads each once or
+# twice, and under `all` no row comes twice. More text means more labels. Are soft labels
+# still worth anything then? **Predict** how the distance between the two lines changes
+# from left to right.
+
+# %%
+from distill_helpers.course.plots import over_settings
+
+fig, ax = plt.subplots()
+over_settings(ax, results, "nll", ("labels", "soft T=1", "sampled"))
+ax.set_xlabel("rows to learn from (all: no row comes twice)")
+ax.set_ylabel("loss (nats per token)")
+ax.set_title("More text does not close the gap")
+plt.show()
+
+# %% [markdown]
+# Notice two things. The gap does not close: text was not what this student was short of.
+# And *sampled* lies near *labels*, far from *soft*, although it comes from the same
+# teacher. On average both teach the same; only the noise of the draw differs.
+#
+# ## More steps
+#
+# Noise averages out over steps. So another study gives the same student 1,000 and 3,000
+# steps. It also asks a harder question. A step with soft labels runs the teacher as
+# well, which here is more work than the student itself. For the same number of
+# operations, labels alone can take almost three steps instead of one.
+#
+# **Predict:** after 3,000 steps, are soft labels still ahead? And at equal operations?
+
+# %%
+longer = load_results("longer_training")
+names = ("long_run", "labels_for_longer")
+fig, ax = plt.subplots(figsize=(8, 2.2))
+forest(ax, [longer.verdict(name) for name in names])
+ax.set_title("Ahead at equal steps, behind at equal operations")
+plt.show()
+
+# %%
+columns = ("nll", "student_tflops", "teacher_tflops")
+for setting in longer.study.settings:
+    print(f"{setting} steps (operations in 10¹²)")
+    print(longer.table(columns, setting), end="\n\n")
+
+# %% [markdown]
+# At equal steps soft labels stay ahead, by less and less. At about equal operations, where
+# labels even get a little more, labels alone win here. That is so if the teacher's passes
+# are charged in full and used once. In the tables, ± is half the width of a mean's
+# interval.
+#
+# Soft labels pay where steps are scarce, where the teacher's passes are stored
+# and read again, or where one teacher serves many students. Busbridge et al. (2025,
+# arXiv:2502.08606) found the same shape for larger models: ahead up to an amount of
+# compute that grows with the student, and behind after it.
+
+# %% [markdown]
+# ## Yardsticks can disagree
+#
+# The student of the teacher's favourites was the worst of all in lesson 02. Does it know
+# less, or is it only too sure of itself? Soften a student's answers with **one
+# temperature**, chosen on other text, and measure again. What disappears was
+# overconfidence.
+#
+# ## Exercise 2 · One temperature for a student
+#
+# *hard · tells you how sure is too sure · 15 minutes*
+#
+# Write `fitted_temperature(logits, labels)`: the temperature between ¼ and 4 at which
+# `logits / T` has the lowest mean loss on the labels. Logits are
+# `[positions, vocabulary]`, labels `[positions]`.
+#
+# By hand: if the model is far too sure, $T$ must be above 1.
+
+
+# %% tags=["exercise"]
+def fitted_temperature(logits, labels):
+    return None  # your code here
+
+
+fit = checks.fitted_temperature(fitted_temperature, fallback=True)
+
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
+# Try a hundred temperatures and take the best. They should be equally far apart in
+# *ratio*: `torch.linspace` over the logarithm, then `.exp()`.
+
+# %% [markdown] tags=["hint"] title="The check says that mine is inverted"
+# Dividing by $T$ is not multiplying by it. A model that is too sure has logits that are
+# too large: divide them by something above 1.
+
+
+# %% tags=["solution"]
+def fitted_temperature(logits, labels):
+    tried = torch.linspace(math.log(0.25), math.log(4), 200).exp()
+    losses = [
+        torch.nn.functional.cross_entropy(logits / T, labels) for T in tried
+    ]
+    return tried[torch.stack(losses).argmin()]
+
+
+fit = checks.fitted_temperature(fitted_temperature, fallback=True)
+
+# %% [markdown]
+# Your three live students, on rows that they did not learn from. **Predict:** which of
+# them is too sure?
+
+# %%
+ids = torch.tensor(pair.validation["input_ids"])
+for arm, student in students.items():
+    with torch.no_grad():
+        logits = student.model(ids).logits[:, :-1].flatten(0, 1)
+    print(
+        f"{arm:9} fitted: T = {float(fit(logits, ids[:, 1:].flatten())):.2f}"
+    )
+
+# %% [markdown]
+# The study did this for every student. `nll` is the loss as it is, `nll_calibrated` the
+# loss after the fit, `agreement` the share of positions where student and teacher have
+# the same favourite. **Predict:** which column puts `argmax` first?
+
+# %%
+print(results.table(("nll", "nll_calibrated", "agreement"), "3000"))
+
+# %%
+names = (
+    "soft_beats_argmax",
+    "soft_beats_argmax_calibrated",
+    "sampled_beats_argmax",
+)
+fig, ax = plt.subplots(figsize=(8, 3))
+forest(ax, [results.verdict(name) for name in names])
+ax.set_title("Half of argmax's distance from soft was overconfidence")
+plt.show()
+
+# %% [markdown]
+# *Agreement* puts argmax first: it hits the teacher's favourite more often than anybody
+# else. It is worst at everything below the favourite, and that is what a loss asks for.
+#
+# | question | yardstick |
+# |---|---|
+# | does it predict the text? | loss, bits per byte |
+# | does it think like the teacher? | KL from the teacher, agreement |
+# | is it as sure as it is right? | how much a fitted temperature lowers the loss |
+# | does it do the task? | right answers |
+#
+# They can disagree. Say which one you mean *before* you look.
+
+# %% [markdown]
+# ## A teacher away from home
+#
+# The Austen teacher knows one world. What if the student's text comes from another one:
+# the short explanations in a dictionary? Four arms: labels alone; soft labels of the
+# teacher as it is, a stranger; a mix of the two; and soft labels of a teacher that first
+# read the very rows that its student will read. This last one is *teacher correction*
+# (Sreenivas et al. 2024, arXiv:2408.11796).
+#
+# **Predict** the order of the four.
+
+# %%
+domain = load_results("teacher_domain")
+fig, ax = plt.subplots(figsize=(8, 2.6))
+compare_arms(ax, domain, "nll", "800")
+ax.set_xlabel("loss on unseen dictionary entries (nats, lower is better)")
+ax.set_title("A stranger's soft labels hurt; a corrected teacher's help")
+plt.show()
+
+# %% [markdown]
+# A stranger's soft labels alone are far worse than plain labels: the student learns to
+# be as lost as its teacher. Mixed with labels they are at least no worse than labels; this
+# is the reason to turn $\alpha$. And a teacher that first reads the same few rows teaches
+# better than the rows alone.
+#
+# Whether your teacher is a stranger is cheap to find out. Measure its bits per byte on
+# your text, and on text that it knows:
+
+# %%
+from distill_helpers import evaluate, pack
+from distill_helpers.tasks import glosses
+
+entries = [one.gloss for one in glosses.splits().test[:300]]
+strange = pack(entries, pair.tokenizer, 64)
+for name, rows in (("a novel", pair.test), ("a dictionary", strange)):
+    rows = rows.select(range(min(len(rows), known_rows)))
+    bits = evaluate(pair.teacher, rows, pair.tokenizer).bits_per_byte
+    print(f"the teacher on {name:13} {bits:.2f} bits a byte")
+
+# %% [markdown]
+# ## The shared task: adding three numbers
+#
+# Text is judged by probabilities. A task is judged by right and wrong. One task runs
+# through the whole course: sums of three numbers with the steps written out. Its
+# teacher is right about four times in five. Two students read the same correct sums. One
+# learns from the characters, the other from what the teacher expected at each.
+
+# %%
+from distill_helpers.studies import shared_task
+from distill_helpers.tasks import three_sums
+
+problem = three_sums.test_problems()[0]
+print("problem:", problem.prompt, "  full answer:", problem.answer)
+adder = shared_task.load_task().teacher
+accuracy = shared_task.score(*adder, count=problems)
+print(f"the teacher gets {accuracy:.0f} % of {problems:,} problems right")
+
+# %% [markdown]
+# **Predict:** can a student pass its teacher here? Which of the two could?
+
+# %%
+from distill_helpers.course.plots import seeds_by_setting
+
+sums = load_results("shared_task")
+fig, ax = plt.subplots(figsize=(8, 3.2))
+seeds_by_setting(ax, sums, "exact_match")
+ax.axhline(accuracy, color="0.4", linestyle="--", label="the teacher")
+ax.set_xlabel("worked sums to learn from")
+ax.set_ylabel("right answers (percent)")
+ax.set_title("One point per seed: labels can pass the teacher, or fall short")
+ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+plt.show()
+
+# %% [markdown]
+# Look at the points, not at means. With labels, the seeds lie far apart: some pass the
+# teacher, for correct labels know nothing of its mistakes. With soft labels none passes
+# it by much: the student learns its teacher's doubts together with its skill.
+#
+# Five seeds that leap like this decide nothing, and the study's verdicts say so. A newer
+# study starts from partly trained students.
+
+# %% [markdown]
+# ## Turn the knobs
+#
+# | turn | expect | see |
+# |---|---|---|
+# | `run_live("mix")` | between labels and soft labels | the loss |
+# | another `seed` in `run_live` | another number, a similar difference | both losses |
+# | another seed for one arm alone | a noisier difference: shared luck no longer cancels | the gain |
+#
+# ## Recap
+#
+# * **One picture to remember:** a gain, its interval, the margin, and zero.
+# * Soft labels won at 800 rows, at 3,000, and with no row twice. Their lead shrinks with
+#   steps, and at equal operations plain labels won.
+# * So the teacher's passes must be charged, or stored: lesson 04.
+# * $T = 1$ and $\alpha = 1$ are the start. Mix when the teacher is a stranger; better,
+#   correct it first.
+# * **Use soft labels when** steps are scarce, or several students share the teacher.
+#   **Do not, when** this one student could simply train for longer.

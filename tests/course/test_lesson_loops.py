@@ -1,0 +1,141 @@
+"""What stands on a lesson's page trains as the package does: step by step, the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from course import load_course
+from datasets import Dataset
+from lesson_source import read_cells, tags
+from torch.utils.data import SequentialSampler
+from transformers import TrainingArguments
+
+from distill_helpers.models import build_student
+from distill_helpers.tasks.teachers import load_tiny_teacher
+from distill_helpers.trainers import HardLabelTrainer, SoftLabelTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, ROWS, LENGTH = 20, 16, 24
+
+
+def cell_with(number: str, words: str, *, tag: str | None = None) -> str:
+    """The code of the one cell of a lesson that holds some words."""
+    course = load_course(ROOT)
+    (lesson,) = course.select([number])
+    found = [
+        cell.source
+        for cell in read_cells(course, lesson)
+        if cell.cell_type == "code"
+        and words in cell.source
+        and (tag is None or tag in tags(cell))
+    ]
+    (source,) = found
+    return source
+
+
+@pytest.fixture(scope="module")
+def prose():
+    return load_tiny_teacher("prose")
+
+
+@pytest.fixture(scope="module")
+def text(prose):
+    generator = torch.Generator().manual_seed(0)
+    size = (STEPS * ROWS, LENGTH)
+    return torch.randint(len(prose.tokenizer), size, generator=generator)
+
+
+def beginner(tokenizer):
+    return build_student(tokenizer, layers=1, width=32, seed=0)
+
+
+def trainer_losses(kind, prose, text, folder, **options):
+    """The package's losses on the same rows in the same order, at the same rate."""
+
+    class InOrder(kind):
+        def _get_train_sampler(self, *_):
+            return SequentialSampler(self.train_dataset)
+
+    student = beginner(prose.tokenizer)
+    trainer = InOrder(
+        student,
+        tokenizer=prose.tokenizer,
+        train_dataset=Dataset.from_dict({"input_ids": text.tolist()}),
+        args=TrainingArguments(
+            output_dir=str(folder),
+            max_steps=STEPS,
+            per_device_train_batch_size=ROWS,
+            learning_rate=8e-3,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_grad_norm=0.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        ),
+        **options,
+    )
+    trainer.train()
+    return [one["loss"] for one in trainer.state.log_history if "loss" in one]
+
+
+def page_losses(names, loss_name, run):
+    """The losses that a page's loop meets while it runs."""
+    real, seen = names[loss_name], []
+
+    def watched(*given):
+        loss = real(*given)
+        seen.append(float(loss.detach()))
+        return loss
+
+    names[loss_name] = watched
+    run()
+    return seen
+
+
+@pytest.mark.parametrize(("alpha", "temperature"), [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0)])
+def test_the_loop_of_lesson_02_is_the_soft_label_trainer(
+    alpha, temperature, prose, text, tmp_path
+):
+    names = {"torch": torch, "F": torch.nn.functional, "teacher": prose.model}
+    loss = cell_with("02", "def my_loss(", tag="solution")
+    exec(loss[: loss.index("loss_of = ")], names)
+    names["loss_of"] = names["my_loss"]
+    exec(cell_with("02", "def my_loop("), names)
+    student = beginner(prose.tokenizer)
+    options = {"alpha": alpha, "temperature": temperature}
+    page = page_losses(
+        names, "loss_of", lambda: names["my_loop"](student, text, **options)
+    )
+    package = trainer_losses(
+        SoftLabelTrainer, prose, text, tmp_path, teacher=prose.model, **options
+    )
+    assert len(page) == STEPS
+    assert page == pytest.approx(package, rel=1e-5)
+    assert page[-1] < page[0]
+
+
+def test_the_loops_of_lesson_00_are_the_package_s(prose, text, tmp_path):
+    names = {"torch": torch}
+    for words in ("def optimizer_of(", "def learn_text(", "def learn_soft("):
+        exec(cell_with("00", words), names)
+    page = page_losses(
+        names,
+        "text_loss",
+        lambda: names["learn_text"](beginner(prose.tokenizer), text),
+    )
+    package = trainer_losses(HardLabelTrainer, prose, text, tmp_path / "text")
+    assert page == pytest.approx(package, rel=1e-5)
+    # All positions count there, the last as well; and the teacher's entropy is in it.
+    page = page_losses(
+        names,
+        "soft_loss",
+        lambda: names["learn_soft"](beginner(prose.tokenizer), prose.model, text),
+    )
+    assert len(page) == STEPS
+    assert page[-1] < page[0]
