@@ -318,7 +318,7 @@ def soft_labels() -> Diagram:
             ),
             Box(
                 "q",
-                "cat 40 %\nsofa 35 %\ndog 25 %",
+                "cat 40 %\ndog 25 %\nanimal 35 %",
                 (right, 3.4),
                 "student",
                 (2.6, 1.6),
@@ -340,9 +340,9 @@ def soft_labels() -> Diagram:
         alt=(
             "A text goes to a finished teacher and to a student that is learning; both "
             "only read it. The teacher answers with a distribution p, cat 70 %, dog "
-            "20 %, animal 10 %, the student with another one, q, cat 40 %, sofa 35 %, "
-            "dog 25 %. The loss is the KL divergence of the two, and its gradient, q "
-            "minus p, goes back to the student alone."
+            "20 %, animal 10 %, the student with another one, q, cat 40 %, dog 25 %, "
+            "animal 35 %. The loss is the KL divergence of the two, and its gradient, "
+            "q minus p, goes back to the student alone."
         ),
         titles=(),
     )

@@ -351,7 +351,9 @@ def forest(
         if not told:
             continue
         digits = 1 if "points" in units else 2
-        words = f"{gain.mean:+.{digits}f}: {verdict.status}".replace("-", "−")
+        # Rounded first, so that nothing is "minus zero".
+        mean = f"{round(gain.mean, digits) + 0.0:+.{digits}f}".replace("-", "−")
+        words = f"{mean}: {verdict.status}"
         ax.annotate(
             words,
             (gain.mean, place),

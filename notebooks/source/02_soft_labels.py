@@ -25,8 +25,8 @@ answer_tokens = profile.pick(smoke=2, cpu=24, gpu=40)
 # %% [markdown]
 # ## The idea
 #
-# At every token of a text, the student is asked not for *the* next token, but for the
-# teacher's whole opinion about it.
+# At every position of a text, the student must predict the teacher's whole distribution,
+# not one token.
 
 # %%
 from distill_helpers.course import diagrams
@@ -34,9 +34,9 @@ from distill_helpers.course import diagrams
 diagrams.soft_labels()
 
 # %% [markdown]
-# In this lesson you write that loss, put it into a loop, and train a student with
-# both. Then you let it compete with everything that it replaces: the text's own
-# tokens, the teacher's favourite token, and a token drawn from the teacher.
+# In this lesson you write that loss, put it into a loop, and train a student with both.
+# Then you compare soft labels with the three kinds of label that they could replace: the
+# text's own tokens, the teacher's favourite token, and a token drawn from the teacher.
 #
 # ## The loss by hand, on three tokens
 #
@@ -54,7 +54,7 @@ print("student:", student_logits.softmax(-1))
 # %% [markdown]
 # The loss has two terms. The **text term** is the cross-entropy with the text's own
 # token, as in any language model. The **soft term** is the forward KL of lesson 01 at
-# temperature $T$, times $T^2$:
+# temperature $T$, times the $T^2$ of that lesson:
 #
 # $$\mathcal{L} = (1 - \alpha)\;\mathrm{CE}(q, \text{label})
 #  \;+\; \alpha\; T^2\; \mathrm{KL}\big(p(T) \,\|\, q(T)\big)$$
@@ -104,12 +104,12 @@ print("student−teacher:", z.softmax(-1).detach() - p)
 
 # %% [markdown]
 # A plain label gives the same formula with $p = (1, 0, 0)$. It pushes token 1 down
-# twice as hard, and would not stop before it is at zero. The soft label stops at the
-# teacher's share.
+# twice as hard, and keeps pushing until its probability is zero. The soft label stops at
+# the teacher's share.
 #
 # ## Shift and mask
 #
-# Real batches bring two complications, and most bugs of the field:
+# Real batches add two complications, and many bugs start here:
 #
 # * the logits at position $t$ predict the token at $t + 1$: **shift**;
 # * some positions do not count, such as padding and prompts. Their label is `-100`:
@@ -137,8 +137,8 @@ print("student−teacher:", z.softmax(-1).detach() - p)
 # shifts, so give it a row of two positions: the logits at position 0, the label at
 # position 1, and anything for the rest.
 #
-# If it is wrong, the check tries to name your mistake. As soon as it passes, everything
-# below is trained with it.
+# If it is wrong, the check tries to name your mistake. As soon as it passes, the loop on
+# this page trains with it.
 
 # %% tags=["exercise"]
 from distill_helpers.course import checks
@@ -305,10 +305,10 @@ def drawn(ids, theirs):
 
 # %% [markdown]
 # **Predict** the order of the four, on a novel that nobody has read here. Write down
-# which one you expect to be second:
+# which one you expect to be worst:
 
 # %%
-guess = "?"  # text, favourite, drawn
+guess = "?"  # text, favourite, drawn, soft
 
 # %%
 students = {
@@ -331,14 +331,14 @@ fig, ax = plt.subplots()
 colors = [PALE, STUDENT, STUDENT, TEACHER]
 bars = ax.barh(list(losses), list(losses.values()), color=colors)
 ax.bar_label(bars, fmt="%.2f", padding=3)
-ceiling = evaluate(teacher, test, tokenizer).nll
-ax.axvline(ceiling, color="0.3", ls="--", label=f"the teacher: {ceiling:.2f}")
+best = evaluate(teacher, test, tokenizer).nll
+ax.axvline(best, color="0.3", ls="--", label=f"the teacher: {best:.2f}")
 ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 ax.invert_yaxis()
 ax.margins(x=0.1)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("loss on an unread novel (nats per token, lower is better)")
-ax.set_title(f"Same text, same steps, four kinds of label; you said: {guess}")
+ax.set_title(f"Four kinds of label; you expected the worst from: {guess}")
 plt.show()
 
 # %% [markdown]
@@ -352,10 +352,11 @@ plt.show()
 # draws the one-hot vectors average to $p$. So the **mean** gradient of drawn labels *is*
 # the gradient of the soft label. Every single draw is that plus noise.
 #
-# A favourite has no noise. But its mean is not $p$, however often you ask.
+# A favourite has no noise. But asking again does not help: the answer is always the same,
+# and it is not $p$.
 #
-# Let us see both, on one batch, for all weights of a student. **Predict:** how much
-# closer do 64 draws come than 4?
+# Let us see both, on one batch, for all weights of the student of soft labels.
+# **Predict:** how much closer do 64 draws come than 4?
 
 # %%
 batch = text[:16]
@@ -391,21 +392,25 @@ bias = distance(gradient(favourites(batch, theirs), 0.0))
 fig, ax = plt.subplots()
 ax.plot(*zip(*noise, strict=True), color=STUDENT, label="mean of drawn labels")
 ax.axhline(bias, color="#222222", ls="--", label="favourite")
-ax.axhline(0.02, color=TEACHER, lw=3, label="soft label: 0")
 ax.set_xscale("log")
+ax.set_yscale("log")
+ax.set_xticks([1, 4, 16, 64], [1, 4, 16, 64])
+ax.set_yticks([0.1, 0.2, 0.5, 1, 2], [0.1, 0.2, 0.5, 1, 2])
+ax.minorticks_off()
 ax.set_xlabel("draws that are averaged")
-ax.set_ylabel("distance from the soft gradient")
+ax.set_ylabel("distance from the soft label's gradient")
 ax.set_title("Drawn labels: right on average. Favourites: wrong for ever")
 ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 plt.show()
 
 # %% [markdown]
-# Fourfold draws, half the noise: this is the law of averages. A soft label is what
-# infinitely many draws would give, in one reading. That is the whole secret. The
-# student goes the same way as with drawn labels, but straight.
+# Four times as many draws halve the distance: the error shrinks like $1/\sqrt{n}$, so 64
+# draws come four times closer than 4. A soft label is what infinitely many draws would
+# give, in one reading. That is the whole secret. The student goes the same way as with
+# drawn labels, but straight.
 #
-# It also says where the gain must end: enough steps average the noise away without a
-# teacher. Lesson 03 measures when.
+# It also says where the gain must end: many steps on fresh text average the noise away
+# without a teacher. Lesson 03 measures when.
 #
 # ## Let the package do it
 #
@@ -428,6 +433,8 @@ trainer = SoftLabelTrainer(
         learning_rate=8e-3,
         batch_size=16,
         mixed_precision=False,
+        lr_scheduler_type="constant",  # as in the loop
+        warmup_steps=0,
     ),
 )
 _ = trainer.train()
@@ -435,8 +442,8 @@ trained = evaluate(student, test, tokenizer).nll
 print(f"my loop: {losses['soft']:.2f}, the trainer: {trained:.2f}")
 
 # %% [markdown]
-# The trainer's student read the same rows in another order, and its learning rate fell
-# towards the end. The rest is the same.
+# The trainer's student read the same rows in another order. On the same order the two
+# have the same losses, step by step; the course's tests hold them to it.
 #
 # ## Turn the knobs
 #
@@ -444,10 +451,10 @@ print(f"my loop: {losses['soft']:.2f}, the trainer: {trained:.2f}")
 # |---|---|---|
 # | α from 1 to ½ | between *text* and *soft*, nearer to *soft* | the loss of the unread novel |
 # | T from 1 to 4 | worse: the tail counts as much as the head | the same |
-# | T = 4, without $T^2$ | nearly no gradient from the soft term | a loss that hardly falls |
-# | labels drawn once, rows read twice | the same draw twice, so noise that stays | worse than fresh draws |
+# | α = ½ and T = 4, without $T^2$ | a soft term that hardly counts, so nearly *text* | your loss, with that factor removed |
 #
-# Try one here. The cell has room for any of them:
+# Start with $\alpha = 1$ and $T = 1$. Here is one turn; change the numbers for the
+# others:
 
 # %%
 knob = my_loop(beginner(), text, temperature=4.0)
@@ -463,7 +470,8 @@ print(f"T = 4: {evaluate(knob, test, tokenizer).nll:.2f}")
 # Now the real teacher. On a laptop, its student is the teacher itself with ten of its
 # thirty layers taken out; on a GPU it is a smaller model from the hub. A few steps on
 # the novels' text begin to repair it: once with the text's labels, once with soft
-# labels.
+# labels at $\alpha = 1$ and $T = 1$, by the package's trainers. *Same favourite* says how
+# often student and teacher have the same likeliest token.
 
 # %%
 from distill_helpers import generate
@@ -487,7 +495,7 @@ def show(name, model):
 
 
 show("the teacher", real.teacher.model)
-show("ten layers less", real_pair.start_student(real, profile))
+show("the student before", real_pair.start_student(real, profile))
 
 # %% [markdown]
 # **Predict:** after a minute of training on the same rows, which student has the lower
@@ -510,9 +518,10 @@ for arm in ("labels", "soft"):
 
 # %% [markdown]
 # The texts have changed, and both still go round in circles: these few steps are a
-# start, not a cure. Five seeds say more than one run. In the next figure, a dot is the
-# mean *gain* of soft labels over text labels, the line its interval, and the short mark
-# what was claimed beforehand. Right of zero, soft labels are better.
+# start, not a cure. We have run the same comparison with five seeds, and the course
+# ships what came out. A dot is the mean *gain* of soft labels over text labels, the line
+# its interval, and the short mark the least that we had claimed. Right of zero, soft
+# labels are better.
 
 # %%
 from distill_helpers.course.plots import forest
@@ -537,7 +546,8 @@ plt.show()
 # for at most 64 positions at a time.
 #
 # By hand: a sum over all positions is a sum of sums over parts of them. Only one thing
-# must not be divided part by part.
+# must not be divided part by part. The check compares values and gradients; that you
+# save memory, only you can see.
 
 
 # %% tags=["exercise"]
@@ -585,14 +595,14 @@ checks.soft_label_loss(my_small_loss)
 # %% [markdown]
 # ## Recap
 #
-# * One number to remember: **none**. One sentence: drawn labels and soft labels have the
-#   same average gradient, and soft labels have no noise.
+# * The one sentence to remember: drawn labels and soft labels have the **same average
+#   gradient**, and soft labels do without the noise of the draw.
 # * The loss is KL from the teacher, mixed with the text's labels by α.
 # * Shift, mask, divide by what counts: most bugs live there.
-# * **Use soft labels when** you have the teacher's weights, a common vocabulary, and
-#   steps or text are scarce.
-# * **Do not, when** the teacher is an API, or does not know your texts. And not when you
-#   have a correct label for everything and the time to train on it for long.
+# * **Use soft labels when** you have the teacher's weights and a common vocabulary, and
+#   steps are scarce.
+# * **Do not, when** the teacher is an API that gives text alone, or does not know your
+#   texts. Lesson 03 has the numbers.
 #
 # *Read on:* Hinton et al. 2015 (arXiv:1503.02531); Muralidharan et al. 2024,
 # arXiv:2407.14679, for pruning and distilling.
