@@ -1,8 +1,8 @@
 """Time and memory of soft-label losses, side by side, in fp32 on the CPU.
 
-Time: all implementations take turns in one process; the median of the rounds. Memory:
-each in a process of its own; the highest resident memory during forward and backward,
-less what was there before and less the gradients.
+Time: all implementations take turns in one process. Memory: each in a process of its
+own; the highest resident memory during forward and backward, less what was there before
+and less the gradients, which every way has to leave behind.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ from peers import BETA, LOSSES, make_inputs, matrix_products
 
 SHAPES = ((512, 256, 32_000), (1024, 576, 49_152), (512, 896, 151_936))
 GROWTH = (512, 1024, 2048, 4096, 8192)
-FLOOR = "four matrix products"
+PRODUCTS = "four matrix products"
 
 
-def time_losses(shape: tuple[int, int, int], divergence: str, rounds: int) -> Any:
-    """Median seconds of forward and backward, and the largest deviation of values."""
+def time_losses(
+    shape: tuple[int, int, int], divergence: str, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of forward and backward, one a round; values must agree."""
     tensors = make_inputs(*shape)
-    seconds: dict[str, list[float]] = {name: [] for name in (*LOSSES, FLOOR)}
+    seconds: dict[str, list[float]] = {name: [] for name in (*LOSSES, PRODUCTS)}
     values = {}
     for turn in range(rounds + 1):
         for name in seconds:
+            filled = name != PRODUCTS and LOSSES[name].filled
             for tensor in tensors[:2]:
-                tensor.grad = None
+                tensor.grad = torch.zeros_like(tensor) if filled else None
             start = time.perf_counter()
-            if name == FLOOR:
+            if name == PRODUCTS:
                 matrix_products(*tensors)
             else:
-                loss = LOSSES[name](*tensors, divergence=divergence)
+                loss = LOSSES[name].call(*tensors, divergence=divergence)
                 loss.backward()
                 values[name] = (float(loss.detach()), tensors[1].grad.norm().item())
                 del loss
@@ -49,7 +52,7 @@ def time_losses(shape: tuple[int, int, int], divergence: str, rounds: int) -> An
         ours = values["ours"]
         assert abs(value - ours[0]) < 1e-4 * ours[0], values
         assert abs(norm - ours[1]) < 1e-4 * ours[1], values
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return seconds
 
 
 def measure_memory(name: str, shape: tuple[int, int, int], divergence: str) -> float:
@@ -67,14 +70,21 @@ def measure_memory(name: str, shape: tuple[int, int, int], divergence: str) -> f
 
 
 def _memory(name: str, tokens: str, width: str, vocabulary: str, kind: str) -> float:
-    # Libraries and thread pools allocate at their first use.
-    small = make_inputs(64, int(width), 1000)
-    LOSSES[name](*small, divergence=kind).backward()
+    one = LOSSES[name]
+    # Libraries and thread pools allocate at their first use, and what compiles itself
+    # does so anew for every shape.
+    first = (tokens, width, vocabulary) if one.compiled else (64, width, 1000)
+    one.call(*make_inputs(*map(int, first)), divergence=kind).backward()
     tensors = make_inputs(int(tokens), int(width), int(vocabulary))
+    if one.filled:
+        for tensor in tensors[:2]:
+            tensor.grad = torch.zeros_like(tensor).add_(0.0)  # touched, so resident
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark
     before = status_bytes("VmRSS")
-    LOSSES[name](*tensors, divergence=kind).backward()
+    one.call(*tensors, divergence=kind).backward()
     gradients = sum(t.grad.numel() * t.grad.element_size() for t in tensors[:2])
+    if one.filled:
+        gradients = 0  # they were there before
     return (status_bytes("VmHWM") - before - gradients) / 2**20
 
 
@@ -86,7 +96,7 @@ def status_bytes(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def measure_growth(rounds: int) -> list[dict[str, float]]:
+def measure_growth(rounds: int) -> list[dict[str, Any]]:
     """Ours, with more and more tokens at the smallest vocabulary."""
     rows = []
     for tokens in GROWTH:
@@ -97,19 +107,19 @@ def measure_growth(rounds: int) -> list[dict[str, float]]:
             for tensor in tensors[:2]:
                 tensor.grad = None
             start = time.perf_counter()
-            LOSSES["ours"](*tensors, divergence="forward_kl").backward()
+            LOSSES["ours"].call(*tensors, divergence="forward_kl").backward()
             seconds.append(time.perf_counter() - start)
         rows.append(
             {
                 "tokens": tokens,
-                "seconds": statistics.median(seconds[1:]),
+                "seconds": seconds[1:],
                 "mib": measure_memory("ours", shape, "forward_kl"),
             }
         )
     return rows
 
 
-def run(rounds: int = 3, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(rounds: int = 5, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure everything; a dictionary that goes into ``reference.json``."""
     found: dict[str, Any] = {"losses": []}
     for shape in SHAPES:
@@ -127,14 +137,16 @@ def run(rounds: int = 3, say: Callable[[str], None] = print) -> dict[str, Any]:
             say(f"{shape} {divergence}: " + _line(seconds, memory))
     found["growth"] = measure_growth(rounds)
     for row in found["growth"]:
-        say(f"{row['tokens']} tokens: {row['seconds']:.3f} s, {row['mib']:.0f} MiB")
+        middle = statistics.median(row["seconds"])
+        say(f"{row['tokens']} tokens: {middle:.3f} s, {row['mib']:.0f} MiB")
     return found
 
 
-def _line(seconds: dict[str, float], memory: dict[str, float]) -> str:
+def _line(seconds: dict[str, list[float]], memory: dict[str, float]) -> str:
     return ", ".join(
-        f"{name} {value:.3f} s" + (f" {memory[name]:.0f} MiB" if name in memory else "")
-        for name, value in seconds.items()
+        f"{name} {statistics.median(found):.3f} s"
+        + (f" {memory[name]:.0f} MiB" if name in memory else "")
+        for name, found in seconds.items()
     )
 
 

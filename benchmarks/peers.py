@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -106,33 +108,69 @@ def trl_chunked(
 
 
 def liger(
-    *tensors: torch.Tensor, divergence: str, chunk_size: int = 1024
+    *tensors: torch.Tensor,
+    divergence: str,
+    chunk_size: int = 1024,
+    compiled: bool = False,
 ) -> torch.Tensor:
-    """Liger's fused linear JSD, not compiled (no compiler at run time)."""
+    """Liger's fused linear JSD."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     loss = LigerFusedLinearJSDLoss(
         weight_hard_loss=0.0,
         weight_soft_loss=1.0,
         beta=BETA[divergence],
-        compiled=False,
+        compiled=compiled,
         chunk_size=chunk_size,
     )
     return loss(*tensors)
 
 
-def liger_64(*tensors: torch.Tensor, divergence: str) -> torch.Tensor:
-    """The same in chunks of 64 tokens, as it is used where memory is short."""
-    return liger(*tensors, divergence=divergence, chunk_size=64)
+@dataclass(frozen=True)
+class Loss:
+    """One way to compute the loss, and how it is run here.
+
+    Attributes:
+        call: Takes ``make_inputs``'s tensors and ``divergence``.
+        mode: How it is run, in words.
+        rows: Which rows it multiplies with the heads: ``"counted"``, or ``"all"``.
+        filled: The gradients are there already, as in accumulation, and are added to.
+        compiled: It compiles itself when it meets a new shape.
+    """
+
+    call: Callable[..., torch.Tensor]
+    mode: str
+    rows: str
+    filled: bool = False
+    compiled: bool = False
 
 
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "ours": ours,
-    "naive PyTorch": naive,
-    "TRL static": trl_static,
-    "TRL chunked": trl_chunked,
-    "Liger": liger,
-    "Liger, chunks of 64": liger_64,
+_PLAIN = "two logits, two log-softmaxes, `kl_div`"
+LOSSES: dict[str, Loss] = {
+    "ours": Loss(ours, "`soft_label_loss` of hidden states and heads", "counted"),
+    "ours, onto a gradient": Loss(
+        ours, "the same, as the second of two accumulated batches", "counted", True
+    ),
+    "naive PyTorch": Loss(naive, _PLAIN, "counted"),
+    "naive, onto a gradient": Loss(
+        naive, "the same, as the second of two accumulated batches", "counted", True
+    ),
+    "TRL static": Loss(trl_static, "`GKDTrainer.generalized_jsd_loss`", "all"),
+    "TRL chunked": Loss(
+        trl_chunked,
+        "`ChunkedDivergenceFunction`, made for a GPU: here its way for CPUs",
+        "counted",
+    ),
+    "Liger": Loss(liger, "`LigerFusedLinearJSDLoss(compiled=False)`", "all"),
+    "Liger, chunks of 64": Loss(
+        partial(liger, chunk_size=64), "the same with `chunk_size=64`", "all"
+    ),
+    "Liger, compiled": Loss(
+        partial(liger, compiled=True),
+        "with its default `compiled=True`; compiling is not timed",
+        "all",
+        compiled=True,
+    ),
 }
 
 
@@ -161,7 +199,7 @@ def matrix_products(
     teacher_head: torch.Tensor,
     labels: torch.Tensor,
 ) -> None:
-    """The four products that nobody can do without, on the rows that count."""
+    """The four products of the plain way, on the rows that count."""
     counted = labels != -100
     with torch.no_grad():
         inputs = hidden[counted]
