@@ -166,7 +166,7 @@ print("difference:    ", renormalised - true_p)
 # Put an estimate that is right on average into the sum, and the sum and its
 # gradient are right on average. The entropy $H(p)$ is not linear, so it is
 # stored exactly: four bytes. Reverse KL has $p$ inside a logarithm, and so has the
-# Jensen–Shannon divergence (JSD) that lesson 07 introduces: draws cannot serve
+# Jensen–Shannon divergence (JSD) that lesson 08 introduces: draws cannot serve
 # them. And $p$ was taken at one temperature, which is fixed from then on.
 #
 # The draws need not be independent. Lay the probabilities end to end on a
@@ -651,7 +651,7 @@ print(f"faster by a factor of {timed['live'][0] / timed['cached'][0]:.1f}")
 # and a tail bucket can be made of them (Exercise 2). You have seen what a
 # bucket of 16 keeps. Other APIs, and reasoning
 # models above all, return none. Then the teacher's text is all there is
-# (lesson 04).
+# (lesson 05).
 
 # %%
 top20 = mass[:, 19]
@@ -806,7 +806,7 @@ checks.cache_shift(cache_shift)
 #
 # * The student sees every row once, and you train one student: the teacher's
 #   pass happens once either way.
-# * The divergence needs the student's own text, as in lesson 07, or is not
+# * The divergence needs the student's own text, as in lesson 08, or is not
 #   forward KL: draws do not serve it.
 # * Few draws, few rows and many epochs: what was noise turns into a bias of
 #   its own. Draw again, or store more.
