@@ -4,6 +4,7 @@
 * ``bugs``: known bugs of distillation, in words; ``mutants``: as losses that have them;
 * ``clinic``: patients with a bug, and probes to examine them with;
 * ``plots``: figures in the course's colours; ``widgets``: figures with a slider;
+* ``diagrams``: who gives what to whom, as boxes and arrows;
 * ``prices``: what a project costs;
 * ``project``: the parts of the capstone; ``verdict``: is a student good enough?;
 * ``model_card``: a card for what was trained;

@@ -293,7 +293,7 @@ def explained_gain(ax: Axes, verdict: Verdict) -> None:
 
     Args:
         ax: The axes to draw into.
-        verdict: Of a claim with a margin.
+        verdict: A verdict on a claim that has a margin.
     """
     forest(ax, [verdict], told=False)
     gain, margin = verdict.gain, verdict.claim.margin
@@ -301,8 +301,8 @@ def explained_gain(ax: Axes, verdict: Verdict) -> None:
     marks = (
         ("zero: no difference", (0.0, -0.25), (0.04, -0.45)),
         ("the margin that\nwas claimed", (margin, 0.3), (0.52 * margin, 0.5)),
-        ("the mean gain", (gain.mean, 0.05), (0.93 * gain.mean, 0.5)),
-        ("one end of\nits interval", (gain.high, 0.02), (0.98 * gain.high, 0.45)),
+        ("the mean gain", (gain.mean, 0.05), (0.85 * gain.mean, 0.5)),
+        ("one end of\nits interval", (gain.high, 0.02), (1.04 * gain.high, 0.35)),
     )
     for words, at, where in marks:
         arrow = {"arrowstyle": "->", "color": "#6B6B6B"}
@@ -320,7 +320,7 @@ def forest(
 
     Args:
         ax: The axes to draw into.
-        verdicts: Of one unit, from ``Results.verdict`` or ``studies.judge``.
+        verdicts: Those of one unit, from ``Results.verdict`` or ``studies.judge``.
         width: Characters of a line of the claims' words.
         told: Write gain and verdict at the mark; else all marks are alike.
 

@@ -86,7 +86,7 @@ def holm_confidences(
 
     Args:
         p_values: From :func:`p_value`, one a claim.
-        confidence: Of all claims together.
+        confidence: The coverage that all claims together shall have.
 
     Returns:
         One confidence for each, in the order of ``p_values``. An interval of that

@@ -89,3 +89,12 @@ def test_a_line_leaves_a_box_at_its_edge():
 def test_what_cannot_be_drawn_is_refused(boxes, arrows, alt, message):
     with pytest.raises(ValueError, match=message):
         Diagram(boxes, arrows, alt)
+
+
+def test_words_never_become_markup():
+    markup = "<script>alert('x')</script> & <b>bold</b>"
+    diagram = Diagram((Box("a", markup, (0, 0)),), (), markup)
+    assert "<script" not in diagram.svg
+    assert "<b>" not in diagram.svg
+    drawing = ElementTree.fromstring(diagram.svg)
+    assert drawing.find("{http://www.w3.org/2000/svg}title").text == markup

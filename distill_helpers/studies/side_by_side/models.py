@@ -40,7 +40,7 @@ def pretrained(
     Args:
         shape: Layers and width.
         seed: Decides weights, problems and order.
-        steps: Of training.
+        steps: How long it is trained.
     """
     tokenizer = load_tiny_teacher("sums").tokenizer
     layers, width = shape
