@@ -34,6 +34,7 @@ from distill_helpers.studies.codistillation import (
     grow,
     train_on,
 )
+from distill_helpers.studies.codistilled_sums import sums_task
 from distill_helpers.studies.shared_task import BATCH_SIZE, load_task, score, worked
 from distill_helpers.studies.side_by_side.models import pretrained
 from distill_helpers.studies.study import EXPLORE_SEEDS, Claim, Run, Study, cells
@@ -73,19 +74,8 @@ class BegunTask(Task):
 
 
 def begun_task(setting: str, seed: int, steps: int = STEPS) -> BegunTask:
-    """Worked sums, as many as the setting says, drawn by the seed."""
-    count = int(setting.split(",")[0])
-    task = load_task()
-    tokenizer = task.teacher.tokenizer
-    return BegunTask(
-        tokenizer=tokenizer,
-        rows=worked(three_sums.problems(count, seed=seed), tokenizer),
-        judge=task.validation_nll,
-        steps=steps,
-        batch_size=BATCH_SIZE,
-        teacher_shape=(4, 128),
-        adam_beta2=0.99,
-    )
+    """The task of ``codistilled_sums``, whose models begin otherwise."""
+    return BegunTask(**vars(sums_task(setting, seed, steps)))
 
 
 @lru_cache
