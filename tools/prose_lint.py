@@ -40,12 +40,8 @@ def paragraphs(text: str) -> list[str]:
 
 
 def sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph; a colon begins another."""
-    return [
-        one
-        for one in re.split(r"(?<=[.!?:;])[*_”\"')]*\s+", paragraph.strip())
-        if one.strip()
-    ]
+    """The sentences of a paragraph; a colon or a semicolon ends none."""
+    return [one for one in re.split(r"(?<=[.!?])[*_”\"')]*\s+", paragraph) if one]
 
 
 def words(text: str) -> list[str]:

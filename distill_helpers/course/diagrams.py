@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from distill_helpers.course.plots import STUDENT, TEACHER, TEXT
@@ -57,8 +58,7 @@ class Arrow:
         role: One of ``ROLES``.
         bend: Curvature; 0 is straight, negative bends the other way.
         dashed: For what happens now and then, or only at first.
-        at: Where the words stand, as a share of the way.
-        shift: Moves the words, in units.
+        shift: Where the words stand, in units from the middle of the way.
     """
 
     start: str
@@ -67,7 +67,6 @@ class Arrow:
     role: str = "plain"
     bend: float = 0.0
     dashed: bool = False
-    at: float = 0.5
     shift: tuple[float, float] = (0.0, -0.3)
 
 
@@ -115,7 +114,7 @@ class Diagram:
         text = buffer.getvalue()
         start = text.index("<svg ")
         end = text.index(">", start)
-        title = f"<title>{_escaped(self.alt)}</title>"
+        title = f"<title>{escape(self.alt)}</title>"
         return f'{text[start:end]} role="img">{title}{text[end + 1 :]}'
 
     @cached_property
@@ -156,12 +155,6 @@ class Diagram:
         for words, at in self.titles:
             ax.text(*at, words, ha="center", va="center", weight="bold", color=_INK)
         return figure
-
-
-def _escaped(words: str) -> str:
-    from html import escape
-
-    return escape(words)
 
 
 def _extent(diagram: Diagram) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -220,7 +213,7 @@ def _draw_arrow(ax: Axes, arrow: Arrow, start: Box, end: Box) -> None:
         },
     )
     if arrow.words:
-        x, y = (a + arrow.at * (b - a) for a, b in zip(from_, to, strict=True))
+        x, y = ((a + b) / 2 for a, b in zip(from_, to, strict=True))
         ax.text(
             x + arrow.shift[0],
             y + arrow.shift[1],

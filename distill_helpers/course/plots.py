@@ -23,6 +23,7 @@ TEACHER = "#0072B2"
 STUDENT = "#D55E00"
 TEXT = "#009E73"
 PALE = "#B8B8B8"
+# Where a figure needs a third colour and has no text labels.
 THIRD = TEXT
 PALETTE = (STUDENT, TEACHER, THIRD, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 
@@ -288,28 +289,6 @@ _VERDICTS = {
 }
 
 
-def explained_gain(ax: Axes, verdict: Verdict) -> None:
-    """Draw one claim without its verdict, and say what each mark is (notebook 03).
-
-    Args:
-        ax: The axes to draw into.
-        verdict: A verdict on a claim that has a margin.
-    """
-    forest(ax, [verdict], told=False)
-    gain, margin = verdict.gain, verdict.claim.margin
-    right = 1.25 * gain.high
-    marks = (
-        ("zero: no difference", (0.0, -0.25), (0.04, -0.45)),
-        ("the margin that\nwas claimed", (margin, 0.3), (0.52 * margin, 0.5)),
-        ("the mean gain", (gain.mean, 0.05), (0.85 * gain.mean, 0.5)),
-        ("one end of\nits interval", (gain.high, 0.02), (1.04 * gain.high, 0.35)),
-    )
-    for words, at, where in marks:
-        arrow = {"arrowstyle": "->", "color": "#6B6B6B"}
-        ax.annotate(words, at, where, fontsize=8.5, arrowprops=arrow)
-    ax.set_xlim(-0.1 * right, right)
-
-
 def forest(
     ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44, told: bool = True
 ) -> None:
@@ -370,3 +349,25 @@ def forest(
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.12)
     ax.set_xlabel(f"gain ({units.pop()}); right of zero is better")
+
+
+def explained_gain(ax: Axes, verdict: Verdict) -> None:
+    """Draw one claim without its verdict, and say what each mark is (notebook 03).
+
+    Args:
+        ax: The axes to draw into.
+        verdict: A verdict on a claim that has a margin.
+    """
+    forest(ax, [verdict], told=False)
+    gain, margin = verdict.gain, verdict.claim.margin
+    right = 1.25 * gain.high
+    marks = (
+        ("zero: no difference", (0.0, -0.25), (0.04, -0.45)),
+        ("the margin that\nwas claimed", (margin, 0.3), (0.52 * margin, 0.5)),
+        ("the mean gain", (gain.mean, 0.05), (0.85 * gain.mean, 0.5)),
+        ("one end of\nits interval", (gain.high, 0.02), (1.04 * gain.high, 0.35)),
+    )
+    for words, at, where in marks:
+        arrow = {"arrowstyle": "->", "color": "#6B6B6B"}
+        ax.annotate(words, at, where, fontsize=8.5, arrowprops=arrow)
+    ax.set_xlim(-0.1 * right, right)

@@ -20,7 +20,7 @@ from torch import nn
 from distill_helpers.evaluation import Ensemble, evaluate
 from distill_helpers.models import RememberingTeacher, build_student
 from distill_helpers.studies.soft_labels import BATCH_SIZE, Pair, load_pair
-from distill_helpers.studies.study import Claim, Run, Study, cells
+from distill_helpers.studies.study import Claim, Run, Study, all_but, cells
 from distill_helpers.studies.tiny import (
     Recipe,
     Trained,
@@ -320,12 +320,7 @@ STUDY = Study(
     grid=cells(4e-3, 8e-3),
     run=_run,
     select="validation_nll",
-    left_out=tuple(
-        (arm, setting)
-        for setting in CHOSEN
-        for arm in ARMS
-        if arm not in CHOSEN[setting]
-    ),
+    left_out=all_but(CHOSEN, ARMS),
     # Declared after exploring on seed 0, before confirming.
     claims=(
         _claim(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
 
@@ -46,10 +47,9 @@ def t_interval(
     n = len(values)
     if n < 2:
         raise ValueError(f"{n} values give no interval; run at least two seeds")
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    mean = fmean(values)
     factor = math.sqrt(1 + 1 / n) if prediction else math.sqrt(1 / n)
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * deviation * factor
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * stdev(values) * factor
     return Interval(mean, mean - half, mean + half, n, confidence)
 
 
@@ -66,11 +66,10 @@ def p_value(values: Sequence[float], distance: float) -> float:
     from scipy.stats import t
 
     n = len(values)
-    error = t_interval(values)
-    spread = (error.high - error.low) / 2 / float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    if not spread:
+    error = stdev(values) / math.sqrt(n)
+    if not error:
         return 0.0 if distance else 1.0
-    return 2 * float(t.sf(abs(distance) / spread, n - 1))
+    return 2 * float(t.sf(abs(distance) / error, n - 1))
 
 
 def holm_confidences(

@@ -198,13 +198,22 @@ def _run(run: Run) -> dict[str, float]:
     trained = warm_start(run.seed)
     if run.arm != WARM:
         trained = go_on(trained.model, run.arm, **run.recipe)
-    found = exposure(trained.model)
+    return outcome(trained, exposure(trained.model))
+
+
+def outcome(trained: Trained, bias: ExposureBias) -> dict[str, float]:
+    """What became of a student, as a study's columns.
+
+    Args:
+        trained: The student.
+        bias: Its exposure bias.
+    """
     return {
         "validation_wrong": trained.validation,
         "exact_match": score(trained.model, TRACES),
-        "excess_kl": found.excess,
-        "repetition": 100 * found.student_repetition,
-        "entropy": found.student_entropy,
+        "excess_kl": bias.excess,
+        "repetition": 100 * bias.student_repetition,
+        "entropy": bias.student_entropy,
         "training_seconds": round(trained.seconds, 1),
         "test_problems": three_sums.TEST_SIZE,
     }

@@ -25,12 +25,18 @@ from distill_helpers.studies.on_policy import (
     WARM,
     exposure,
     go_on,
+    outcome,
     warm_start,
 )
-from distill_helpers.studies.reasoning_traces import TRACES, score
-from distill_helpers.studies.study import EXPLORE_SEEDS, Claim, Run, Study, cells
+from distill_helpers.studies.study import (
+    EXPLORE_SEEDS,
+    Claim,
+    Run,
+    Study,
+    all_but,
+    cells,
+)
 from distill_helpers.studies.tiny import Trained
-from distill_helpers.tasks import three_sums
 
 # A warm start is trained anew with more steps until it is right so often.
 LEAST = 0.4
@@ -56,20 +62,11 @@ def start(setting: str, seed: int) -> Trained:
 
 def _run(run: Run) -> dict[str, float]:
     trained = start(run.setting, run.seed)
-    begun_at = 1 - trained.validation
+    begun_at = 1 - trained.validation  # the share that is right
     if run.arm != WARM:
         trained = go_on(trained.model, run.arm, **run.recipe)
-    found = exposure(trained.model, texts=TEXTS)
-    return {
-        "validation_wrong": trained.validation,
-        "exact_match": score(trained.model, TRACES),
-        "excess_kl": found.excess,
-        "repetition": 100 * found.student_repetition,
-        "entropy": found.student_entropy,
-        "begun_at": begun_at,
-        "training_seconds": round(trained.seconds, 1),
-        "test_problems": three_sums.TEST_SIZE,
-    }
+    bias = exposure(trained.model, texts=TEXTS)
+    return {**outcome(trained, bias), "begun_at": begun_at}
 
 
 _claim = partial(
@@ -86,7 +83,7 @@ STUDY = Study(
     select="validation_wrong",
     explore_seeds=EXPLORE_SEEDS,
     confirm_seeds=tuple(range(900, 920)),
-    left_out=tuple((arm, WEAK) for arm in ARMS if arm not in CHOSEN[WEAK]),
+    left_out=all_but(CHOSEN, ARMS),
     # Directions and margins come from the seeds of `on_policy`, which are not used
     # again: own text was ahead of traces by 12 points, of soft labels by 3 once the
     # weak start was left out, of new text by 2, and level with soft labels in equal

@@ -6,7 +6,7 @@ Taught in notebook 03.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -126,6 +126,23 @@ def cells(*rates: float, weight_decay: float = 0.1) -> tuple[Options, ...]:
     """A grid of learning rates with one weight decay."""
     return tuple(
         (("learning_rate", rate), ("weight_decay", weight_decay)) for rate in rates
+    )
+
+
+def all_but(
+    chosen: Mapping[str, Collection[str]], arms: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """What a study leaves out, given what it runs.
+
+    Args:
+        chosen: Setting to the arms that are run in it.
+        arms: Every arm of the study.
+    """
+    return tuple(
+        (arm, setting)
+        for setting, some in chosen.items()
+        for arm in arms
+        if arm not in some
     )
 
 

@@ -35,10 +35,16 @@ from distill_helpers.studies.codistillation import (
     train_on,
 )
 from distill_helpers.studies.codistilled_sums import sums_task
-from distill_helpers.studies.shared_task import BATCH_SIZE, load_task, score, worked
+from distill_helpers.studies.shared_task import load_task, score, worked
 from distill_helpers.studies.side_by_side.models import pretrained
-from distill_helpers.studies.study import EXPLORE_SEEDS, Claim, Run, Study, cells
-from distill_helpers.studies.tiny import count_tflops, first_batch
+from distill_helpers.studies.study import (
+    EXPLORE_SEEDS,
+    Claim,
+    Run,
+    Study,
+    all_but,
+    cells,
+)
 from distill_helpers.tasks import three_sums
 from distill_helpers.trainers import SoftLabelTrainer
 
@@ -83,14 +89,6 @@ def _cost() -> Cost:
     return count_cost(begun_task(SOME, 0))
 
 
-@lru_cache
-def _reading() -> float:
-    """TFLOPs of the teacher's reading of one batch."""
-    task = load_task()
-    inputs = first_batch(task.validation, task.teacher.tokenizer, BATCH_SIZE)
-    return count_tflops(task.teacher.model, inputs, backward=False)
-
-
 def _run(run: Run) -> dict[str, float]:
     task = begun_task(run.setting, run.seed)
     cost, steps = _cost(), STEPS
@@ -98,7 +96,8 @@ def _run(run: Run) -> dict[str, float]:
         steps = cost.steps(ALONE, cost.of(MIX, STEPS, 0))
     tflops = cost.of(ALONE if run.arm in (LABELS, SOFT) else run.arm, steps, 0)
     if run.arm == SOFT:
-        tflops += steps * _reading()
+        # The packaged teacher has the partner's shape.
+        tflops += steps * cost.labelling
         trainer = partial(SoftLabelTrainer, teacher=load_task().remembering)
         trained = train_on(
             task, task.student(run.seed), trainer=trainer, steps=steps, **run.recipe
@@ -142,12 +141,7 @@ STUDY = Study(
     select="validation_nll",
     explore_seeds=EXPLORE_SEEDS,
     confirm_seeds=tuple(range(800, 812)),
-    left_out=tuple(
-        (arm, setting)
-        for setting in CHOSEN
-        for arm in ARMS
-        if arm not in CHOSEN[setting]
-    ),
+    left_out=all_but(CHOSEN, ARMS),
     # Declared after looking at labels and soft labels with 2,000 sums on seeds 0 and 1:
     # at 600 steps, labels were ahead by both metrics.
     claims=(

@@ -79,9 +79,9 @@ diagrams.three_techniques()
 #
 # ## The three, in three loops
 #
-# Let us run all three, here and now. The course ships a **tiny pair** for this: a
-# teacher that has read five novels by Jane Austen and nothing else, and a student that
-# is smaller still and knows nothing yet.
+# Let us run all three, here and now. The course ships a **tiny pair** for this. The
+# teacher has read five novels by Jane Austen and nothing else. The student is smaller
+# still and knows nothing yet.
 
 # %%
 from distill_helpers import build_student

@@ -551,7 +551,7 @@ for T in (1, 4):
 #
 # **Use a temperature when** the teacher is so sure that its second choices vanish, or
 # when you want to see them. **Do not, when** the tail of its distribution is noise
-# rather than knowledge: a high $T$ makes the student match thousands of unlikely tokens
+# rather than knowledge. A high $T$ makes the student match thousands of unlikely tokens
 # with the same care as the likely ones. $T = 1$ is the natural start for language
 # models, and lesson 02 measures what other values do.
 #

@@ -121,8 +121,8 @@ print(verdict.status)
 # One more rule. Ask twenty questions where nothing is going on, and you will probably get
 # one false answer. So a study that makes many claims gets wider intervals, until one in
 # twenty is the risk of *all its claims together*. This is Holm's correction. The clearest
-# claim is judged by the widest interval, the least clear one by the ordinary 95 %: the
-# one above was the last of eight.
+# claim is judged by the widest interval, and the least clear one, as above, by the
+# ordinary 95 %.
 #
 # ## Seven kinds of label
 #
@@ -335,10 +335,13 @@ plt.show()
 # ## A teacher away from home
 #
 # The Austen teacher knows one world. What if the student's text comes from another one:
-# the short explanations in a dictionary? Four arms: labels alone; soft labels of the
-# teacher as it is, a stranger; a mix of the two; and soft labels of a teacher that first
-# read the very rows that its student will read. This last one is *teacher correction*
-# (Sreenivas et al. 2024, arXiv:2408.11796).
+# the short explanations in a dictionary? There are four arms:
+#
+# * labels alone;
+# * soft labels of the teacher as it is, a stranger;
+# * a mix of the two;
+# * soft labels of a teacher that first read the very rows that its student will read.
+#   This is *teacher correction* (Sreenivas et al. 2024, arXiv:2408.11796).
 #
 # **Predict** the order of the four.
 

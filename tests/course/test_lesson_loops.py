@@ -12,6 +12,7 @@ from lesson_source import read_cells, tags
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
+from distill_helpers.losses import token_divergence
 from distill_helpers.models import build_student
 from distill_helpers.tasks.teachers import load_tiny_teacher
 from distill_helpers.trainers import HardLabelTrainer, SoftLabelTrainer
@@ -120,9 +121,9 @@ def test_the_loop_of_lesson_02_is_the_soft_label_trainer(
     assert page[-1] < page[0]
 
 
-def test_the_loops_of_lesson_00_are_the_package_s(prose, text, tmp_path):
+def test_the_text_loop_of_lesson_00_is_the_hard_label_trainer(prose, text, tmp_path):
     names = {"torch": torch}
-    for words in ("def optimizer_of(", "def learn_text(", "def learn_soft("):
+    for words in ("def optimizer_of(", "def learn_text("):
         exec(cell_with("00", words), names)
     page = page_losses(
         names,
@@ -131,11 +132,40 @@ def test_the_loops_of_lesson_00_are_the_package_s(prose, text, tmp_path):
     )
     package = trainer_losses(HardLabelTrainer, prose, text, tmp_path / "text")
     assert page == pytest.approx(package, rel=1e-5)
-    # All positions count there, the last as well; and the teacher's entropy is in it.
-    page = page_losses(
-        names,
-        "soft_loss",
-        lambda: names["learn_soft"](beginner(prose.tokenizer), prose.model, text),
-    )
-    assert len(page) == STEPS
-    assert page[-1] < page[0]
+
+
+def test_the_soft_loss_of_lesson_00_is_forward_kl_but_for_the_teacher_s_entropy():
+    names = {"torch": torch}
+    exec(cell_with("00", "def learn_soft("), names)
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (torch.randn(2, 5, 7, generator=generator) for _ in range(2))
+    student.requires_grad_()
+    entropy = torch.distributions.Categorical(logits=teacher).entropy().mean()
+    loss = names["soft_loss"](student, teacher) - entropy
+    kl = token_divergence(student, teacher).mean()
+    assert torch.isclose(loss, kl)
+    (ours,) = torch.autograd.grad(loss, student)
+    (theirs,) = torch.autograd.grad(kl, student)
+    torch.testing.assert_close(ours, theirs)
+    assert torch.isclose(names["soft_loss"](teacher, teacher), entropy)
+
+
+def test_the_teacher_of_lesson_00_s_co_distillation_learns_as_if_alone(prose, text):
+    """Nothing flows back from the student, who does get the teacher's word."""
+    names = {"torch": torch}
+    for words in ("def optimizer_of(", "def learn_text(", "def learn_soft("):
+        exec(cell_with("00", words), names)
+    exec(cell_with("00", "def co_distil("), names)
+    some = text[: 4 * ROWS]
+
+    def grown(seed):
+        return build_student(prose.tokenizer, layers=1, width=32, seed=seed)
+
+    alone, student, teacher = grown(1), grown(0), grown(1)
+    names["learn_text"](alone, some)
+    names["co_distil"](student, teacher, some)
+    for one, other in zip(alone.parameters(), teacher.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    without = names["learn_text"](grown(0), some)
+    pairs = zip(student.parameters(), without.parameters(), strict=True)
+    assert not all(torch.allclose(one, other) for one, other in pairs)

@@ -78,7 +78,7 @@ def test_an_arm_goes_on_from_its_seed_s_start(arm, setting, teacher, monkeypatch
         own_text, "go_on", partial(on_policy.go_on, questions=64, validation=2)
     )
     monkeypatch.setattr(own_text, "exposure", exposure)
-    monkeypatch.setattr(own_text, "score", lambda *_: 0.0)
+    monkeypatch.setattr(on_policy, "score", lambda *_: 0.0)
     with watching(2) as trainings:
         row = own_text.STUDY.run(run_of(arm, setting))
     assert [one.begins for one in trainings] == (
