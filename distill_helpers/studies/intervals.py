@@ -38,7 +38,8 @@ def t_interval(
     """Student's t-interval of a mean, or of one more draw.
 
     Args:
-        values: At least two independent numbers.
+        values: At least two independent numbers. Where one was not measured, and is
+            NaN, so are the mean and both ends.
         confidence: Coverage, in (0, 1).
         prediction: Where one further value should fall, instead of the mean.
     """
@@ -47,6 +48,8 @@ def t_interval(
     n = len(values)
     if n < 2:
         raise ValueError(f"{n} values give no interval; run at least two seeds")
+    if any(map(math.isnan, values)):  # stdev cannot read it
+        return Interval(math.nan, math.nan, math.nan, n, confidence)
     mean = fmean(values)
     factor = math.sqrt(1 + 1 / n) if prediction else math.sqrt(1 / n)
     half = float(t.ppf((1 + confidence) / 2, n - 1)) * stdev(values) * factor

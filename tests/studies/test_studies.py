@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -110,6 +111,12 @@ def test_t_interval_by_hand():
     assert interval.high - interval.mean == pytest.approx(2.7764 * 0.5**0.5, rel=1e-4)
     wider = studies.t_interval([1, 2, 3, 4, 5], prediction=True)
     assert wider.high - 3 == pytest.approx(2.7764 * (2.5 * 1.2) ** 0.5, rel=1e-4)
+
+
+def test_the_interval_of_what_was_not_measured_is_not_a_number():
+    interval = studies.t_interval([1.0, math.nan, 2.0])
+    assert interval.n == 3
+    assert all(map(math.isnan, (interval.mean, interval.low, interval.high)))
 
 
 def test_t_interval_needs_two():
