@@ -14,6 +14,8 @@ from nbformat import NotebookNode
 MOST_WORDS = 2300
 SENTENCE = 30
 VERDICTS = 6
+# What the studies call a training, wherever a lesson got it from.
+_TRAINS = re.compile(r"\b(?:train_(?:student|arm|tiny|pair)|grow|repair)\(")
 BANNED = ("beside", "dear", "dearer", "mend", "mended", "whoever", "whomever")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 # Not read as sentences: code, formulas, the address behind a link's words.
@@ -79,7 +81,7 @@ def lint_prose(cells: list[NotebookNode]) -> list[str]:
             ]
     if total > MOST_WORDS:
         findings.append(f"{total:,} words of prose, {MOST_WORDS:,} are allowed")
-    return findings + _lint_code(cells)
+    return findings + _lint_code(cells) + _hidden_training(cells)
 
 
 def _lint_code(cells: list[NotebookNode]) -> list[str]:
@@ -93,4 +95,28 @@ def _lint_code(cells: list[NotebookNode]) -> list[str]:
     shown = sum(source.count(".verdict(") for source in code)
     if shown > VERDICTS:
         findings.append(f"{shown} verdicts are shown, {VERDICTS} are allowed")
+    return findings
+
+
+def _hidden_training(cells: list[NotebookNode]) -> list[str]:
+    """Trainings of `studies` that a reader cannot know yet.
+
+    The lesson has written a loop of its own by then, or says which loop it is: in the
+    code, or in the words above it.
+    """
+    findings = []
+    known, said = False, ""
+    for number, cell in enumerate(cells, start=1):
+        if cell.cell_type != "code":
+            said = cell.source
+            continue
+        call = _TRAINS.search(cell.source)
+        if call and "loop" in said + cell.source:
+            known = True
+        if call and not known:
+            findings.append(
+                f"cell {number}: {call[0]}…) trains before the lesson has shown its "
+                "loop; show it, or say whose loop it is"
+            )
+        known = known or ".backward()" in cell.source
     return findings

@@ -69,6 +69,16 @@ def test_machinery_in_the_reader_s_way(code, word):
     assert word in finding
 
 
+def test_a_training_that_nobody_has_shown():
+    call = "study.train_student(rows, seed=1)"
+    (finding,) = found("Now train.", call)
+    assert "train_student(" in finding
+    assert found("Lesson 02's loop, once more.", call) == []
+    assert found("Now train.", "loss.backward()", call) == []
+    assert found("Now train.", call, "loss.backward()") != []
+    assert found("It is not called.", "from studies import train_student") == []
+
+
 def test_how_text_is_read():
     assert paragraphs("One\nline.\n\n* a\n  b\n* c") == ["One line.", "a b", "c"]
     assert sentences("One. Two! Three: four?") == ["One.", "Two!", "Three: four?"]
