@@ -339,3 +339,96 @@ def soft_labels() -> Diagram:
         ),
         titles=(),
     )
+
+
+def stored_labels() -> Diagram:
+    """The teacher reads once, and many students learn from the file (lesson 04)."""
+    return Diagram(
+        boxes=(
+            Box("text", "text", (0.0, 0.0), "text", (1.8, 1.0)),
+            Box("teacher", "teacher,\nfinished", (3.9, 0.0), "teacher"),
+            Box(
+                *("cache", "8 likeliest,\n24 drawn", (8.6, 0.0), "teacher"),
+                size=(2.7, 1.2),
+                filled=False,
+            ),
+            Box("first", "student, epoch 1", (13.2, -1.4), "student", (3.1, 1.0)),
+            Box("second", "student, epoch 2", (13.2, 0.0), "student", (3.1, 1.0)),
+            Box("third", "another student", (13.2, 1.4), "student", (3.1, 1.0)),
+        ),
+        arrows=(
+            Arrow("text", "teacher", "once", "text"),
+            Arrow("teacher", "cache", "a file", "teacher"),
+            Arrow("cache", "first", role="teacher"),
+            Arrow("cache", "second", role="teacher"),
+            Arrow("cache", "third", role="teacher"),
+        ),
+        alt=(
+            "A finished teacher reads a text once and writes a file: of every position "
+            "the 8 likeliest tokens and 24 drawn ones. From this file a student "
+            "learns, in its next epoch once more, and so does the next student, "
+            "without the teacher."
+        ),
+    )
+
+
+def hard_labels() -> Diagram:
+    """Questions, a teacher that writes, a file, filters, a student (lesson 05)."""
+    return Diagram(
+        boxes=(
+            Box("questions", "questions", (0.0, 0.0), "text", (2.2, 1.0)),
+            Box(
+                "teacher", "teacher:\nan API will do", (3.9, 0.0), "teacher", (3.0, 1.2)
+            ),
+            Box(
+                *("file", "a file of\nanswers", (8.3, 0.0), "teacher"),
+                size=(2.4, 1.2),
+                filled=False,
+            ),
+            Box("filters", "look,\nfilter", (12.0, 0.0), "plain", (2.0, 1.2)),
+            Box("student", "student", (16.2, 0.0), "student"),
+            Box("bin", "thrown away", (12.0, 2.4), "plain", (2.5, 0.9)),
+        ),
+        arrows=(
+            Arrow("questions", "teacher", "ask", "text"),
+            Arrow("teacher", "file", "write", "teacher"),
+            Arrow("file", "filters", role="teacher"),
+            Arrow("filters", "student", "fine-tune", "teacher"),
+            Arrow("filters", "bin", role="plain", dashed=True),
+        ),
+        alt=(
+            "Questions are put to a teacher, for which an API will do. It writes "
+            "answers into a file. Look at them and filter: some are thrown away, and "
+            "on the others a student is fine-tuned."
+        ),
+    )
+
+
+def reasoning_traces() -> Diagram:
+    """A teacher writes traces, a checker keeps some, a student learns (lesson 06)."""
+    return Diagram(
+        boxes=(
+            Box("question", "27+58+46=", (0.0, 0.0), "text", (2.4, 1.0)),
+            Box("teacher", "teacher,\nfinished", (3.7, 0.0), "teacher"),
+            Box(
+                *("trace", "27+58=85,\n85+46=131;131", (8.0, 0.0), "teacher"),
+                size=(3.3, 1.2),
+                filled=False,
+            ),
+            Box("checker", "checker:\nis it 131?", (12.2, 0.0), "plain", (2.5, 1.2)),
+            Box("student", "student", (16.6, 0.0), "student"),
+            Box("bin", "thrown away", (12.2, 2.4), "plain", (2.5, 0.9)),
+        ),
+        arrows=(
+            Arrow("question", "teacher", role="text"),
+            Arrow("teacher", "trace", role="teacher"),
+            Arrow("trace", "checker", role="teacher"),
+            Arrow("checker", "student", "right", "teacher"),
+            Arrow("checker", "bin", "wrong", "plain", dashed=True, shift=(0.8, 0.0)),
+        ),
+        alt=(
+            "A question, 27+58+46=, goes to a finished teacher, which writes a trace, "
+            "27+58=85, 85+46=131; 131. A checker asks whether the result is 131. "
+            "Right traces go to the student, wrong ones are thrown away."
+        ),
+    )
