@@ -92,6 +92,8 @@ def compare_arms(
     *,
     live: dict[str, float] | None = None,
     soft: Collection[str] | None = None,
+    arms: Sequence[str] | None = None,
+    told: bool = False,
 ) -> None:
     """Draw a study's arms, one row each: mean, 95 % interval, and a live run beside it.
 
@@ -103,8 +105,11 @@ def compare_arms(
         live: Arm to the number of the run in front of the reader.
         soft: Arms that learn from soft labels, drawn in the teacher's colour; default:
             those whose names say so.
+        arms: Those to draw, from top to bottom; default: all, in the study's order.
+        told: Write every mean above its mark.
     """
-    arms = [arm for arm, other in results.study.pairs() if other == setting]
+    if arms is None:
+        arms = [arm for arm, other in results.study.pairs() if other == setting]
     if soft is None:
         soft = [arm for arm in arms if "soft" in arm or arm.startswith("mix")]
     for place, arm in enumerate(arms):
@@ -112,6 +117,16 @@ def compare_arms(
         color = TEACHER if arm in soft else STUDENT
         ax.plot([found.low, found.high], [place, place], color=color, lw=3)
         ax.plot(found.mean, place, "o", color=color, ms=7)
+        if told:
+            digits = 2 if found.mean < 10 else 0
+            ax.annotate(
+                f"{found.mean:.{digits}f}",
+                (found.mean, place),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+            )
     if live:
         shown = [arm for arm in arms if arm in live]
         ax.plot(
