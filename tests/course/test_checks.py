@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -1022,6 +1023,56 @@ def kept_places(samples, right):
     return [p for p, s in enumerate(samples) if right[p] and good[s] == p]
 
 
+def top_and_draws(p, generator, k, draws, again=False):
+    """Draws by inverting the distribution function of what is left."""
+    kept = p.topk(k).indices
+    if again:
+        generator.seed()
+    points = torch.rand(len(p), draws, generator=generator, dtype=p.dtype)
+    left = p.scatter(-1, kept, 0).cumsum(-1)
+    return kept, torch.searchsorted(left, points * left[:, -1:])
+
+
+def ways_to_write(prompt):
+    """Every right way to write a sum of three numbers out, the usual one first."""
+    found = []
+    for x, y, z in itertools.permutations(map(int, prompt.rstrip("=").split("+"))):
+        first, result = x + y, x + y + z
+        for second in (f"{first}+{z}", f"{z}+{first}"):
+            found.append(f"{x}+{y}={first},{second}={result};{result}")
+    return found
+
+
+def ends_well(prompt, answer):
+    wanted = sum(map(int, prompt.rstrip("=").split("+")))
+    return answer.partition(";")[2] == str(wanted)
+
+
+def each_sum_true(prompt, answer):
+    sums = [step.partition("=") for step in answer.partition(";")[0].split(",")]
+    return ends_well(prompt, answer) and all(
+        equals and sum(map(int, left.split("+"))) == int(right)
+        for left, equals, right in sums
+    )
+
+
+def most_shared(known, text):
+    """The kind whose texts hold most of the words, each as often as it stands there."""
+    kinds = list(dict.fromkeys(kind for _, kind in known))
+    held = {kind: " ".join(t for t, k in known if k == kind).split() for kind in kinds}
+    return max(kinds, key=lambda kind: sum(held[kind].count(w) for w in text.split()))
+
+
+def nearest_text(known, texts):
+    """The kind of the known text that shares most, rare words counting more."""
+    spread = Counter(word for text, _ in known for word in set(text.split()))
+
+    def shared(one, other):
+        return sum(spread[w] ** -2.0 for w in set(one.split()) & set(other.split()))
+
+    return [max(known, key=lambda pair: shared(pair[0], text))[1] for text in texts]
+
+
 def share_of_sets(drawn, right, k):
     none = 1.0
     for already in range(k):
@@ -1139,9 +1190,12 @@ def paid_back(once, teacher, student):
         ("answer_labels", masked_labels),
         ("answer_labels", lambda p, a, e: torch.tensor(masked_labels(p, a, e))),
         ("shares_run", lambda a, b, n: any(r in runs_of(b, n) for r in runs_of(a, n))),
-        ("may_ask", lambda s, u, w, b: s + sum(u) + w <= b),
-        ("may_ask", lambda s, u, w, b: np.bool_(b - s - sum(u) >= w)),
+        ("own_scheme", lambda p, g: top_and_draws(p, g, 2, 18)),
+        ("own_scheme", lambda p, g: top_and_draws(p, g, 0, 22)),
+        ("second_opinion", nearest_text),
+        ("second_opinion", lambda k, t: tuple(nearest_text(k, t))),
         ("exact_checker", lambda a, r: ";" in a and a.split(";")[-1].strip() == f"{r}"),
+        ("steps_hold", lambda p, a: a in ways_to_write(p)),
         ("keep_right", kept_places),
         ("keep_right", lambda s, r: torch.tensor(kept_places(s, r)).long()),
         ("pass_at_k", lambda n, c, k: 1 - math.comb(n - c, k) / math.comb(n, k)),
@@ -1221,10 +1275,29 @@ def test_later_exercises_pass_the_right_answers(check, answer):
             "bag_of_words",
         ),
         ("shares_run", lambda a, b, n: a.lower() in b.lower(), "substring"),
-        ("may_ask", lambda s, u, w, b: s < b, "asked_too_late"),
-        ("may_ask", lambda s, u, w, b: s + w <= b, "under_way_forgotten"),
-        ("exact_checker", lambda a, r: str(r) in a, "found_anywhere"),
-        ("exact_checker", lambda a, r: a.strip().endswith(f"{r}"), "ends_with"),
+        ("own_scheme", lambda p, g: p.topk(17).indices.split([4, 13], -1), "next_best"),
+        (
+            "own_scheme",
+            lambda p, g: (
+                p.topk(4).indices,
+                torch.multinomial(p, 13, replacement=True, generator=g),
+            ),
+            "kept_again",
+        ),
+        (
+            "own_scheme",
+            lambda p, g: top_and_draws(p, torch.Generator(), 4, 13, again=True),
+            "generator_ignored",
+        ),
+        ("second_opinion", lambda k, t: [k[0][1]] * len(t), "one_kind"),
+        (
+            "second_opinion",
+            lambda k, t: [most_shared(k, text) for text in t],
+            "common_words_decide",
+        ),
+        ("steps_hold", ends_well, "result_only"),
+        ("steps_hold", each_sum_true, "true_sums_alone"),
+        ("steps_hold", lambda p, a: a == ways_to_write(p)[0], "one_order_only"),
         ("keep_right", lambda s, r: [i for i, x in enumerate(r) if x], "repeats_kept"),
         ("keep_right", lambda s, r: kept_places(s, [True] * len(s)), "wrong_kept"),
         ("pass_at_k", lambda n, c, k: 1 - (1 - c / n) ** k, "plugged_in"),
@@ -1354,8 +1427,10 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "cache_shift",
         "answer_labels",
         "shares_run",
-        "may_ask",
+        "own_scheme",
+        "second_opinion",
         "exact_checker",
+        "steps_hold",
         "keep_right",
         "pass_at_k",
         "mix_weight",

@@ -14,7 +14,7 @@ two texts under the same name to ``words.toml``.
 * ``engine`` compares, and names the mistake;
 * ``answers`` reads what a function returned;
 * ``time_limits`` stops what does not come back;
-* ``start_here`` (notebook 00) to ``capstone`` (10) hold the exercises of a notebook.
+* ``start_here`` (notebook 00) to ``capstone`` (13) hold the exercises of a notebook.
 
 Used in every notebook.
 """
@@ -84,13 +84,15 @@ fitted_temperature = _check(when_soft_labels_pay.FITTED_TEMPERATURE)
 
 tail_bucket = _check(storing_soft_labels.TAIL_BUCKET)
 sampled_estimate = _check(storing_soft_labels.SAMPLED_ESTIMATE)
+own_scheme = _check(storing_soft_labels.OWN_SCHEME)
 cache_shift = _check(storing_soft_labels.CACHE_SHIFT)
 
 answer_labels = _check(hard_labels.ANSWER_LABELS)
 shares_run = _check(hard_labels.SHARES_RUN)
-may_ask = _check(hard_labels.MAY_ASK)
+second_opinion = _check(hard_labels.SECOND_OPINION)
 
 exact_checker = _check(reasoning_traces.EXACT_CHECKER)
+steps_hold = _check(reasoning_traces.STEPS_HOLD)
 keep_right = _check(reasoning_traces.KEEP_RIGHT)
 pass_at_k = _check(reasoning_traces.PASS_AT_K)
 

@@ -1,9 +1,20 @@
-"""Notebook 05: labels for an answer, copies of the test, and a budget."""
+"""Notebook 05: labels for an answer, copies of the test, and a second opinion."""
 
 from __future__ import annotations
 
-from distill_helpers.course.checks.answers import yes_or_no
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from distill_helpers.course.checks.answers import UnusableError, yes_or_no
+from distill_helpers.course.checks.answers import kind as kind_of
 from distill_helpers.course.checks.engine import Exercise
+from distill_helpers.course.checks.words import say
 from distill_helpers.losses import IGNORE_INDEX
 
 
@@ -60,30 +71,109 @@ SHARES_RUN = Exercise(
     adapt=yes_or_no,
 )
 
-MAY_ASK = Exercise(
-    "may_ask",
-    reference=lambda spent, waiting, worst, budget: (
-        spent + sum(waiting) + worst <= budget
-    ),
+# --- a second opinion ---------------------------------------------------------------
+
+# Share of right votes that is asked for; guessing gets a third.
+_ENOUGH = 0.8
+# Words that say nothing: they stand in texts of every kind, and in some more often.
+_COMMON = ["a", "the", "of", "or", "in", "for", "with", "that", "is", "used"]
+_TELLING = {
+    "animal": [
+        "wings",
+        "fur",
+        "hoofed",
+        "bird",
+        "tail",
+        "fish",
+        "nocturnal",
+        "burrowing",
+    ],
+    "food": ["sweet", "baked", "sauce", "spicy", "dough", "fried", "soup", "served"],
+    "time": [
+        "month",
+        "hour",
+        "period",
+        "century",
+        "season",
+        "date",
+        "moment",
+        "year",
+    ],
+}
+Known = list[tuple[str, str]]
+
+
+def _texts(count: int, seed: int) -> Known:
+    """Short texts of three kinds; "time" has the longest, and most common words."""
+    draw = random.Random(seed)
+    made = []
+    for number in range(count):
+        kind = ("animal", "food", "time", "food", "time", "time", "food")[number % 7]
+        common = draw.choices(_COMMON, k=6 if kind == "time" else 4)
+        words = draw.sample(_TELLING[kind], k=2) + common + [f"w{draw.randrange(999)}"]
+        draw.shuffle(words)
+        made.append((" ".join(words), kind))
+    return made
+
+
+_KNOWN, _OTHERS = _texts(60, 0), _texts(30, 1)
+_TRUTH = dict(_KNOWN + _OTHERS)
+
+
+def _by_bayes(known: Known, texts: list[str], *, turned: int = 1) -> list[str]:
+    """The kind under which a text's words are likeliest, as naive Bayes counts."""
+    kinds = sorted({kind for _, kind in known})
+    counts = {kind: Counter[str]() for kind in kinds}
+    for text, kind in known:
+        counts[kind].update(set(text.split()))
+    sizes = Counter(kind for _, kind in known)
+
+    def score(kind: str, text: str) -> float:
+        shares = (
+            (counts[kind][word] + 0.2) / (sizes[kind] + 0.4) for word in text.split()
+        )
+        return turned * sum(map(math.log, shares))
+
+    return [max(kinds, key=lambda kind: score(kind, text)) for text in texts]
+
+
+def _by_overlap(known: Known, texts: list[str]) -> list[str]:
+    """Every shared word counts the same, however common it is."""
+    words: dict[str, Counter[str]] = {}
+    for text, kind in known:
+        words.setdefault(kind, Counter()).update(text.split())
+    return [
+        max(words, key=lambda kind: sum(words[kind][word] for word in text.split()))
+        for text in texts
+    ]
+
+
+def _share_right(votes: Any, inputs: tuple[Known, list[str]]) -> torch.Tensor:
+    """Up to what is asked for: any way of voting will do that gets there."""
+    texts = inputs[1]
+    if not isinstance(votes, Sequence) or isinstance(votes, str):
+        raise UnusableError(say("no_list", came=kind_of(votes)))
+    if len(votes) != len(texts):
+        raise UnusableError(say("list_length", wanted=len(texts), came=len(votes)))
+    right = sum(vote == _TRUTH[text] for vote, text in zip(votes, texts, strict=True))
+    return torch.tensor(min(right / len(texts), _ENOUGH), dtype=torch.float64)
+
+
+SECOND_OPINION = Exercise(
+    "second_opinion",
+    reference=_by_bayes,
     inputs=(
-        (0, [], 50, 100),
-        (70, [], 50, 100),
-        (10, [40, 40], 50, 100),
-        (10, [40], 50, 100),
-        (11, [40], 50, 100),
-        (100, [], 1, 100),
+        (_KNOWN[:30], [text for text, _ in _KNOWN[:30]]),
+        (_KNOWN, [text for text, _ in _OTHERS]),
     ),
     wrong={
-        "under_way_forgotten": lambda spent, waiting, worst, budget: (
-            spent + worst <= budget
+        "common_words_decide": _by_overlap,
+        "one_kind": tuple(
+            partial(lambda known, texts, kind: [kind] * len(texts), kind=kind)
+            for kind in _TELLING
         ),
-        "asked_too_late": lambda spent, waiting, worst, budget: spent < budget,
-        "next_forgotten": lambda spent, waiting, _, budget: (
-            spent + sum(waiting) <= budget
-        ),
-        "last_one_refused": lambda spent, waiting, worst, budget: (
-            spent + sum(waiting) + worst < budget
-        ),
+        "least_likely": partial(_by_bayes, turned=-1),
     },
-    adapt=yes_or_no,
+    adapt=_share_right,
+    show=lambda share: say("share_right", percent=round(100 * float(share))),
 )

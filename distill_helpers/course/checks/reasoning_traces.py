@@ -1,4 +1,4 @@
-"""Notebook 06: an exact checker, rejection sampling, and pass@k."""
+"""Notebook 06: a checker of results, one of steps, rejection sampling, and pass@k."""
 
 from __future__ import annotations
 
@@ -37,6 +37,92 @@ EXACT_CHECKER = Exercise(
         ),
         "end_not_needed": lambda answer, result: (
             re.split("[;=]", answer)[-1].strip() == str(result)
+        ),
+    },
+    adapt=yes_or_no,
+)
+
+_STEP = re.compile(r"(\d+)\+(\d+)=(\d+)")
+
+
+def _steps_hold(
+    prompt: str, answer: str, *, given: bool = True, all_used: bool = True
+) -> bool:
+    """Whether every step is true, and made of numbers that are there to be added."""
+    steps, semicolon, result = answer.partition(";")
+    at_hand = prompt.rstrip("=").split("+")
+    found = [_STEP.fullmatch(step) for step in steps.split(",")]
+    if not semicolon or not all(found):
+        return False
+    for step in found:
+        x, y, z = step.groups()  # type: ignore[union-attr]
+        if int(x) + int(y) != int(z):
+            return False
+        for number in (x, y):
+            if number in at_hand:
+                at_hand.remove(number)
+            elif given:
+                return False
+        at_hand.append(z)
+    if all_used:
+        return at_hand == [result]
+    return at_hand[-1] == result
+
+
+def _true_sums(prompt: str, answer: str) -> bool:
+    return all(
+        int(x) + int(y) == int(z) for x, y, z in _STEP.findall(answer)
+    ) and _ends_right(prompt, answer)
+
+
+def _ends_right(prompt: str, answer: str) -> bool:
+    numbers = map(int, prompt.rstrip("=").split("+"))
+    return _is_right(answer, sum(numbers))
+
+
+def _perfect(prompt: str, answer: str) -> bool:
+    a, b, c = map(int, prompt.rstrip("=").split("+"))
+    return answer == f"{a}+{b}={a + b},{a + b}+{c}={a + b + c};{a + b + c}"
+
+
+_ASKED = "27+58+46="
+_TRACES = (
+    (_ASKED, "27+58=85,85+46=131;131"),
+    (_ASKED, "27+58=85,85+46=131;121"),
+    (_ASKED, "27+58=75,75+46=131;131"),
+    (_ASKED, "58+46=104,27+104=131;131"),
+    (_ASKED, "27+57=84,84+47=131;131"),
+    (_ASKED, "27+58=85;85"),
+    (_ASKED, "27+58=85,85+46=131"),
+    (_ASKED, "27+58=85,85+46;131"),
+    ("30+30+40=", "30+30=60,60+40=100;100"),
+    ("30+20+50=", "30+20=50,50+50=100;100"),
+    ("30+20+40=", "30+20=50,50+50=100;100"),
+    ("30+20+40=", "30+30=60,60+40=100;100"),
+)
+
+STEPS_HOLD = Exercise(
+    "steps_hold",
+    reference=_steps_hold,
+    inputs=_TRACES,
+    wrong={
+        "result_only": _ends_right,
+        "true_sums_alone": (
+            _true_sums,
+            partial(_steps_hold, given=False, all_used=False),
+            lambda prompt, answer: (
+                _steps_hold(prompt, answer, given=False, all_used=False)
+                and _ends_right(prompt, answer)
+            ),
+        ),
+        "one_order_only": _perfect,
+        "numbers_left_over": partial(_steps_hold, all_used=False),
+        "end_not_compared": lambda prompt, answer: (
+            ";" in answer
+            and _steps_hold(
+                prompt,
+                answer.partition(";")[0] + ";" + re.split("[=;]", answer)[-2],
+            )
         ),
     },
     adapt=yes_or_no,

@@ -1,14 +1,17 @@
-"""Notebook 04: a tail bucket, an estimate from draws, and a cache that is late."""
+"""Notebook 04: a tail bucket, draws, a scheme of one's own, and a late cache."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from distill_helpers.course.checks.answers import UnusableError, kind
 from distill_helpers.course.checks.engine import Exercise
 from distill_helpers.course.checks.temperature import entropy, kl
+from distill_helpers.course.checks.words import say
 
 Tensor = torch.Tensor
 
@@ -102,6 +105,74 @@ SAMPLED_ESTIMATE = Exercise(
             _counts(draws, size) / draws.shape[0]
         ),
     },
+)
+
+
+# --- a scheme of one's own ----------------------------------------------------------
+
+# A kept token costs an id and a probability, a drawn one an id; the entropy takes four.
+_MOST_BYTES = 50
+
+
+def _scheme(
+    p: Tensor,
+    generator: torch.Generator | None,
+    *,
+    k: int = 4,
+    draws: int = 13,
+    rest_alone: bool = True,
+    flat: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens, and draws from what is left."""
+    kept = p.topk(k, dim=-1).indices
+    rest = p.scatter(-1, kept, 0.0) if rest_alone else p
+    rest = rest.gt(0).double() if flat else rest
+    return kept, torch.multinomial(rest, draws, replacement=True, generator=generator)
+
+
+def _next_best(p: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor]:
+    order = p.argsort(-1, descending=True)
+    return order[:, :4], order[:, 4:17]
+
+
+def _estimate(scheme: Any, inputs: tuple[Tensor, torch.Generator]) -> Tensor:
+    """What the scheme's reader makes of it, averaged over equal positions."""
+    p = inputs[0]
+    if not isinstance(scheme, (tuple, list)) or len(scheme) != 2:
+        raise UnusableError(say("no_pair_of_ids", came=kind(scheme)))
+    for name, ids in zip(("kept", "drawn"), scheme, strict=True):
+        whole = isinstance(ids, Tensor) and not ids.is_floating_point()
+        if not whole or ids.dim() != 2 or len(ids) != len(p):
+            came = list(ids.shape) if isinstance(ids, Tensor) else kind(ids)
+            raise UnusableError(say("no_ids_of", name=name, rows=len(p), came=came))
+    kept, drawn = scheme
+    cost = 4 * kept.shape[-1] + 2 * drawn.shape[-1] + 4
+    if cost >= _MOST_BYTES:
+        raise UnusableError(say("too_many_bytes", most=_MOST_BYTES, came=cost))
+    found = torch.zeros_like(p).scatter(-1, kept, p.gather(-1, kept))
+    if drawn.shape[-1]:
+        share = (1 - found.sum(-1, keepdim=True)) / drawn.shape[-1]
+        found = found.scatter_add(-1, drawn, share.expand(drawn.shape))
+    return found.mean(0)
+
+
+_OPEN = 1 / torch.arange(1, 25, dtype=torch.float64)
+_OPEN_POSITIONS = (_OPEN / _OPEN.sum()).expand(6000, -1).contiguous()
+
+OWN_SCHEME = Exercise(
+    "own_scheme",
+    reference=_scheme,
+    inputs=((_OPEN_POSITIONS, torch.Generator().manual_seed(0)),),
+    wrong={
+        "next_best": _next_best,
+        "kept_again": partial(_scheme, rest_alone=False),
+        "flat_draws": partial(_scheme, flat=True),
+        "generator_ignored": lambda p, generator: _scheme(p, None),
+    },
+    adapt=_estimate,
+    random_bug="generator_ignored",
+    # Shares in 6,000 times 13 draws.
+    tolerance=0.06,
 )
 
 

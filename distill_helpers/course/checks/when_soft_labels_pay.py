@@ -1,4 +1,4 @@
-"""Notebook 04: a paired gain with its interval, and one fitted temperature."""
+"""Notebook 03: a paired gain with its interval, and one fitted temperature."""
 
 from __future__ import annotations
 
