@@ -338,8 +338,10 @@ def _process_requests(
             if isinstance(result, Answer):
                 silent = 0
                 file.append(_row(teacher, request, result))
+                # Shown with the bar's next redraw: one for each answer takes longer
+                # than a small model's answers.
+                bar.set_postfix_str(budget.words(), refresh=False)
                 bar.update()
-                bar.set_postfix_str(budget.words())
                 continue
             if teacher.charges and not result.paid:
                 file.unmark(request)

@@ -85,6 +85,14 @@ def test_a_second_run_asks_only_for_what_is_missing(path):
     assert read_labels(path)["answer"] == ["re a", "re b", "re c"]
 
 
+def test_the_bar_is_not_redrawn_for_every_answer(path, capsys):
+    questions = [str(number) for number in range(500)]
+    write_labels(Parrot(), questions, path, progress=True)
+    drawn = capsys.readouterr().err.split("\r")
+    assert len(drawn) < 100
+    assert "500/500" in drawn[-1] and "tokens" in drawn[-1]
+
+
 @pytest.mark.parametrize(
     "change", [{"max_new_tokens": 5}, {"temperature": 0.5}, {"temperature": 0.6}]
 )
