@@ -126,6 +126,7 @@ def compare_arms(
                 textcoords="offset points",
                 ha="center",
                 fontsize=8.5,
+                bbox={"fc": "white", "ec": "none", "pad": 0.5},
             )
     if live:
         shown = [arm for arm in arms if arm in live]
