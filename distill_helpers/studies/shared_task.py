@@ -2,7 +2,7 @@
 
 The student (2 layers, 96 wide) reads worked answers. "labels" learns them as they are;
 "soft" learns, on the same answers, what the 80 % teacher would have written next.
-Judged by exact match on the frozen 2,000 problems. Taught in notebook 03; notebooks 06,
+Judged by exact match on the frozen 2,000 problems. Taught in notebook 06; notebooks
 07 and 08 add their rows.
 
 The rows are of a second round with the same seeds, run when rewritten trainers rounded

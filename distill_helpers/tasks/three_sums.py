@@ -2,7 +2,7 @@
 
 A problem reads ``27+58+46=`` and a full answer ``27+58=85,85+46=131;131``: the steps,
 then the result after the semicolon. Anyone can generate problems, check an answer
-exactly, and see why a model was wrong. Notebooks 03, 06, 07 and 08 each add a
+exactly, and see why a model was wrong. Notebooks 06, 07 and 08 each add a
 technique's row on it; notebook 11 reads them side by side.
 """
 

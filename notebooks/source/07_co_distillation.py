@@ -397,7 +397,7 @@ display(results.verdict("equal_flops", judged=judged))
 # ## Another task
 #
 # Does the answer depend on the task? The shared one is sums of three numbers, with
-# the steps written out (lesson 03). Teacher (4 layers, 128 wide) and student (2
+# the steps written out (lesson 06). Teacher (4 layers, 128 wide) and student (2
 # layers, 96 wide) start from scratch on the same 2,000 worked sums. The co-distilled
 # student has an equal mix from the start, which was ahead of the ramp on the
 # exploring seed.

@@ -41,7 +41,7 @@ from distill_helpers.course.bugs import plain_loss
 print(inspect.getsource(plain_loss))
 
 # %% [markdown]
-# The models are the sums pair of lesson 03: a teacher that adds three numbers in
+# The models are the sums pair of lesson 06: a teacher that adds three numbers in
 # written-out steps, and a fresh student with two small layers. The rows are worked
 # sums, *cut off* after 2 to 25 tokens, as answers are when a budget of tokens runs out.
 # So the rows of a batch differ in length, as they do in life, and are padded.
