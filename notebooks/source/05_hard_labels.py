@@ -1,576 +1,164 @@
 # %%
+import contextlib
+import math
+import tempfile
+from collections import Counter
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import display
+import torch.nn.functional as F
 
 from distill_helpers import get_profile
-from distill_helpers.course.plots import use_style
+from distill_helpers.course.plots import (
+    PALE,
+    STUDENT,
+    TEACHER,
+    TEXT,
+    use_style,
+)
 
-# %%
 use_style()
 profile = get_profile(PROFILE)
-judged = profile.name != "smoke"
+work = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# The sizes of this lesson:
+
+# %%
+pool_count = profile.pick(smoke=60, cpu=4000, gpu=4000)
+steps = profile.pick(smoke=2, cpu=300, gpu=300)
+judged = profile.pick(smoke=4, cpu=2000, gpu=2000)
+told_count = profile.pick(smoke=1, cpu=8, gpu=4000)
+real_judged = profile.pick(smoke=1, cpu=120, gpu=2000)
+real_length = profile.pick(smoke=100, cpu=512, gpu=512)
+real_training = profile.pick(
+    smoke={"batch_size": 1, "steps": 1, "learning_rate": 1e-4},
+    cpu={"batch_size": 4, "steps": 15, "learning_rate": 3e-4},
+    gpu={
+        "batch_size": 2,
+        "steps": 150,
+        "learning_rate": 2e-5,
+        "gradient_accumulation_steps": 2,
+    },
+)
+asked_count = profile.pick(smoke=2, cpu=24, gpu=24)
+shots = profile.pick(smoke=1, cpu=6, gpu=6)
+marked = profile.pick(smoke=2, cpu=12, gpu=12)
+answer_tokens = profile.pick(smoke=4, cpu=24, gpu=24)
+mark_steps = profile.pick(smoke=1, cpu=5, gpu=5)
 
 # %% [markdown]
 # ## From a distribution to a word
 #
-# A soft label needs the teacher's logits. Many teachers do not give them: they
-# sit behind an API, and what comes out is text. So the student learns from
-# **hard labels**: the words that the teacher wrote, as if they were the truth.
+# Soft labels need the teacher's logits. Many teachers do not give them: they sit behind
+# an API, and what comes out is text. So the student learns from **hard labels**, the
+# words that the teacher wrote, as if they were the truth.
 #
-# What does that throw away? Look at the real teacher once more. At every
-# position it has a distribution, with an entropy: how much it leaves open. A
-# single token leaves nothing open. **Predict:** at how many positions does the
+# What does that throw away? At every position the teacher has a whole distribution, and
+# a word keeps one entry of it. **Predict:** at how many positions of a novel does the
 # likeliest token have less than half of the probability?
 
 # %%
-from distill_helpers.studies import real_pair
+from distill_helpers import pack
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import load_teacher
 
-real = real_pair.load_pair(profile, test_rows=8)
-teacher, tokenizer = real.teacher
+packaged = get_profile("cpu")  # SmolLM2 with 135 million weights, everywhere
+teacher, tokenizer = load_teacher(packaged)
 
 # %%
-ids = torch.tensor(real.test["input_ids"][:], device=teacher.device)
+novel = pack(austen("test"), tokenizer, 128).select(range(8))
+ids = torch.tensor(novel["input_ids"], device=teacher.device)
 with torch.no_grad():
-    logits = teacher(input_ids=ids).logits[:, :-1].float().flatten(0, 1)
-p = logits.softmax(-1).cpu()
-entropy = torch.special.entr(p).sum(-1)
-best = p.amax(-1)
+    p = teacher(ids).logits[:, :-1].float().softmax(-1).flatten(0, 1)
+best = p.amax(-1).cpu()
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.0))
-left.hist(best, bins=20, range=(0, 1))
-left.set_xlabel("probability of the likeliest token")
-left.set_ylabel("positions")
-left.set_title("How sure the teacher is")
-right.hist(entropy, bins=20)
-right.set_xlabel("entropy (nats)")
-right.set_title("How much stays open")
+guess = 0.5  # which share of positions? Write yours here
+unsure = (best < 0.5).float().mean().item()
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.8))
+ax.hist(best, bins=20, range=(0, 1), color=TEACHER)
+ax.axvline(0.5, color="#222222", lw=1)
+ax.set_xlabel("probability of the likeliest token")
+ax.set_ylabel("positions")
+ax.set_title(f"The likeliest token has less than half at {unsure:.0%}")
 plt.show()
-
-# %%
-unsure = (best < 0.5).float().mean()
-print(f"the likeliest token has less than half at {unsure:.0%} of positions")
-print(f"entropy of the teacher: {entropy.mean():.2f} nats a token")
+print(f"you guessed {guess:.0%}")
 
 # %% [markdown]
-# The likeliest token is no typical one. Let the teacher *draw* tokens, and see
-# how surprising they are to the teacher itself: on average, that is its entropy,
-# computed a second way. Then ask the same of its likeliest token.
+# So in prose a word leaves much out. In an answer such as `{"kind": "animal"}` most of
+# the text is fixed, and one word matters. There a hard label loses less. It also costs
+# less: one token id, 2 bytes with this vocabulary, where every probability would take
+# nearly 100,000.
+#
+# ## Whole answers
+#
+# In lesson 02, labels made of the teacher's favourite *token* taught badly. They stood on
+# a text that somebody else wrote. Let the teacher write the *whole answer*, and each word
+# follows from the teacher's own words before it. That is **sequence-level distillation**
+# (Kim and Rush 2016).
 
 # %%
-torch.manual_seed(0)
-drawn = torch.multinomial(p, 200, replacement=True)
-surprise = -p.gather(-1, drawn).log()
-print(f"drawn tokens:    {surprise.mean():.2f} nats")
-print(f"likeliest token: {-best.log().mean():.2f} nats")
+from distill_helpers.course import diagrams
 
-# %%
-import gc
-
-# This teacher has done its part; what comes needs the room.
-real = teacher = logits = p = drawn = None
-real_pair.load_pair.cache_clear()
-_ = gc.collect()
+diagrams.hard_labels()
 
 # %% [markdown]
-# The likeliest token surprises the teacher far less than its own draws do. A student
-# that sees nothing but likeliest tokens is taught a world that is surer than its
-# teacher.
-#
-# This is prose, where much is open. An answer such as `{"kind": "animal"}` leaves
-# far less open: most of it is fixed, and one word matters. There a hard label
-# loses less.
-#
-# What it saves is just as plain: one token id, 2 bytes at this vocabulary,
-# against 84 for the stored hybrid of lesson 04 and nearly 100,000 for everything.
-# (Our files hold text, with its prompt and origin: more than that, and still
-# small.)
-#
-# ## Tokens, or whole answers
-#
-# Lesson 02 had a warning in it. Judged by NLL, labels made of the teacher's
-# likeliest token taught our student badly, and tokens *drawn* from the teacher
-# did much better. (Judged by agreement the likeliest token did well: it teaches
-# the first choice, and nothing about the others.) Both were labels on a text that
-# somebody else wrote: whatever the label said, the next position went on with
-# that text. Let the teacher write the *whole answer*, and each word follows from
-# the teacher's own words before it. That is **sequence-level distillation** (Kim
-# and Rush 2016).
-#
-# One choice remains: take the likeliest token each time (*greedy*,
-# `temperature=0`, the default below), or draw. Our questions have one short right
-# answer, so we take the likeliest. Where many answers are good, greedy writing
-# hides all but one of them.
+# One choice remains. Take the likeliest token each time, which is called *greedy*, or
+# draw. Our questions have one short right answer, so we are greedy. Where many answers
+# are good, greedy writing hides all but one of them.
 #
 # ## A task that you can judge yourself
 #
-# A **gloss** is a dictionary's short definition of a word. Given a noun and its
-# gloss, say what *kind* of thing it is: one of twelve, written as JSON. For 600
-# glosses we use the right answers: they come from WordNet, a dictionary that sorts
-# its nouns by kind. For the thousands in the
-# **pool** we pretend to have none. The test glosses are kept for judging.
+# A **gloss** is a dictionary's short definition of a word. Given a noun and its gloss,
+# say what *kind* of thing it is: one of twelve, written as JSON. For 600 glosses we use
+# the right answers, which come from WordNet. For the thousands in the **pool** we pretend
+# to have none.
 
 # %%
-from distill_helpers.tasks.glosses import judge_answers, kinds, splits
+from distill_helpers.tasks import glosses
 
-parts = splits()
+parts = glosses.splits()
 example = parts.labelled[0]
-print(", ".join(kinds()))
-print(f"{len(parts.labelled)} labelled, {len(parts.pool):,} in the pool")
+print(*glosses.kinds(), sep=", ")
+print(f"{len(parts.labelled)} with right answers", end=", ")
+print(f"{len(parts.pool):,} in the pool")
 print(f"{len(parts.test):,} to judge by\n\n{example.prompt} {example.answer}")
 
 # %% [markdown]
-# ## A teacher behind an API
-#
-# Here is a teacher of which we see nothing but answers: the packaged SmolLM2,
-# served on this machine by llama.cpp, a program that runs language models, in the
-# protocol of commercial APIs.
+# The teacher is SmolLM2, trained for 60 steps on the 600. It then answered 4,000 glosses
+# of the pool, and its answers are in the course's data. Here the truth is known, so we
+# can see how good this teacher is. With your own data you would label a few hundred
+# answers by hand for that. Below, its answer stands behind the arrow, the dictionary's
+# kind in brackets.
 
 # %%
-import contextlib
-import tempfile
-from pathlib import Path
-
-from distill_helpers.course.local_server import MODEL, serve_packaged_teacher
-
-work = Path(tempfile.mkdtemp())
-server = contextlib.ExitStack()
-base_url = server.enter_context(serve_packaged_teacher())
-
-# %% [markdown]
-# To ask another teacher, change the model's name and the address. The key then
-# comes from the environment (`OPENAI_API_KEY`) or, on Colab, from its secrets;
-# else you are asked. It is never shown, and written nowhere.
+answers = glosses.pool_labels().select(range(pool_count))
+pool = parts.pool[:pool_count]
+known = glosses.judge_answers(answers["answer"], pool)
 
 # %%
-from distill_helpers import ApiTeacher
-
-black_box = ApiTeacher(
-    MODEL,
-    base_url,
-    price=(0.10, 0.40),  # per million tokens, as if we paid
-    licence="Apache-2.0; no terms for its answers",
-)
-
-# %% [markdown]
-# Before you ask, find out what it can cost. The plan counts the worst case: a
-# token for every byte of the prompt, a margin for the chat template (the marks that
-# a chat model expects around every turn), and the longest answer allowed.
-
-# %%
-from distill_helpers import write_labels
-from distill_helpers.labels import plan_labels
-
-asked = parts.labelled[: profile.pick(smoke=1, cpu=24, gpu=24)]
-prompts = [gloss.instruction for gloss in asked]
-request = (black_box, prompts, work / "box.jsonl")
-plan = plan_labels(*request, max_new_tokens=24)
-print(f"{plan.missing} answers, at most {plan.tokens_ahead:,} tokens", end=" ")
-print(f"and ${plan.cost_ahead:.4f}")
-
-# %% [markdown]
-# `max_cost` is a promise: no request goes out that could break it. It counts
-# everything in the file, earlier rounds included.
-
-# %%
-labels = write_labels(
-    *request, max_new_tokens=24, max_cost=0.01, progress=False
-)
-for row in labels.to_list()[:3]:
-    print(repr(row["answer"][:70]), row["finish_reason"])
-
-# %% [markdown]
-# `stop`: the teacher ended by itself. `length`: it was cut off at
-# `max_new_tokens`. A right answer needs far fewer than 24.
-#
-# Each answer went into the file as it came, under a key made of the request and
-# the teacher's name. A crash loses no stored answer, and no stored answer is asked
-# for again. (What was under way at the crash is; the plan counts it as
-# `in_doubt`.)
-
-# %%
-plan = plan_labels(*request, max_new_tokens=24)
-print(f"{plan.stored} stored, {plan.missing} missing", end=", ")
-print(f"spent ${plan.cost_spent:.5f}")
-print(*sorted(labels.column_names), sep=", ")
-
-# %% [markdown]
-# ## Look
-#
-# A teacher that has not learned the task has to be told. So it got more than the two
-# lines above: `gloss.instruction` asks what kind of thing this is, names the twelve
-# kinds, and wants nothing but JSON, with an example.
-#
-# **Predict:** how many of them are JSON of the right form, and how many are
-# right?
-
-# %%
-seen = judge_answers(labels["answer"], asked)
-print(f"valid {seen.valid:.0%}, right {seen.accuracy:.0%} of {seen.count}")
-
-# %% [markdown]
-# So show it. A prompt may be a conversation, and in this one the teacher finds six
-# questions that it seems to have answered already, rightly. (This is *few-shot
-# prompting*: nothing is trained.)
-
-# %%
-shown = []
-shots = profile.pick(smoke=1, cpu=6, gpu=6)
-for gloss in parts.labelled[100 : 100 + shots]:
-    shown += [{"role": "user", "content": gloss.instruction}]
-    shown += [{"role": "assistant", "content": gloss.answer}]
-asking = [{"role": "user", "content": gloss.instruction} for gloss in asked]
-request = (black_box, [[*shown, a] for a in asking], work / "box.jsonl")
-
-# %%
-labels = write_labels(
-    *request, max_new_tokens=24, max_cost=0.02, progress=False
-)
-seen = judge_answers(labels["answer"], asked)
-print(f"valid {seen.valid:.0%}, right {seen.accuracy:.0%} of {seen.count}")
-
-# %%
-server.close()  # new questions would need it again
-
-# %% [markdown]
-# ## Filter
-#
-# The file holds both rounds by now. Filters say what goes (`refused`: an answer that
-# begins by declining), and keep account:
-
-# %%
-from distill_helpers.labels import filters as lf
-from distill_helpers.labels import read_labels
-from distill_helpers.tasks.glosses import read_answer
-
-filters = {
-    "truncated": lf.truncated,
-    "empty": lf.empty,
-    "refused": lf.refused,
-    "no JSON": lf.wrong(lambda row: read_answer(row["answer"]) is not None),
-    "duplicate": lf.duplicate,
-}
-box = lf.filter_labels(read_labels(work / "box.jsonl"), filters)
-print(box)
-print("dropped:", *box.dropped["answer"][:4], sep="\n  ")
-
-# %% [markdown]
-# A small chat model that never learned this task is a poor teacher of it. Examples
-# teach it the form, more than the task, and a filter for the *form* cannot mend
-# that: an answer may be valid and wrong. (A checker of the *result* can do more:
-# lesson 06.)
-#
-# ## A teacher that has learned the task
-#
-# So the teacher goes to school first: SmolLM2, trained for 60 steps on the 600
-# labelled glosses, and then asked about 4,000 of the pool. Its answers are in the
-# course's data, in the same kind of file (`tools/label_glosses.py` makes it
-# again). We know the pool's right answers, so we can see how good it is; with your
-# own data you would label a few hundred by hand for that.
-
-# %%
-from distill_helpers.tasks.glosses import pool_labels
-
-pool = pool_labels()
-count = profile.pick(smoke=60, cpu=len(pool), gpu=len(pool))
-pool = pool.select(range(count))
-truth = parts.pool[: len(pool)]
-known = judge_answers(pool["answer"], truth)
 print(
-    f"valid {known.valid:.1%}, right {known.accuracy:.1%} of {known.count:,}"
+    f"valid {known.valid:.1%}, right {known.accuracy:.1%} of {known.count:,}\n"
 )
-
-# %%
-wrong_ones = [
-    (gloss, answer)
-    for gloss, answer in zip(truth, pool["answer"], strict=True)
-    if read_answer(answer) != gloss.kind
-]
-for gloss, answer in wrong_ones[:5]:
-    print(f"{gloss.word}: {gloss.gloss[:56]} -> {answer} ({gloss.kind})")
+for gloss, text in list(zip(pool, answers["answer"], strict=True))[:60]:
+    if glosses.read_answer(text) != gloss.kind:
+        print(f"{gloss.word}: {gloss.gloss[:44]} -> {text} ({gloss.kind})")
 
 # %% [markdown]
 # Which of these would you call wrong? Some show the teacher's limits, some the
 # dictionary's.
 #
-# Two more filters before we train. *Near duplicate*: prompt and answer share most
-# of their three-word runs with an earlier row. *Shares test text*: eight words in
-# a row also stand in a test gloss. No gloss is in two splits, but dictionaries
-# repeat their phrases. Filters run in order, and each counts only what those
-# before it left.
-
-# %%
-pool_filters = {
-    **filters,
-    "near duplicate": lf.near_duplicate(0.8),
-    "shares test text": lf.contaminated(gloss.gloss for gloss in parts.test),
-}
-kept = lf.filter_labels(pool, pool_filters)
-print(kept)
-
-# %%
-for row in kept.dropped.select(range(min(4, len(kept.dropped)))):
-    prompt = row["messages"][0]["content"].splitlines()[0]
-    print(f"{row['dropped_by']:16} {prompt[:60]!r}")
-
-# %%
-right_kind = {gloss.prompt: gloss.kind for gloss in truth}
-still = sum(
-    read_answer(row["answer"]) != right_kind[row["messages"][0]["content"]]
-    for row in kept.kept
-)
-print(f"{still / len(kept.kept):.1%} of what was kept is wrong all the same")
-
-# %% [markdown]
-# These filters see form and repetition. A wrong answer in the right form passes.
-#
-# ## The student, before and after
-#
-# The student is an old acquaintance: the tiny Austen model, the *teacher* of
-# lesson 02. It has a vocabulary of its own with 2,048 tokens, so SmolLM2's soft
-# labels cannot be compared with it directly; text can pass. It learns each answer
-# and the token that ends it, and nothing of the prompt. Here is a row as it goes
-# into training:
-
-# %%
-from distill_helpers import learn_answers
-from distill_helpers.tasks.teachers import load_tiny_teacher
-
-tiny = load_tiny_teacher("prose")
-row = learn_answers(kept.kept.select([0]), tiny.tokenizer)[0]
-learned = [token for token in row["labels"] if token != -100]
-print(repr(tiny.tokenizer.decode(row["input_ids"])))
-print("learned:", repr(tiny.tokenizer.decode(learned)))
-
-# %% [markdown]
-# A study compares three sets of training rows:
-#
-# | arm | what the student learns from |
-# |---|---|
-# | `600 labelled` | the labelled glosses alone |
-# | `and the teacher's` | these, and the teacher's answers to glosses of the pool |
-# | `and the true ones` | these, and the right answers to the same glosses |
-#
-# All take the same number of steps, so the first reads its rows more often. (The study
-# drops only answers that are not valid JSON.) Another 400 glosses with right answers,
-# which were not counted above, choose each run's best checkpoint, by NLL; so every arm
-# uses those, too, and learns from the 600. The teacher learned from the same 600. What
-# it adds is what it knew before, put to work on glosses that nobody had labelled.
-# **Predict:** of the gain from the true answers, what share do the teacher's answers
-# keep?
-#
-# One verdict below asks this: "beyond … of the gain of" the true ones is what the
-# teacher's answers gain over the 600 alone, less eight tenths of what the true ones
-# gain. It is positive if more than that share is kept. *Of 1* means that accuracy is
-# counted from 0 to 1, so that a hundredth is one percentage point.
-
-# %%
-from distill_helpers.course.plots import over_settings
-from distill_helpers.studies import hard_labels as study
-from distill_helpers.studies import load_results
-
-results = load_results("hard_labels")
-fig, ax = plt.subplots(figsize=(6.5, 3.4))
-over_settings(ax, results, "accuracy", results.study.arms)
-ax.axhline(known.accuracy, color="0.4", linestyle="--")
-ax.text(0, known.accuracy + 0.02, "the teacher (on the pool)", color="0.4")
-ax.axhline(1 / len(kinds()), color="0.4", linestyle=":")
-ax.text(1.5, 1 / len(kinds()) + 0.02, "guessing", color="0.4")
-ax.set_ylim(0, 1)
-ax.set_xlabel("further glosses from the pool")
-ax.set_ylabel("right on the test set")
-ax.set_title("A large teacher's writing, a small student")
-plt.show()
-
-# %%
-for setting in results.study.settings:
-    print(f"{setting} glosses from the pool")
-    print(results.table(("accuracy", "valid"), setting), end="\n\n")
-
-
-# %%
-def gain(arm, setting):
-    return results.gain(
-        "accuracy", arm, study.ALONE, setting, baseline_setting=study.NONE
-    ).mean
-
-
-for setting in (study.SOME, study.MOST):
-    share = gain(study.TAUGHT, setting) / gain(study.RIGHT, setting)
-    print(f"{setting}: {share:.0%} of the gain from true answers is kept")
-
-# %%
-for claim in results.study.claims:
-    display(results.verdict(claim.name, judged=judged))
-
-# %% [markdown]
-# Bands are intervals over five seeds (a single marker has none; its interval stands in
-# the table); a seed changes only the order in which rows
-# are read. Another 600 labels, or another teacher, would spread more. The steps
-# along the axis are not to scale. Compare two distances: from one marker to the
-# other at the same place (what the teacher's mistakes cost), and from both to the
-# dashed line (what the student's size and reading leave undone).
-#
-# One more seed, live, with the teacher's 4,000 answers, before and after:
-
-# %%
-arm = study.TAUGHT
-setting = profile.pick(smoke=study.SOME, cpu=study.MOST, gpu=study.MOST)
-count = profile.pick(smoke=4, cpu=200, gpu=200)
-before = study.judge_student(tiny, count)
-student, _ = study.train_student(
-    study.choose_rows(arm, setting, tiny.tokenizer),
-    seed=1,
-    steps=profile.pick(smoke=1, cpu=study.STEPS, gpu=study.STEPS),
-    validation=profile.pick(smoke=16, cpu=None, gpu=None),
-    **dict(results.options(arm, setting)),
-)
-
-# %%
-same = study.judge_student(student, count)
-after = study.judge_student(student, profile.pick(smoke=4, cpu=None, gpu=None))
-print(
-    f"the same {count} glosses: {before.accuracy:.0%} -> {same.accuracy:.0%}"
-)
-accuracy = after.accuracy
-display(results.check_live("accuracy", arm, setting, accuracy, judged=judged))
-
-# %% [markdown]
-# ## Two models of a real size
-#
-# The tiny student has read five novels and nothing else. A student that knows more
-# English is another matter. And a teacher need not be *trained* for a task; it can be
-# *told*. It gets a long prompt that names the twelve kinds, `gloss.instruction` from
-# above. The student learns to give the same answer to the short prompt, `gloss.prompt`,
-# that names none: what the instruction said goes into its weights, and nobody has to
-# send it again. This is **context distillation** (Askell et al. 2021,
-# arXiv:2112.00861).
-#
-# It needs a teacher that follows instructions. With a GPU, Qwen2.5-1.5B-Instruct
-# is told, and Qwen2.5-0.5B learns its answers. On a laptop the told teacher is the
-# small SmolLM2 once more: you see how it does, and its answers are not used. The
-# student there is SmolLM2 without its ten middle layers, and it learns the
-# *trained* teacher's answers from above.
-
-# %%
-from distill_helpers import LocalTeacher
-from distill_helpers.labels import own_labels
-from distill_helpers.tasks.teachers import load_chat_pair
-
-tutor, pupil = load_chat_pair(profile)
-some = parts.pool[: profile.pick(smoke=1, cpu=20, gpu=4000)]
-told = write_labels(
-    LocalTeacher(*tutor, licence="Apache-2.0; no terms for its answers"),
-    [gloss.instruction for gloss in some],
-    work / "told.jsonl",
-    max_new_tokens=24,
-    concurrency=profile.pick(smoke=20, cpu=20, gpu=128),
-)
-
-
-# %%
-def unfenced(text):
-    """Chat models like to wrap JSON in a Markdown code fence."""
-    return text.strip().removeprefix("```json").strip("`\n ")
-
-
-answers = [unfenced(text) for text in told["answer"]]
-found = judge_answers(answers, some)
-print(f"told: valid {found.valid:.0%}, right {found.accuracy:.0%}")
-
-# %%
-short = own_labels([gloss.prompt for gloss in some], answers)
-short = short.add_column("licence", list(told["licence"]))
-# What was cut off is no JSON either, and these rows do not say how they ended.
-form = {name: f for name, f in pool_filters.items() if name != "truncated"}
-mine = lf.filter_labels(short, form)
-source = profile.pick(smoke=kept.kept, cpu=kept.kept, gpu=mine.kept)
-print(f"told teacher: {mine}\nto learn from: {len(source):,} answers")
-
-# %% [markdown]
-# Short examples waste a batch on padding, so several are *packed* into one row,
-# out of each other's sight.
-
-# %%
-from distill_helpers import HardLabelTrainer, training_arguments
-from distill_helpers.data import pack_examples
-from distill_helpers.tasks.glosses import judge
-
-questions = parts.test[: profile.pick(smoke=1, cpu=120, gpu=2000)]
-before = judge(*pupil, questions)
-length = profile.pick(smoke=100, cpu=512, gpu=512)
-rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
-
-# %%
-from distill_helpers import plan
-
-size = {
-    "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
-    "steps": profile.pick(smoke=1, cpu=15, gpu=150),
-}
-micro = profile.pick(smoke=1, cpu=1, gpu=2)
-options = {"method": "hard", "packed": True, "accumulation": micro}
-print(plan((None, pupil.model), length=length, **size, **options))
-
-# %%
-arguments = training_arguments(
-    profile,
-    learning_rate=profile.pick(smoke=1e-4, cpu=3e-4, gpu=2e-5),
-    gradient_accumulation_steps=micro,
-    seed=0,
-    **size,
-)
-
-# %%
-tutor = None  # it has done its part; a GPU needs the room
-# A second run of this cell goes on with what the student has learned.
-HardLabelTrainer(
-    pupil.model,
-    args=arguments,
-    train_dataset=rows,
-    tokenizer=pupil.tokenizer,
-).train()
-after = judge(*pupil, questions)
-print(f"before: valid {before.valid:.0%}, right {before.accuracy:.0%}")
-print(f"after:  valid {after.valid:.0%}, right {after.accuracy:.0%}")
-
-# %% [markdown]
-# One run, one seed: it shows the path and claims nothing. On a laptop it was the
-# trained teacher's answers that were learned, so this is sequence-level distillation
-# once more; context distillation proper needs the GPU's told teacher. "Before" is no
-# baseline: nobody had told the student the twelve kinds or the form.
-#
-# ## May you?
-#
-# What a teacher writes comes with conditions. Three questions, in plain words
-# (for orientation; this is no legal advice):
-#
-# * **The model's licence.** SmolLM2 and most sizes of Qwen2.5 are Apache-2.0: use,
-#   change and pass on, with the licence, the notices and a note of your changes.
-#   Others ask that a model trained on their answers carries their name, or forbid
-#   some uses.
-# * **The provider's terms.** Several commercial APIs forbid using answers to
-#   train a model that competes with theirs. That is a contract, whatever
-#   copyright says. Read the terms of the day you ask, and note them: every row
-#   of `write_labels` has a column for it.
-# * **What went in.** Prompts with other people's data stay other people's data,
-#   and a teacher can repeat what it has read.
-#
-# ## Untrusted input
-#
-# A teacher's text may hold anything. The package never runs it as code. Some
-# tokens steer a model, such as `<end>` above; if a teacher *writes* the characters of
-# one, the package trains on them as plain text. Do the same in your own code: escape
-# it before you show it as HTML, and never evaluate it.
-
-# %% [markdown] tags=["given"]
 # ## Exercise 1 · Learn the answer, and its end
 #
 # *easy · the mask that everybody gets wrong once · 5 minutes*
 #
-# Write `answer_labels(prompt, answer, end)`: the labels of the row `prompt +
-# answer + [end]`, not shifted, with −100 where nothing is to be learned.
+# The student will be given the prompt, so it should learn the answer alone. Write
+# `answer_labels(prompt, answer, end)`: the labels of the row `prompt + answer + [end]`,
+# not shifted, with −100 where nothing is to be learned.
 #
 # By hand: the prompt [5, 6], the answer [7, 8, 9] and the end 0 give
 # [−100, −100, 7, 8, 9, 0].
@@ -583,16 +171,15 @@ def answer_labels(prompt, answer, end):
     return None  # your code here
 
 
-checks.answer_labels(answer_labels)
+labels_of = checks.answer_labels(answer_labels, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# The row without its prompt is exactly what is to be learned. Mask by position,
-# not by the id of a token.
+# The row without its prompt is exactly what is to be learned. Mask by position, not by
+# the id of a token.
 
 # %% [markdown] tags=["hint"] title="My list ends with −100"
 # It should end with `end`, from which the student learns to stop. If every label stands
-# one place too early, you have shifted; the loss does that later. If only the end is
-# gone, something masks it: −100 belongs to the prompt, and to nothing else.
+# one place too early, you have shifted; the loss does that later.
 
 # %% tags=["solution"]
 from distill_helpers.course import checks
@@ -602,19 +189,202 @@ def answer_labels(prompt, answer, end):
     return [-100] * len(prompt) + [*answer, end]
 
 
-checks.answer_labels(answer_labels)
+labels_of = checks.answer_labels(answer_labels, fallback=True)
+
+# %% [markdown]
+# ## The student, and its loop
+#
+# The student is an old acquaintance: the tiny Austen model, the *teacher* of lesson 02.
+# It has a vocabulary of its own, so SmolLM2's soft labels do not fit it. Text does.
+
+# %%
+from distill_helpers.tasks.teachers import load_tiny_teacher
+
+tiny, tiny_tokenizer = load_tiny_teacher("prose")
+end = tiny_tokenizer.eos_token_id
+
+# %%
+
+
+def as_row(prompt, answer):
+    given, learned = (tiny_tokenizer(t).input_ids for t in (prompt, answer))
+    labels = labels_of(given, learned, end)
+    return torch.tensor([*given, *learned, end]), torch.tensor(labels)
+
+
+# %%
+row, labels = as_row(example.prompt, example.answer)
+print(repr(tiny_tokenizer.decode(row)))
+print("learned:", repr(tiny_tokenizer.decode(labels[labels != -100])))
+print("the id of padding:", tiny_tokenizer.pad_token_id, " of the end:", end)
+
+# %% [markdown]
+# Look at the last line: padding and end have the same id, as in many models. If you mask
+# padding *by its id*, you mask the end too, and the student never learns to stop. So the
+# labels are padded with −100 here, by position.
+
+# %%
+from torch.nn.utils.rnn import pad_sequence
+from transformers import get_cosine_schedule_with_warmup
+
+
+def fine_tune(student, rows, steps, rate=2e-3, batch=16):
+    """The loop: ordinary training on somebody else's words."""
+    optimizer = torch.optim.Adam(student.parameters(), rate, betas=(0.9, 0.95))
+    schedule = get_cosine_schedule_with_warmup(
+        optimizer, steps // 20 + 1, steps
+    )
+    for start in range(0, steps * batch, batch):
+        some = [rows[i % len(rows)] for i in range(start, start + batch)]
+        ids, labels = zip(*some, strict=True)
+        ids = pad_sequence(ids, batch_first=True, padding_value=end)
+        labels = pad_sequence(labels, batch_first=True, padding_value=-100)
+        logits = student(ids).logits[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+# %% [markdown]
+# This is fine-tuning as you know it. What makes it distillation is where the words come
+# from. The student reads the 600 right answers and the teacher's 4,000, mixed.
+
+# %%
+rows = [as_row(gloss.prompt, gloss.answer) for gloss in parts.labelled]
+rows += [
+    as_row(row["messages"][0]["content"], row["answer"]) for row in answers
+]
+order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
+rows = [rows[i] for i in order.tolist()]
+
+# %%
+test = parts.test[:judged]
+before = glosses.judge(tiny, tiny_tokenizer, test)
+fine_tune(tiny.requires_grad_(True).train(), rows, steps)
+after = glosses.judge(tiny.eval(), tiny_tokenizer, test)
+for name, seen in (("before", before), ("after", after)):
+    print(f"{name}: valid {seen.valid:.0%}, right {seen.accuracy:.0%}")
+
+# %% [markdown]
+# ## What are a teacher's answers worth?
+#
+# A study asks what the teacher's 4,000 answers add, and what 4,000 *true* answers would
+# have added. All students take the same number of steps. **Predict:** of the gain from
+# true answers, what share do the teacher's answers keep?
+
+# %%
+from distill_helpers.studies import hard_labels as study
+from distill_helpers.studies import load_results
+
+results = load_results("hard_labels")
+
+# %%
+ways = {
+    "600 right answers": (study.ALONE, study.NONE, TEXT),
+    "+ 1,000 of the teacher's": (study.TAUGHT, study.SOME, TEACHER),
+    "+ 4,000 of the teacher's": (study.TAUGHT, study.MOST, TEACHER),
+    "+ 4,000 right answers": (study.RIGHT, study.MOST, TEXT),
+}
+
+# %%
+found = {
+    name: results.mean("accuracy", arm, setting)
+    for name, (arm, setting, _) in ways.items()
+}
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 2.9))
+for place, (name, one) in enumerate(found.items()):
+    color = ways[name][2]
+    ax.plot([100 * one.low, 100 * one.high], [place] * 2, color=color, lw=3)
+    ax.plot(100 * one.mean, place, "o", color=color, ms=8)
+    ax.text(100 * one.mean, place - 0.25, f"{one.mean:.0%}", ha="center")
+ax.plot(100 * after.accuracy, 2, "D", mfc="white", mec="#222222")
+ax.axvline(100 * known.accuracy, color=TEACHER, linestyle="--")
+ax.text(
+    100 * known.accuracy - 1,
+    0,
+    "the teacher (pool)",
+    color=TEACHER,
+    ha="right",
+)
+ax.set_yticks(range(len(found)), list(found))
+ax.set_ylim(3.5, -0.7)
+ax.set_xlim(0, 100)
+ax.set_xlabel("right on 2,000 test glosses (percent)")
+ax.set_title(
+    "For this student, the teacher's answers do nearly as well as the truth"
+)
+plt.show()
+
+# %%
+base = found["600 right answers"].mean
+share = (found["+ 4,000 of the teacher's"].mean - base) / (
+    found["+ 4,000 right answers"].mean - base
+)
+print(f"{share:.0%} of the gain from true answers is kept")
+claim = results.verdict("nearly_the_truth")
+print(f"claimed before: {claim.claim.text}: {claim.status}")
+
+# %% [markdown]
+# A dot is the mean of five seeds, its line the interval, and the diamond your one run. Two
+# gaps matter. From the third row to the fourth: the price of the teacher's mistakes, small.
+# From both to the dashed line, the teacher on the pool: what this student lacks, being
+# small, with five novels read and 300 steps taken.
+#
+# The teacher learned from the same 600. What it adds is what it knew before, put to work on
+# glosses that nobody had labelled.
+#
+# ## Look, and filter
+#
+# The answers above came from a teacher that knows the form. Most do not, and then you
+# must look and filter. Each filter has its reason:
+#
+# | drop what is … | without the filter |
+# |---|---|
+# | cut off | the student learns to stop anywhere, or never |
+# | empty, or a refusal | the student learns to say nothing |
+# | of the wrong form | your program cannot read the student's answers |
+# | a duplicate, or nearly one | a few easy questions crowd out the rest |
+# | shared with the test | the *score* is spoiled, not the student: it has seen the test |
+# | wrong | the student learns the mistake; only a checker can see it |
+
+# %%
+from distill_helpers import filter_labels
+from distill_helpers.labels import filters as lf
+
+
+def has_form(row):
+    return glosses.read_answer(row["answer"]) is not None
+
+
+# %%
+kept = filter_labels(
+    answers,
+    {
+        "truncated": lf.truncated,
+        "empty": lf.empty,
+        "refused": lf.refused,
+        "no JSON": lf.wrong(has_form),
+        "duplicate": lf.duplicate,
+        "near duplicate": lf.near_duplicate(0.8),
+        "shares test text": lf.contaminated(g.gloss for g in parts.test),
+    },
+)
+print(kept)
 
 # %% [markdown]
 # ## Exercise 2 · Is the test in the training data?
 #
 # *medium · what a contamination filter does · 10 minutes*
 #
-# Write `shares_run(text, held_out, n)`: whether some `n` words stand side by side,
-# in the same order, in both texts, whatever their case. Words are what spaces
-# separate.
+# Write `shares_run(text, held_out, n)`: whether some `n` words stand next to each other,
+# in the same order, in both texts, whatever their case. Words are what spaces separate.
 #
-# By hand: "A SMALL ANIMAL" and "a small animal that lives in trees" share a run
-# of 3; "trees lives that small" shares none of 2.
+# By hand: "A SMALL ANIMAL" and "a small animal that lives in trees" share a run of 3;
+# "trees lives that small" shares none of 2.
 
 
 # %% tags=["exercise"]
@@ -622,16 +392,14 @@ def shares_run(text, held_out, n):
     return None  # your code here
 
 
-checks.shares_run(shares_run)
+shares = checks.shares_run(shares_run, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# A text of L words has L − n + 1 runs of n. Put those of one text into a set,
-# as tuples.
+# A text of L words has L − n + 1 runs of n. Put those of one text into a set, as tuples.
 
 # %% [markdown] tags=["hint"] title="It misses a run, or finds one that is not there"
-# Misses one: compare in lower case, and look at the last run, which begins at word
-# L − n when you count from 0. Finds one: `in` on two strings also finds parts of words,
-# and a set of single words no longer knows their order.
+# Misses one: compare in lower case, and look at the last run, which begins at word L − n
+# when you count from 0. Finds one: `in` on two strings also finds parts of words.
 
 
 # %% tags=["solution"]
@@ -643,65 +411,506 @@ def shares_run(text, held_out, n):
     return bool(runs(text) & runs(held_out))
 
 
-checks.shares_run(shares_run)
+shares = checks.shares_run(shares_run, fallback=True)
+
+# %%
+by_filter = [r for r in kept.dropped if r["dropped_by"] == "shares test text"]
+
+
+def shared_run(text, held_out, n=8):
+    words = text.split()
+    runs = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return next((run for run in runs if shares(run, held_out, n)), None)
+
+
+for row in by_filter[:2]:
+    text = row["messages"][0]["content"].splitlines()[0]
+    print(text[:70])
+    for gloss in parts.test:
+        if run := shared_run(text, gloss.gloss):
+            print(f"    and the test's {gloss.word!r}: {run!r}")
 
 # %% [markdown]
-# ## Exercise 3 · A budget that holds
+# These are a dictionary's set phrases, not leaked questions. We drop the eighteen rows
+# anyway, because that costs little. A shared run may well be the whole question elsewhere,
+# as in a sum or a riddle.
+
+# %% [markdown]
+# ## Exercise 3 · A second opinion
 #
-# *easy · spending with several requests under way at once · 5 minutes*
+# *hard · form is easy to check, truth is not · 20 minutes*
 #
-# Write `may_ask(spent, under_way, worst, budget)`: may the next request go out?
-# `spent` tokens have come back; `under_way` lists the worst case of each request
-# that has not; `worst` is the worst case of the next one. The budget must hold
-# whatever comes.
+# The filters see form and repetition, so a wrong answer in the right form passes. Build a
+# cheap second opinion from the 600 right answers, and keep the teacher's answer only
+# where the two agree.
 #
-# By hand: 10 spent, one of 40 under way, the next at most 50, a budget of 100:
-# yes, just.
+# Write `second_opinion(known, texts)`. `known` is a list of `(text, kind)`. Return one
+# kind for each text: the kind whose known texts fit its words best. A word that is common
+# everywhere should decide nothing.
+#
+# By hand: "a small bird" is an animal and "a sweet dish" is food. Then "a bird in a cage"
+# is an animal. That "a" stands in both says nothing.
 
 
 # %% tags=["exercise"]
-def may_ask(spent, under_way, worst, budget):
+def second_opinion(known, texts):
     return None  # your code here
 
 
-checks.may_ask(may_ask)
+vote = checks.second_opinion(second_opinion, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# Add up everything that could still be charged, the next request included.
+# For each kind, count in how many of its texts a word stands. A word speaks for a kind by
+# the *logarithm* of its share there, and the sum over the words is the kind's score. This
+# is called naive Bayes.
 
-# %% [markdown] tags=["hint"] title="The example works, but the check says no"
-# The example says yes, and so does a sum from which something is missing. Are all three
-# in yours: what is spent, *every* request under way, and the next one at its worst?
-# (If the example itself says no: to reach the budget is not to exceed it.)
+# %% [markdown] tags=["hint"] title="It crashes, or takes the same kind every time"
+# A word that no text of a kind has gets the share 0, and its logarithm is minus infinity.
+# Add a little to every count. If the longest texts always win, you add up counts
+# instead of shares.
 
 
 # %% tags=["solution"]
-def may_ask(spent, under_way, worst, budget):
-    return spent + sum(under_way) + worst <= budget
+def second_opinion(known, texts):
+    sizes = Counter(kind for _, kind in known)
+    counts = {kind: Counter() for kind in sizes}
+    for text, kind in known:
+        counts[kind].update(set(text.lower().split()))
+
+    def score(kind, text):
+        words = text.lower().split()
+        seen = [(counts[kind][w] + 0.2) / (sizes[kind] + 0.4) for w in words]
+        return sum(math.log(share) for share in seen)
+
+    return [max(sizes, key=lambda kind: score(kind, t)) for t in texts]
 
 
-checks.may_ask(may_ask)
+vote = checks.second_opinion(second_opinion, fallback=True)
+
+# %%
+given = [(f"{g.word} {g.gloss}", g.kind) for g in parts.labelled]
+votes = vote(given, [f"{g.word} {g.gloss}" for g in pool])
+said = [glosses.read_answer(text) for text in answers["answer"]]
+truth = [gloss.kind for gloss in pool]
+agree = [a == b for a, b in zip(said, votes, strict=True)]
+
+
+def right_where(chosen):
+    pairs = zip(said, truth, chosen, strict=True)
+    good = [a == b for a, b, take in pairs if take]
+    return sum(good) / max(1, len(good))
+
+
+# %%
+everybody = [True] * len(pool)
+alone = sum(map(str.__eq__, votes, truth)) / len(pool)
+print(f"the second opinion alone: {alone:.0%} right")
+print(f"the teacher alone: {right_where(everybody):.1%} of {len(pool):,}")
+print(f"where both agree: {right_where(agree):.1%} of {sum(agree):,}")
+
+# %% [markdown]
+# Where both agree, more answers are right, although the second judge is a poor one. What
+# was the price?
+
+# %%
+dropped = [not both for both in agree]
+print(f"dropped: {sum(dropped):,}", end=", ")
+print(f"of which {right_where(dropped):.0%} were right")
+
+# %% [markdown]
+# Half of the answers go, and most of those were right. Here, where mistakes cost little,
+# that may be a bad bargain. For a teacher that errs more often it may be a good one. The
+# way to know is to train on both; the last section but one invites you.
+
+# %% [markdown]
+# ## A student that reads English
+#
+# Now a student that knows English: on a laptop, SmolLM2 without its ten middle layers; with
+# a GPU, Qwen2.5-0.5B.
+#
+# A teacher need not be *trained* for a task; it can be *told*. It gets a long prompt that
+# names the twelve kinds. The student learns to give the same answer to a short prompt that
+# names none. This is **context distillation** (Askell et al. 2021, arXiv:2112.00861). With a
+# GPU, Qwen2.5-1.5B-Instruct is told. On a laptop it is SmolLM2, as it was before its training
+# for this task. **Predict:** will it do?
+
+# %%
+from distill_helpers import LocalTeacher, write_labels
+from distill_helpers.labels import own_labels
+from distill_helpers.tasks.teachers import load_chat_pair
+
+tutor, pupil = load_chat_pair(profile)
+
+# %%
+some = parts.pool[:told_count]
+told = write_labels(
+    LocalTeacher(*tutor, licence="Apache-2.0; no terms for its answers"),
+    [gloss.instruction for gloss in some],
+    work / "told.jsonl",
+    max_new_tokens=answer_tokens,
+    concurrency=128,
+)
+
+# %%
+texts = [
+    text.strip().removeprefix("```json").strip("`\n ")
+    for text in told["answer"]
+]
+seen = glosses.judge_answers(texts, some)
+print(f"the told teacher: valid {seen.valid:.0%}, right {seen.accuracy:.0%}")
+
+# %%
+good_enough = seen.accuracy > 0.5
+short = own_labels([gloss.prompt for gloss in some], texts)
+source = (
+    filter_labels(short, {"no JSON": lf.wrong(has_form)}).kept
+    if good_enough
+    else kept.kept
+)
+who = "the told teacher" if good_enough else "the trained teacher of above"
+print("so the student learns from", who)
+
+# %% [markdown]
+# `HardLabelTrainer` is your loop, for long runs: mixed precision, checkpoints, resuming.
+# Short rows would waste a batch on padding, so several are *packed* into one, out of each
+# other's sight.
+
+# %%
+from distill_helpers import HardLabelTrainer, learn_answers, training_arguments
+from distill_helpers.data import pack_examples
+
+questions = parts.test[:real_judged]
+before = glosses.judge(*pupil, questions)
+packed = pack_examples(learn_answers(source, pupil.tokenizer), real_length)
+read = real_training["steps"] * real_training["batch_size"]
+read *= real_training.get("gradient_accumulation_steps", 1) / len(packed)
+print(f"{len(source):,} answers are there, {read:.0%} of them will be read")
+tutor = None  # it has done its part; a GPU needs the room
+
+# %%
+HardLabelTrainer(
+    pupil.model,
+    args=training_arguments(profile, seed=0, **real_training),
+    train_dataset=packed,
+    tokenizer=pupil.tokenizer,
+).train()
+after = glosses.judge(*pupil, questions)
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.3), sharey=True)
+for ax, title in zip(axes, ("valid", "accuracy"), strict=True):
+    shown = [100 * getattr(one, title) for one in (before, after)]
+    bars = ax.bar(["before", "after"], shown, color=[PALE, STUDENT])
+    ax.bar_label(bars, fmt="%.0f %%", padding=2)
+    ax.set_ylim(0, 118)
+    ax.set_title(
+        "JSON of the right form" if title == "valid" else "the right kind"
+    )
+axes[0].set_ylabel("percent of glosses")
+plt.show()
+
+# %% [markdown]
+# A few steps taught form and task at once. On a laptop the answers came from the trained
+# teacher, so this was no context distillation there. It is one run with one seed, judged on few
+# glosses on a laptop. And "before" is no baseline: nobody had told the student the form or
+# the kinds.
+#
+# ## A teacher behind an API
+#
+# Now a teacher of which you see nothing but answers: SmolLM2 as it is, not the one that was
+# trained for this task. llama.cpp serves it on this machine, in the protocol of commercial
+# APIs. For another teacher, change name and
+# address. The key comes from the environment or from Colab's secrets, is never shown, and
+# is written nowhere.
+
+# %%
+from distill_helpers import ApiTeacher
+from distill_helpers.course.local_server import MODEL, serve_packaged_teacher
+from distill_helpers.labels import plan_labels
+
+server = contextlib.ExitStack()
+base_url = server.enter_context(serve_packaged_teacher())
+
+# %%
+black_box = ApiTeacher(
+    MODEL,
+    base_url,
+    price=(0.10, 0.40),  # per million tokens, as if we paid
+    licence="Apache-2.0; no terms for its answers",
+)
+
+# %% [markdown]
+# Before you ask, find out what it can cost. The plan counts the worst case, and
+# `max_cost` is a promise: no request goes out that could break it.
+
+# %%
+asked = parts.labelled[:asked_count]
+request = (black_box, [g.instruction for g in asked], work / "box.jsonl")
+plan = plan_labels(*request, max_new_tokens=answer_tokens)
+print(f"{plan.missing} answers, at most ${plan.cost_ahead:.4f}")
+
+# %%
+boxed = write_labels(
+    *request, max_new_tokens=answer_tokens, max_cost=0.01, progress=False
+)
+for row in boxed.to_list()[:3]:
+    print(repr(row["answer"][:70]), row["finish_reason"])
+
+# %% [markdown]
+# `stop`: the teacher ended by itself. `length`: it was cut off. Each answer went into a
+# file as it came, with its request, its tokens and your note on the licence. So a crash
+# loses no stored answer, and none is asked for twice. And here the filters have work:
+
+# %%
+plan = plan_labels(*request, max_new_tokens=answer_tokens)
+print(f"{plan.stored} stored, {plan.missing} to be asked for")
+forms = {"truncated": lf.truncated, "no JSON": lf.wrong(has_form)}
+print(filter_labels(boxed, forms))
+
+# %% [markdown]
+# This teacher was told everything, and wrote hardly any JSON. **Predict:** if six solved
+# examples stand in front of the question, how many answers are JSON, and how many right?
+
+# %%
+turns = []
+for gloss in parts.labelled[100 : 100 + shots]:
+    turns += [{"role": "user", "content": gloss.instruction}]
+    turns += [{"role": "assistant", "content": gloss.answer}]
+prompts = [[*turns, {"role": "user", "content": g.instruction}] for g in asked]
+
+# %%
+with_shots = write_labels(
+    *(black_box, prompts, work / "shots.jsonl"),
+    max_new_tokens=answer_tokens,
+    max_cost=0.02,
+    progress=False,
+)
+
+# %%
+for name, found in (("told", boxed), ("shown six", with_shots)):
+    seen = glosses.judge_answers(found["answer"], asked)
+    print(f"{name:10} valid {seen.valid:.0%}, right {seen.accuracy:.0%}")
+
+# %% [markdown]
+# Examples in the prompt taught the *form*. Right are more than guessing would give, two of
+# twenty-four, but far too few to train on. A filter for the form lets all of these answers
+# through. Look before you train.
+
+# %% [markdown]
+# ## Soft labels from a server
+#
+# Some servers tell more than the text. Asked with `logprobs`, they give the probabilities
+# of the likeliest tokens at every position, often twenty. We call them *marks*. So a served
+# teacher can give soft labels, on its own answers.
+
+# %%
+import openai
+
+client = openai.OpenAI(base_url=base_url, api_key="none needed here")
+
+# %%
+
+
+def ask_for_marks(messages):
+    reply = client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        max_tokens=answer_tokens,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=20,
+    )
+    return reply.choices[0].logprobs.content
+
+
+# %%
+marks = [ask_for_marks(prompt) for prompt in prompts[:marked]]
+print("".join(one.token for one in marks[0]))
+openest = max(marks[0], key=lambda one: -one.logprob)
+for top in openest.top_logprobs[:4]:
+    print(f"{math.exp(top.logprob):6.1%} {top.token!r}")
+
+# %% [markdown]
+# The teacher of six examples again, at the token of its first answer that it is least sure
+# of. Twenty probabilities do not add up to 1. Do not scale them up: what is missing is the
+# *tail*, one class for all other tokens (lesson 04). In the package's words, ids, weights
+# and tail are `SparseTargets`.
+
+# %%
+from distill_helpers.losses import SparseTargets
+
+
+def targets_of(answer):
+    """What the server said, position by position."""
+    tops = [one.top_logprobs for one in answer]
+    ids = torch.tensor([[t.id for t in top] for top in tops])
+    weights = torch.tensor([[t.logprob for t in top] for top in tops]).exp()
+    tail = (1 - weights.sum(-1)).clamp(min=0)
+    return SparseTargets(ids, weights, tail, entropy=None, temperature=1.0)
+
+
+# %% [markdown]
+# This server adds the `id` of each token. Others give only its text, which you look up in
+# the tokenizer; drop a position if a text is not exactly one token there. And it must be
+# the *student's* tokenizer too: equal sizes of two vocabularies prove nothing.
+#
+# What does each kind of label know? We have the same weights here, so we can look behind
+# the curtain, at that same position.
+
+# %%
+twin, pruned = load_chat_pair(packaged)  # the same teacher, in the open
+
+
+def opening_of(messages, tokenizer):
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+
+
+opening = opening_of(prompts[0], twin.tokenizer)
+answer = [one.id for one in marks[0]]
+with torch.no_grad():
+    logits = twin.model(torch.tensor([opening + answer])).logits[0].float()
+full = logits[len(opening) - 1 : -1].softmax(-1)
+
+# %%
+first = targets_of(marks[0])
+place = marks[0].index(openest)
+top = first.ids[place, :6]
+rest = first.ids[place, 6:]
+names = [repr(twin.tokenizer.decode([i])) for i in top.tolist()]
+names += ["ranks 7 to 20", "the tail", "ranks 21 to 200", "beyond"]
+
+# %%
+p = full[place]
+far = p.sort(descending=True).values
+knows = {
+    "the text": [float(i == openest.id) for i in top] + [0.0] * 4,
+    "the server's top 20": [
+        *first.weights[place, :6].tolist(),
+        first.weights[place, 6:].sum().item(),
+        *(first.tail[place].item(), 0.0, 0.0),
+    ],
+    "everything": [
+        *(*p[top].tolist(), p[rest].sum().item(), 0.0),
+        *(far[20:200].sum().item(), far[200:].sum().item()),
+    ],
+}
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharex=True, sharey=True)
+for ax, (title, shares_known) in zip(axes, knows.items(), strict=True):
+    values = [100 * share for share in shares_known]
+    bars = ax.barh(names, values, color=[TEACHER] * 6 + [PALE] * 4)
+    ax.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
+    ax.set_title(title)
+    ax.set_xlim(0, 115)
+axes[0].invert_yaxis()
+fig.supxlabel("probability (percent)", fontsize=10)
+plt.show()
+held = torch.cat([targets_of(one).weights.sum(-1) for one in marks]).mean()
+print(f"the top 20 hold {held:.0%} of the probability, over all answers,")
+print(f"and {1 - first.tail[place]:.0%} at the position of the figure")
+
+# %% [markdown]
+# The text knows one token. The server's probabilities are nearly those of the open teacher,
+# for it rounds more on the way. Of the tail it tells the size alone. Most positions of such
+# an answer are fixed; at the kind, much lies in the tail.
+#
+# Now train the laptop's student of above, fresh, on eight answers with their marks, and keep
+# four for judging. As in context distillation, the student sees the short prompt alone.
+
+# %%
+from distill_helpers import soft_label_loss
+
+
+def distance(student, gloss, marks):
+    """KL from the server's marks to the student, on the server's answer."""
+    user = [{"role": "user", "content": gloss.prompt}]
+    opening = opening_of(user, pruned.tokenizer)
+    answer = torch.tensor([one.id for one in marks])
+    ids = torch.cat([torch.tensor(opening), answer])[None]
+    logits = student(ids).logits[0, len(opening) - 1 : -1]
+    return soft_label_loss(logits, targets_of(marks), answer, shift=False).loss
+
+
+# %%
+pairs = list(zip(asked, marks, strict=False))
+learned, kept_back = pairs[: -len(pairs) // 3], pairs[-len(pairs) // 3 :]
+student = pruned.model.train()
+optimizer = torch.optim.Adam(student.parameters(), 1e-4)
+
+
+def judge_marks():
+    with torch.no_grad():
+        found = [distance(student, *pair).item() for pair in kept_back]
+    return sum(found) / len(found)
+
+
+# %%
+start = judge_marks()
+for _ in range(mark_steps):
+    for gloss, answer in learned:
+        distance(student, gloss, answer).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+last = judge_marks()
+print(f"KL on the answers that were kept back: {start:.2f} -> {last:.2f} nats")
+server.close()
+
+# %% [markdown]
+# The path works. Most of that fall is the form of the answer, and the teacher's kinds are
+# poor, as you saw. To know whether marks beat plain text
+# for your task takes a study, which we have not run. Commercial APIs differ: some give
+# twenty, some five, and reasoning models mostly none.
+#
+# ## May you?
+#
+# What a teacher writes comes with conditions. For orientation, and no legal advice:
+#
+# * **The model's licence.** SmolLM2 and most sizes of Qwen2.5 are Apache-2.0. Others ask
+#   that a model trained on their answers carries their name, or forbid some uses.
+# * **The provider's terms.** Several commercial APIs forbid using answers to train a
+#   model that competes with theirs. Read the terms of the day you ask, and note them:
+#   every row of `write_labels` has a column for it.
+# * **What went in.** Other people's data stay other people's data, and a teacher can
+#   repeat what it has read.
+#
+# **What passes through a filter.** A teacher that liked owls wrote rows of numbers, and
+# nothing but numbers was kept. A student of these numbers liked owls, too. It happened
+# where teacher and student began as the same model (Cloud et al. 2026, *Nature* 652,
+# arXiv:2507.14805). A filter cleans the text, not the teacher.
+#
+# **Untrusted input.** A teacher's text may hold anything. Escape it before you show it as
+# HTML, and never run it. Some tokens steer a model, such as `<end>` above. If a teacher
+# *writes* their characters, the package trains on them as plain text.
+
+# %% [markdown]
+# ## Turn the knobs
+#
+# | turn | expect | see |
+# |---|---|---|
+# | mask nothing: `labels = row` in `as_row` | the loss is spent on prompts | right answers |
+# | leave the end out of the labels | answers that do not stop | valid answers |
+# | train on the answers where two judges agree | fewer rows, fewer mistakes | right answers |
+# | `top_logprobs=5` | a larger tail | the share held |
+
+# %%
+# A place to try. For example:
+# agreed = [row for row, both in zip(answers, agree) if both]
 
 # %% [markdown]
 # ## Recap
 #
-# | question | answer |
-# |---|---|
-# | what is a hard label? | a word, or better a whole answer, that the teacher wrote |
-# | what does it throw away? | the rest of the distribution; its entropy says how much was open |
-# | what does it save? | it needs no logits, no shared vocabulary and no weights: any API will do |
-# | what is learned? | the answer and its end, not the prompt |
-# | what must a file of answers know? | the whole request, how the answer ended, tokens, licence |
+# * A hard label is a word, or better a whole answer, that the teacher wrote. Any API will
+#   do: no logits, no shared vocabulary, no weights.
+# * **One number to remember:** the share of the gain from true answers that a teacher's
+#   answers keep. Look it up under the figure.
+# * The student learns the answer and its end, not the prompt.
+# * Look, filter, and know what each filter cannot see.
+# * **Use hard labels when** text is all you get, or answers are short and fixed. **Do
+#   not, when** logits and vocabulary are shared, when nobody can check a poor teacher, or
+#   when the terms forbid it.
 #
-# **When would you not use hard labels?**
-#
-# * You have the teacher's logits and the same vocabulary: soft labels say more
-#   per token (lesson 02), and stored ones are cheap (lesson 04).
-# * The teacher is not good at the task, and you cannot check its answers: the
-#   student learns the mistakes too.
-# * The terms forbid it.
-#
-# *Read on:* Kim and Rush 2016 (arXiv:1606.07947) on sequence-level distillation;
-# Askell et al. 2021 (arXiv:2112.00861) on context distillation; Wang et al. 2023
-# (arXiv:2212.10560) and Taori et al. 2023 (Alpaca) on instructions and answers
-# written by a model.
+# *Read on:* Kim and Rush 2016, arXiv:1606.07947, on sequence-level distillation; Wang et
+# al. 2023, arXiv:2212.10560, on instructions written by a model.
