@@ -1,24 +1,53 @@
 # %%
+import math
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from IPython.display import display
+import torch
+import torch.nn.functional as F
 
 from distill_helpers import get_profile
-from distill_helpers.course.plots import use_style
+from distill_helpers.course.plots import STUDENT, TEACHER, use_style
 
-# %%
 use_style()
 profile = get_profile(PROFILE)
-judged = profile.name != "smoke"
 work = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# The sizes of this lesson:
+
+# %%
+asked_count = profile.pick(smoke=200, cpu=20_000, gpu=20_000)
+steps = profile.pick(smoke=2, cpu=2000, gpu=2000)
+tests = profile.pick(smoke=20, cpu=2000, gpu=2000)
+drawn_count = profile.pick(smoke=4, cpu=250, gpu=250)
+sources = profile.pick(
+    smoke=["templates"], cpu=["templates"], gpu=["templates", "openai/gsm8k"]
+)
+word_count = profile.pick(smoke=2, cpu=6, gpu=1500)
+word_tokens = profile.pick(smoke=8, cpu=300, gpu=400)
+worked_count = profile.pick(smoke=50, cpu=400, gpu=400)
+word_length = profile.pick(smoke=256, cpu=512, gpu=1024)
+word_training = profile.pick(
+    smoke={"batch_size": 1, "steps": 2, "learning_rate": 1e-4},
+    cpu={"batch_size": 2, "steps": 18, "learning_rate": 3e-4},
+    gpu={
+        "batch_size": 2,
+        "steps": 300,
+        "learning_rate": 2e-5,
+        "gradient_accumulation_steps": 2,
+    },
+)
+heldout_count = profile.pick(smoke=2, cpu=20, gpu=250)
+answer_tokens = profile.pick(smoke=4, cpu=70, gpu=256)
 
 # %% [markdown]
 # ## Show your work
 #
-# The course's shared task once more: add three numbers. Below, a problem, the
-# full answer with its steps, and the bare result.
+# One task runs through the rest of the course, the **shared task**: add three numbers.
+# Here are a problem, the full answer with its steps, and the bare result.
 
 # %% tags=["nbval-check-output"]
 from distill_helpers.tasks import three_sums
@@ -29,582 +58,61 @@ print("with steps: ", problem.answer)
 print("result only:", problem.result)
 
 # %% [markdown]
-# A language model does a fixed amount of computing per token, one layer after
-# the other. With the result alone, three numbers and every carry must be added
-# before the first digit. With the steps written out, each token needs a little,
-# and later ones can read what is there already. In training there is a second
-# gain: each step is shown, so that the student need not discover it. Steps
-# written out on the way to an answer are a **reasoning trace**.
+# A language model does a fixed amount of work per token. With the result alone, three
+# numbers and every carry must be added before the first digit. With the steps written
+# out, each token needs a little work, and later tokens can read what is there already.
+# Steps written on the way to an answer are a **reasoning trace**.
 #
-# Long traces are what the reasoning models of today write, and how their
-# skill is handed to small models: the teacher's traces, as hard labels
-# (DeepSeek-R1, 2025). The recipe has three lines. Sample traces. Keep those
-# whose result is right. Train the student on them like on any other text.
-# This lesson does all three at a size that takes minutes.
-#
+# Reasoning models write long traces, and the traces hand their skill to small models.
+# The recipe has three lines: sample traces, keep those whose result is right, train the
+# student on them. You will do all three.
+
+# %%
+from distill_helpers.course import diagrams
+
+diagrams.reasoning_traces()
+
+# %% [markdown]
 # ## A teacher that errs
 #
-# Our teacher was trained only until it was right about four times in five. Let
-# it answer 2,000 questions. `write_labels` is the function from lesson 05: a
-# file, resumable, one row for each answer.
+# Our teacher was trained only until it was right about four times in five. Let it answer
+# 20,000 questions, greedily. `write_labels` is the function of lesson 05: one row for
+# each answer, in a file that survives a crash.
 
 # %%
 from distill_helpers import LocalTeacher, write_labels
 from distill_helpers.tasks.teachers import load_tiny_teacher
 
-teacher = load_tiny_teacher("sums")
-asked = three_sums.problems(profile.pick(smoke=20, cpu=2000, gpu=2000), seed=3)
+teacher, tokenizer = load_tiny_teacher("sums")
+writer = LocalTeacher(teacher, tokenizer, licence="ours")
+
+# %%
+asked = three_sums.problems(asked_count, seed=5002)
 labels = write_labels(
-    LocalTeacher(*teacher, licence="ours"),
-    three_sums.prompts(asked),
+    writer,
+    [p.prompt for p in asked],
     work / "traces.jsonl",
     max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
-    concurrency=500,
-    progress=False,
+    concurrency=1000,
 )
+answers = labels["answer"]
+
+# %%
+for p, answer in list(zip(asked, answers, strict=True))[:6]:
+    print(f"{p.prompt:10} {answer}")
 
 # %% [markdown]
-# **A checker** says whether a result is right. Here that takes no teacher and no
-# labels: the sum can be computed. Elsewhere, a checker runs the unit tests of a
-# program, compares with a known result, or asks a proof assistant. It has to be
-# exact: whatever slips through, the student will learn.
-
-# %%
-from distill_helpers.tasks.three_sums import is_right
-
-right = [
-    is_right(p, row) for p, row in zip(asked, labels["answer"], strict=True)
-]
-print(f"{sum(right) / len(right):.1%} of {len(right):,} results are right\n")
-for p, row, good in list(zip(asked, labels["answer"], right, strict=True))[:8]:
-    print("right" if good else "WRONG", f"{p.prompt:10} {row}")
+# Add up the first line yourself. It looks like the others, and is it right?
 
 # %% [markdown]
-# **Predict:** where do the wrong ones go wrong: in the first sum, in the second,
-# or when the result is copied to the end? And can a result be right although a
-# step is not?
-
-# %%
-import re
-from collections import Counter
-from itertools import zip_longest
-
-places = ["first sum", "second sum", "copying"]
-
-
-def first_fault(problem, text):
-    wanted, found = (re.split("[,;]", t) for t in (problem.answer, text))
-    parts = zip_longest(places, wanted, found[:3])
-    return next((place for place, a, b in parts if a != b), "none")
-
-
-found = list(map(first_fault, asked, labels["answer"]))
-faults = Counter(found)
-lucky = sum(ok and f != "none" for ok, f in zip(right, found, strict=True))
-
-# %%
-fig, ax = plt.subplots(figsize=(5.5, 2.2))
-ax.barh(places, [faults[place] for place in places])
-ax.invert_yaxis()
-ax.set_xlabel(f"traces with a fault, of {len(asked):,}")
-ax.set_title("Where the teacher's traces go wrong first")
-plt.show()
-print(lucky, "results are right although a step is wrong")
-
-# %% [markdown]
-# The last line matters even if the number is small. A checker of results lets a
-# wrong step through if a later error cancels it, or if the model ignores what it
-# wrote. The student learns that step like any other. Where this matters, check
-# the steps too.
-#
-# ## Keep what is right
-#
-# The filter is the one from lesson 05, with our checker in it. Asking a teacher
-# and keeping only what a check accepts is called **rejection sampling**.
-
-# %%
-from distill_helpers import filter_labels
-from distill_helpers.labels import truncated, wrong
-
-by_prompt = {p.prompt: p for p in asked}
-
-
-def accepted(row):
-    return is_right(by_prompt[row["messages"][0]["content"]], row["answer"])
-
-
-filtered = filter_labels(
-    labels, {"truncated": truncated, "wrong": wrong(accepted)}
-)
-print(filtered)
-
-# %% [markdown]
-# Lesson 05's filters looked at the form; this one looks at the result. What it keeps
-# ends right, though not every step need be.
-#
-# ## What is in a trace?
-#
-# Now the comparison. The teacher (4 layers, 128 wide) answers 20,000 questions
-# once each, greedily. The student is smaller (2 layers, 96 wide) and fresh. Every
-# student reads **the same number of tokens**, prompts included: for the student, that
-# is the same computing. (What the teacher spends on writing traces and on soft labels
-# is not counted.) Answers alone are short, so those students go through more than
-# twice as many questions in it (the same ones, more often). But most of what they
-# read is prompt, from which nothing is learned. What differs is what they read:
-#
-# * *answers only*: the teacher's results, right or wrong, without the steps;
-# * *all traces*: steps and results, right or wrong;
-# * *all traces, as many*: a random part of these, as many as are right, so that
-#   the filter is compared on equal terms;
-# * *right traces*: those that the checker accepts;
-# * *right traces, soft*: the same text, learned from the teacher's
-#   distributions instead of its tokens (lesson 02);
-# * *the teacher, retrained*: the teacher itself, trained on its own right
-#   traces for as much computing as a student gets.
-#
-# **Predict** the order before you look. Which of them pass the teacher?
-
-# %%
-from distill_helpers.course.plots import compare_arms
-from distill_helpers.studies import load_results
-from distill_helpers.studies import reasoning_traces as study
-
-results = load_results(study.STUDY.name)
-teacher_score = results.mean("exact_match", study.TEACHER, study.MOST).mean
-
-# %%
-fig, ax = plt.subplots(figsize=(7, 3.4))
-compare_arms(ax, results, "exact_match", study.MOST)
-ax.axvline(teacher_score, color="0.4", linestyle="--")
-ax.set_xlim(0, 100)
-ax.set_xlabel("exact match on 2,000 test problems (percent)")
-ax.set_title("Equal computing for all that are trained; five seeds")
-plt.show()
-
-# %%
-columns = ("exact_match", "rows", "trained_tokens")
-print(results.table(columns, study.MOST, digits=1))
-for claim in results.study.claims[:3]:
-    display(results.verdict(claim.name, judged=judged))
-
-# %% [markdown]
-# Dots are means, lines are intervals; the dashed line is the teacher as it was,
-# and blue marks the soft labels.
-#
-# In the table, `rows` are the different answers that an arm has to learn from; each
-# seed asked other questions, so the number of right ones varies. `trained_tokens` are
-# all tokens read, prompts and repetitions included. The retrained teacher is larger,
-# so equal computing buys it fewer.
-#
-# With this student and this much computing, the steps make the difference:
-# without them few results are exactly right. A larger student, or far
-# longer training, may do better.
-#
-# The second verdict is about the filter. It drops about a fifth of the text and
-# reads the rest more often, so it asks whether what is left teaches better than
-# as much unfiltered text.
-#
-# ## One more student, live
-#
-# A seed that the study has not used, on questions that the teacher did not learn
-# from, in front of you:
-
-# %%
-count = profile.pick(smoke=200, cpu=int(study.MOST), gpu=int(study.MOST))
-traces = study.write_traces(count, seed=2)
-trained = study.train_student(
-    traces,
-    study.RIGHT,
-    seed=2,
-    steps=profile.pick(smoke=1, cpu=study.STEPS, gpu=study.STEPS),
-    **dict(results.options(study.RIGHT, study.MOST)),
-)
-
-# %%
-tests = profile.pick(smoke=10, cpu=2000, gpu=2000)
-score = study.score(trained.model, study.RIGHT, tests)
-print(f"{trained.rows:,} right traces; the student: {score:.1f} %")
-live = results.check_live(
-    "exact_match", study.RIGHT, study.MOST, score, judged=judged
-)
-display(live)
-
-# %% [markdown]
-# ## How can a student pass its teacher?
-#
-# Every trace that the student learned was written by the teacher. **Predict:** of
-# the test problems that the teacher gets wrong, how many does the student get
-# right?
-
-# %%
-from distill_helpers import generate
-
-test = three_sums.test_problems()[:tests]
-
-
-def judge(model):
-    texts = generate(
-        model,
-        teacher.tokenizer,
-        three_sums.prompts(test),
-        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
-        batch_size=1000,
-    )
-    return list(map(is_right, test, texts))
-
-
-by_teacher, by_student = judge(teacher.model), judge(trained.model)
-
-# %%
-names = {True: "right", False: "wrong"}
-both = Counter(zip(by_teacher, by_student, strict=True))
-for (one, two), times in sorted(both.items(), reverse=True):
-    print(f"teacher {names[one]}, student {names[two]}: {times:5,}")
-
-# %% [markdown]
-# And what exactly did it learn from?
-
-# %%
-from distill_helpers.tasks.three_sums import steps_are_right
-
-perfect = [
-    steps_are_right(p, text)
-    for p, text, good in zip(
-        traces.problems, traces.texts, traces.right, strict=True
-    )
-    if good
-]
-print(f"{sum(perfect):,} of {len(perfect):,} are the perfect answer")
-
-# %% [markdown]
-# The checker is a second teacher. It knows only right from wrong, but it knows
-# that exactly. A sum has one right way to be written out, so nearly every trace
-# that passes is the perfect answer: of the teacher's mistakes little is left but
-# the lucky traces from above, and the questions that are missing.
-#
-# Why does this help with questions that the teacher gets wrong? They are made of
-# the same small pieces as the others: digits, carries, copying. The student meets
-# each piece done right, in other questions, and puts the pieces together. Here is
-# the limit, too: a piece that the teacher never gets right is in no trace that
-# passes, and no filter can teach it.
-#
-# One honest word: whoever can compute a sum can also write its steps. We pretend
-# that we can only check, because for real problems checking is far easier than
-# writing.
-#
-# If the checker is what adds, the teacher can learn from the checked traces too. It
-# is larger, and it already knows most of the task; for equal computing it gets fewer
-# steps. You have seen its dot in the figure. Here is the verdict on whether the
-# student still wins:
-
-# %%
-display(results.verdict("passes_retrained", judged=judged))
-
-# %% [markdown]
-# *Fails* does not mean that the student learned badly: it is judged against a
-# teacher that has gained from the same checked traces. Training a model on its
-# own checked answers is called self-improvement (STaR, Zelikman et al. 2022), and
-# it is the baseline to ask for when you read that a student "beat its teacher":
-# the checker did, and it helps the teacher as well. What distillation adds is the
-# *small* model.
-#
-# ## Draw more than once
-#
-# Greedy decoding gives one trace to a question. Where it is wrong, the question is
-# lost. Draw several traces at a temperature above zero, and some of these
-# questions come back. How many draws does it take? **pass@k** of a question is the
-# chance that at least one of k draws is right. To estimate it, draw n times, take
-# every set of k among them, and see what share of the sets holds a right one. Then
-# average over the questions.
-
-# %%
-from itertools import combinations
-
-n = 8
-
-
-def share_solved(good, k):
-    """Of all sets of k draws, the share that holds a right one."""
-    sets = list(combinations(good, k))
-    return sum(map(any, sets)) / len(sets)
-
-
-print(share_solved([True, True, False, False], k=2))  # 5 of 6 pairs
-
-# %% [markdown]
-# **Predict:** is one draw better than greedy decoding, or worse?
-
-# %%
-few = asked[: profile.pick(smoke=4, cpu=250, gpu=250)]
-draws = write_labels(
-    LocalTeacher(*teacher, licence="ours"),
-    three_sums.prompts(few),
-    work / "draws.jsonl",
-    samples=n,
-    temperature=1.0,
-    max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
-    concurrency=500,
-    progress=False,
-)
-good = [accepted(row) for row in draws]
-groups = [good[i : i + n] for i in range(0, len(good), n)]
-
-# %%
-curve = [
-    sum(share_solved(group, k) for group in groups) / len(groups)
-    for k in range(1, n + 1)
-]
-fig, ax = plt.subplots(figsize=(6, 3))
-ax.plot(range(1, n + 1), curve, "o-", label="at least one of k draws, T = 1")
-ax.axhline(sum(right[: len(few)]) / len(few), color="0.4", linestyle="--")
-ax.text(5.2, sum(right[: len(few)]) / len(few) - 0.05, "greedy", color="0.4")
-ax.set_ylim(0, 1.03)
-ax.set_xlabel("draws k")
-ax.set_ylabel("questions solved")
-ax.set_title("What the teacher can do, if somebody checks")
-ax.legend(loc="lower right")
-plt.show()
-
-# %% [markdown]
-# One draw is worse than greedy. Where the curve lies above the dashed line, drawing
-# and checking solve questions that greedy decoding does not. On richer problems
-# the draws also show other ways to the same result, which are worth keeping (Yuan
-# et al. 2023); a sum has only one. The price: every draw is paid for, right or
-# wrong.
-#
-# ## How many traces are enough?
-#
-# **Predict:** with how few questions does the student still pass the teacher?
-
-# %%
-from distill_helpers.course.plots import over_settings
-
-fig, ax = plt.subplots(figsize=(6, 3))
-over_settings(ax, results, "exact_match", [study.RIGHT])
-for place, setting in enumerate(results.study.settings):
-    scores = results.values("exact_match", study.RIGHT, setting)
-    ax.plot([place] * len(scores), scores, "k.", alpha=0.6)
-ax.axhline(teacher_score, color="0.4", linestyle="--")
-ax.text(1.4, teacher_score - 6, "the teacher", color="0.4")
-ax.set_ylim(0, 100)
-ax.set_xlabel("questions asked; the right traces are kept")
-ax.set_ylabel("exact match (percent)")
-ax.set_title("The same steps of training, on fewer questions")
-plt.show()
-display(results.verdict("more_questions", judged=judged))
-
-# %% [markdown]
-# A black point is a seed; the line joins the means, and the band is their interval.
-# All students took the same number of steps, so with fewer questions they read each
-# one more often. With the fewest, chance decides: carrying is learned all of a
-# sudden, early by one seed and late by another. The teacher's computing goes into
-# questions, the student's into steps; both can be too few. (The three places are
-# not to scale.)
-#
-# A gain near zero that stays *undecided* is an answer, too: for this student and
-# this many steps, five seeds show no gain from four times the questions.
-#
-# That sudden start is why this study has a history. In two
-# earlier rounds some students had not begun to carry when their steps were over,
-# whatever they read, and what we compared was luck. Both rounds were broken off
-# and their rows published (`results/rounds`). In this third one, AdamW's second
-# moment (the running mean of squared gradients, by which it scales every step) is
-# averaged over about 100 steps instead of 20 (`adam_beta2`), in every arm, and
-# few students were left behind. That is a comparison of rounds, not a study of its
-# own. But when arms differ by luck, mend the training before you compare.
-#
-# ## Soft labels on the same traces
-#
-# The teacher's weights are at hand here, so its soft labels are too. You saw the blue
-# line in the figure. **Predict:** is it so long because all five seeds differ, or
-# because of one? And where do the others lie?
-
-# %%
-display(results.verdict("soft_traces", judged=judged))
-for arm in (study.TRACES, study.RIGHT, study.SOFT):
-    scores = results.values("exact_match", arm, study.MOST)
-    print(f"{arm:20}", *(f"{score:6.1f}" for score in scores))
-print(f"{'the teacher':20} {teacher_score:6.1f}")
-
-# %% [markdown]
-# Five seeds from left to right. Compare the last two rows: soft labels on right
-# traces bring a student near its *teacher*, hardly beyond. The filter took out
-# the *tokens* that the teacher got wrong, but its *distributions* on the right
-# ones still hold its doubts. Follow them exactly, and you doubt where it doubts: a
-# soft label knows nothing of the checker. Lesson 03 saw the same pull towards the
-# teacher.
-#
-# The interval is wide because of one student that was half-way when its steps
-# were over. With such a seed, five are too few to *decide*, however clear the
-# others look: so says the verdict, and we leave it at that.
-#
-# ## Word problems, and models that read English
-#
-# Sums suit a model of a few hundred thousand weights. The same recipe on
-# problems in words, from our own generator: templates with names and numbers,
-# worked steps, and a checker for the number behind `####`.
-
-# %%
-from distill_helpers.tasks import word_problems
-
-problem = word_problems.problems(1, seed=0)[0]
-print(problem.prompt, "\n")
-print(problem.answer)
-
-# %% [markdown]
-# Teacher and student come from the profile. With a GPU these are
-# Qwen2.5-1.5B-Instruct and Qwen2.5-0.5B, and the problems are ours and those of
-# GSM8K. On a laptop the teacher is SmolLM2-135M, and the student is the same
-# model with ten layers taken out. **Predict:** of a dozen problems, how many
-# does a model of 135 million weights solve?
-
-# %%
-from distill_helpers.tasks.teachers import load_chat_pair
-
-tutor, pupil = load_chat_pair(profile)
-sources = profile.pick(
-    smoke=["templates"], cpu=["templates"], gpu=["templates", "openai/gsm8k"]
-)
-count = profile.pick(smoke=2, cpu=12, gpu=1500)
-questions = [
-    p for source in sources for p in word_problems.load(source, "train", count)
-]
-
-# %%
-written = write_labels(
-    LocalTeacher(*tutor, licence="Apache-2.0; no terms for its answers"),
-    [p.prompt for p in questions],
-    work / "words.jsonl",
-    max_new_tokens=profile.pick(smoke=8, cpu=120, gpu=256),
-    concurrency=profile.pick(smoke=32, cpu=32, gpu=128),
-)
-by_question = {p.prompt: p for p in questions}
-solved = wrong(
-    lambda row: word_problems.is_right(
-        by_question[row["messages"][0]["content"]], row["answer"]
-    )
-)
-kept = filter_labels(written, {"truncated": truncated, "wrong": solved})
-print(kept)
-
-# %%
-print(written["answer"][0][:400])
-
-# %% [markdown]
-# Look at how many were kept. A filter cannot make right what was never written. On
-# a laptop too little is left to learn from, and that is a result too. So there the
-# student learns worked answers of the generator. That is ordinary fine-tuning, not
-# distillation; it shows the rest of the path. With a GPU it learns what the teacher
-# wrote and the checker kept.
-
-# %%
-from distill_helpers import learn_answers
-from distill_helpers.data import pack_examples
-from distill_helpers.labels import own_labels
-
-worked = word_problems.problems(profile.pick(smoke=8, cpu=800, gpu=8), seed=2)
-own = own_labels([p.prompt for p in worked], [p.answer for p in worked])
-source = profile.pick(smoke=own, cpu=own, gpu=kept.kept)
-length = profile.pick(smoke=256, cpu=512, gpu=1024)
-rows = pack_examples(learn_answers(source, pupil.tokenizer), length)
-print(f"{len(source):,} answers in {len(rows):,} rows of {length} tokens")
-
-
-# %%
-from distill_helpers.labels import prompt_text
-
-
-def solve(tests):
-    turns = [[{"role": "user", "content": p.prompt}] for p in tests]
-    prompts = [prompt_text(turn, pupil.tokenizer) for turn in turns]
-    limit = profile.pick(smoke=4, cpu=80, gpu=256)
-    texts = generate(*pupil, prompts, max_new_tokens=limit, batch_size=50)
-    formed = sum("####" in text for text in texts)
-    solved = sum(map(word_problems.is_right, tests, texts))
-    print(f"of {len(tests)}, {formed} end as asked, {solved} are solved; one:")
-    print(texts[0])
-
-
-# %%
-share = profile.pick(smoke=2, cpu=50, gpu=250)
-heldout = [
-    p for source in sources for p in word_problems.load(source, "test", share)
-]
-solve(heldout)
-
-# %% [markdown]
-# Before the long cell, once more: will it fit, and how long will it take?
-
-# %%
-from distill_helpers import plan
-
-size = {
-    "batch_size": profile.pick(smoke=1, cpu=4, gpu=2),
-    "steps": profile.pick(smoke=2, cpu=24, gpu=300),
-}
-micro = profile.pick(smoke=1, cpu=1, gpu=2)
-options = {"method": "hard", "packed": True, "accumulation": micro}
-print(plan((None, pupil.model), length=length, **size, **options))
-
-# %%
-from distill_helpers import HardLabelTrainer, training_arguments
-
-arguments = training_arguments(
-    profile,
-    learning_rate=profile.pick(smoke=1e-4, cpu=2e-4, gpu=2e-5),
-    gradient_accumulation_steps=micro,
-    seed=0,
-    **size,
-)
-
-# %%
-tutor = None  # the teacher has done its part; a GPU needs the room
-# A second run of this cell goes on with what the student has learned.
-HardLabelTrainer(
-    pupil.model,
-    args=arguments,
-    train_dataset=rows,
-    tokenizer=pupil.tokenizer,
-).train()
-solve(heldout)
-
-# %% [markdown]
-# One run, one seed, no baseline: it shows the path and claims nothing. Form comes
-# first: a right number without its `####` counts as wrong. Arithmetic comes late,
-# if at all, to a model of this size after so few steps. Both Qwen
-# models may have met GSM8K before; the templates' numbers are our own.
-
-# %% [markdown] tags=["published"]
-# ## What others found
-#
-# DeepSeek-R1 wrote some 800,000 samples, three quarters of them reasoning that
-# passed rejection sampling, and six smaller models were fine-tuned on them with
-# nothing else (DeepSeek-AI 2025, arXiv:2501.12948). Their figures, pass@1 in
-# percent on AIME 2024 and MATH-500 (two sets of competition problems in mathematics):
-#
-# | student | AIME 2024 | MATH-500 |
-# |---|--:|--:|
-# | R1-Distill-Qwen-1.5B | 28.9 | 83.9 |
-# | R1-Distill-Qwen-7B | 55.5 | 92.8 |
-# | R1-Distill-Qwen-32B | 72.6 | 94.3 |
-# | Qwen-32B with reinforcement learning alone | 47.0 | 91.6 |
-# | the teacher, DeepSeek-R1 | 79.8 | 97.3 |
-#
-# The fourth row is the interesting one: the same base model, learning for itself
-# from checked answers, came less far than by reading the teacher's traces. None of
-# these students passed the teacher. Ours could, because its teacher was stopped
-# early and had never met the checker. DeepSeek-R1 had itself been trained with
-# such checkers, so the filter had less to add.
-
-# %% [markdown]
-# ## Exercise 1 · An exact checker
+# ## Exercise 1 · A checker of results
 #
 # *easy · a sloppy checker poisons everything behind it · 5 minutes*
 #
-# Write `exact_checker(answer, result)`: `True` if what stands behind the last
-# semicolon is the whole number `result` (an `int`), written plainly, and nothing else;
-# otherwise `False`. Spaces around it do not count; a sign or a leading zero makes it
-# wrong.
+# A **checker** says whether a result is right, and needs no teacher for that. Write
+# `exact_checker(answer, result)`: `True` if what stands behind the last semicolon is the
+# whole number `result`, an `int`, written plainly, and nothing else. Spaces around the
+# number do not count.
 #
 # By hand: `"27+58=85,85+46=131;131"` is right for 131. With `;1131` or `;13`, or
 # without the semicolon, it is not.
@@ -617,17 +125,16 @@ def exact_checker(answer, result):
     return None  # your code here
 
 
-checks.exact_checker(exact_checker)
+is_right = checks.exact_checker(exact_checker, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# `str.rpartition` cuts at the *last* semicolon, and its middle part is empty if
-# there was none. Compare texts, not endings.
+# `str.rpartition` cuts at the *last* semicolon, and its middle part is empty if there
+# was none. Compare texts, not endings.
 
 # %% [markdown] tags=["hint"] title="By hand it works, but the check says no"
 # Try `;131;121`: the model has thought again, and its last word counts. Then try
-# `;131 or so` and a bare `;`. Nothing but spaces may stand beside the number, and there
-# has to be one. `int` is of no use here: it stumbles over an empty text and lets
-# `+131` pass.
+# `;131 or so` and a bare `;`. `int` is of no use here: it stumbles over an empty text
+# and lets `+131` pass.
 
 # %% tags=["solution"]
 from distill_helpers.course import checks
@@ -638,17 +145,96 @@ def exact_checker(answer, result):
     return bool(semicolon) and last.strip() == str(result)
 
 
-checks.exact_checker(exact_checker)
+is_right = checks.exact_checker(exact_checker, fallback=True)
+
+# %%
+right = [
+    is_right(text, p.result) for p, text in zip(asked, answers, strict=True)
+]
+print(f"{sum(right) / len(right):.1%} of {len(right):,} results are right")
 
 # %% [markdown]
-# ## Exercise 2 · What rejection sampling keeps
+# ## Exercise 2 · A checker of steps
 #
-# *medium · easy questions crowd out the rest · 10 minutes*
+# *hard · a right result may stand on a wrong step · 20 minutes*
 #
-# Write `keep_right(samples, right)`: `samples` is a list of `(question,
-# answer)`, `right` says of each whether the checker accepts it. Return the
-# positions (0, 1, 2, …) of the samples to train on: right, and the same answer to
-# the same question only once.
+# Can a result be right although a step is wrong? Write `steps_hold(prompt, answer)`. It
+# is `True` if every step adds two numbers that are there to be added, and adds them
+# rightly. There to be added are the numbers of the problem and earlier sums, each of
+# them once. At the end one number is left, and it is the one behind the semicolon.
+#
+# By hand: for `27+58+46=`, the answer `58+46=104,27+104=131;131` holds, for any order
+# will do. `27+58=75,85+46=131;131` does not: the first sum is false.
+
+
+# %% tags=["exercise"]
+def steps_hold(prompt, answer):
+    return None  # your code here
+
+
+holds = checks.steps_hold(steps_hold, fallback=True)
+
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
+# Keep a list of the numbers at hand, as texts. For each step, take its two numbers out
+# of the list and put the sum in. `re.fullmatch(r"(\d+)\+(\d+)=(\d+)", step)` reads a
+# step, and gives `None` where it is none.
+
+# %% [markdown] tags=["hint"] title="It accepts a step that uses a number twice"
+# A number that was added is gone. `list.remove` takes one of two equal numbers out,
+# which is what `30+30+40=` needs. A set would lose both.
+
+
+# %% tags=["solution"]
+import re
+
+
+def steps_hold(prompt, answer):
+    at_hand = prompt.rstrip("=").split("+")
+    steps, semicolon, result = answer.partition(";")
+    for step in steps.split(","):
+        parts = re.fullmatch(r"(\d+)\+(\d+)=(\d+)", step)
+        if not parts or int(parts[1]) + int(parts[2]) != int(parts[3]):
+            return False
+        for number in (parts[1], parts[2]):
+            if number not in at_hand:
+                return False
+            at_hand.remove(number)
+        at_hand.append(parts[3])
+    return bool(semicolon) and at_hand == [result]
+
+
+holds = checks.steps_hold(steps_hold, fallback=True)
+
+# %% [markdown]
+# **Predict:** how many right results have a wrong step?
+
+# %%
+sound = [holds(p.prompt, text) for p, text in zip(asked, answers, strict=True)]
+lucky = [i for i, good in enumerate(right) if good and not sound[i]]
+print(f"{len(lucky):,} of {sum(right):,} right results have a wrong step:")
+for i in lucky[:4]:
+    print(f"{asked[i].prompt:10} {answers[i]}")
+
+# %% [markdown]
+# Read the first one. A second error cancels the first, and a checker of results lets
+# both through. The student will learn these steps like any others.
+#
+# For sums, a checker of steps is twenty lines. Proofs can be checked step by step too,
+# and programs by their tests. For an essay, a diagnosis or advice nobody has written
+# such a checker. A second model that grades the steps is a judge that can err.
+
+# %% [markdown]
+# ## Keep what is right
+#
+# To ask and keep only what a check accepts is called **rejection sampling**.
+#
+# ## Exercise 3 · What rejection sampling keeps
+#
+# *medium · an answer that comes often crowds out the rest · 10 minutes*
+#
+# Write `keep_right(samples, right)`: `samples` is a list of `(question, answer)`,
+# `right` says of each whether the checker accepts it. Return the positions (0, 1, 2, …)
+# of the samples to train on: right, and the same answer to the same question only once.
 #
 # By hand: samples `("1+2", "3"), ("1+2", "4"), ("2+1", "3"), ("1+2", "3")` with
 # right, wrong, right, right give `[0, 2]`.
@@ -659,16 +245,15 @@ def keep_right(samples, right):
     return None  # your code here
 
 
-checks.keep_right(keep_right)
+keep = checks.keep_right(keep_right, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# Remember what you have kept in a set, question and answer together. A wrong
-# sample must leave no trace in it.
+# Remember what you have kept in a set, question and answer together. A wrong sample must
+# leave no trace in it.
 
 # %% [markdown] tags=["hint"] title="A sample that I should keep is missing"
-# Find it, and ask what pushed it out: the same answer to *another* question, another
-# answer to the same question, or a wrong answer? None of these is a repetition. Print
-# what you have remembered when its turn comes.
+# What pushed it out: the same answer to *another* question, another answer to the same
+# question, or a wrong answer? None of these is a repetition.
 
 
 # %% tags=["solution"]
@@ -681,69 +266,577 @@ def keep_right(samples, right):
     return kept
 
 
-checks.keep_right(keep_right)
+keep = checks.keep_right(keep_right, fallback=True)
+
+# %%
+samples = [(p.prompt, text) for p, text in zip(asked, answers, strict=True)]
+kept = [samples[i] for i in keep(samples, right)]
+print(f"{len(kept):,} traces to learn from, of {len(samples):,}")
 
 # %% [markdown]
-# ## Exercise 3 · pass@k
+# Nothing came twice here, for each question was asked once. With several draws it does.
+#
+# A filter does more than clean. It also changes *which questions* are left. Count the
+# carries of a problem, as you would carry on paper. **Predict:** which kind does the
+# filter thin out most?
+
+
+# %%
+def carries(problem):
+    ones = problem.a % 10 + problem.b % 10 > 9
+    tens = problem.a // 10 + problem.b // 10 + ones > 9
+    first = problem.a + problem.b
+    more = first % 10 + problem.c % 10 > 9
+    return ones + tens + more + (first // 10 % 10 + problem.c // 10 + more > 9)
+
+
+# %%
+share = {}
+for n in range(5):
+    of_kind = [
+        ok for p, ok in zip(asked, right, strict=True) if carries(p) == n
+    ]
+    share[f"{n} carries ({len(of_kind):,})"] = sum(of_kind) / max(
+        1, len(of_kind)
+    )
+
+fig, ax = plt.subplots(figsize=(6.5, 2.6))
+bars = ax.barh(list(share), [100 * x for x in share.values()], color=TEACHER)
+ax.bar_label(bars, fmt="%.0f %%", padding=3)
+ax.invert_yaxis()
+ax.set_xlim(0, 100)
+ax.set_xlabel("kept, percent of the questions of that kind")
+ax.set_title("No carry, or four: the rarest kinds are thinned out most")
+plt.show()
+
+# %% [markdown]
+# In brackets: how many were asked. Problems without any carry look easy, but they are
+# rare, and this teacher fails at them. After the filter they are rarer still. Look at such
+# a figure before you train: a kind that is gone will not be learned.
+#
+# ## The loop
+#
+# Now train. A row is the problem, the trace and the end, as in lesson 05; the problem is
+# not learned. Padding stands on the right, where no learned token can see it.
+
+# %%
+LENGTH = 36
+
+
+def as_row(prompt, answer):
+    """Token ids and labels of one row."""
+    given = tokenizer(prompt).input_ids
+    learned = [*tokenizer(answer).input_ids, tokenizer.eos_token_id]
+    left = LENGTH - len(given) - len(learned)
+    ids = given + learned + [tokenizer.pad_token_id] * left
+    return ids, [-100] * len(given) + learned + [-100] * left
+
+
+ids, row_labels = map(
+    torch.tensor, zip(*[as_row(*k) for k in kept], strict=True)
+)
+print("read:   ", tokenizer.decode(ids[0]))
+print("learned:", tokenizer.decode(row_labels[0][row_labels[0] != -100]))
+
+# %%
+from transformers import get_cosine_schedule_with_warmup
+
+
+def learn_traces(student, ids, labels, steps, rate=2e-3, batch=64):
+    """Fine-tune on rows; where the label is -100, nothing is learned."""
+    optimizer = torch.optim.Adam(student.parameters(), rate, betas=(0.9, 0.99))
+    schedule = get_cosine_schedule_with_warmup(
+        optimizer, steps // 20 + 1, steps
+    )
+    for start in range(0, steps * batch, batch):
+        rows = torch.arange(start, start + batch) % len(ids)
+        logits = student(ids[rows]).logits[:, :-1]
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), labels[rows, 1:].flatten()
+        )
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return student
+
+
+# %% [markdown]
+# The student has two layers where the teacher has four, about a quarter of its weights,
+# and starts from nothing. Learning rate and optimizer are those of the study below.
+# **Write down a guess:** what will the student score?
+
+# %%
+from distill_helpers.models import build_student, parameter_count
+
+guess = 60  # percent; put yours here
+student = build_student(tokenizer, layers=2, width=96, seed=2)
+print(f"teacher: {parameter_count(teacher):,} weights")
+print(f"student: {parameter_count(student):,}")
+learn_traces(student.train(), ids, row_labels, steps)
+_ = student.eval()
+
+# %%
+from distill_helpers import generate
+
+test = list(three_sums.test_problems()[:tests])
+
+
+def judge(model):
+    texts = generate(
+        model,
+        tokenizer,
+        [p.prompt for p in test],
+        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
+        batch_size=1000,
+    )
+    return [is_right(t, p.result) for p, t in zip(test, texts, strict=True)]
+
+
+# %%
+by_teacher, by_student = judge(teacher), judge(student)
+score = {
+    "the teacher": by_teacher,
+    "your guess": None,
+    "your student": by_student,
+}
+for name, answers_right in score.items():
+    percent = (
+        guess if answers_right is None else 100 * sum(answers_right) / tests
+    )
+    print(f"{name:14} {percent:5.1f} % of the {tests:,} test problems")
+
+# %% [markdown]
+# ## How can a student pass its teacher?
+#
+# Every trace that the student learned was written by the teacher. **Predict:** of the
+# test problems that the teacher gets wrong, how many does the student get right?
+
+# %%
+said = {True: "right", False: "wrong"}
+both = Counter(zip(by_teacher, by_student, strict=True))
+for (one, two), times in sorted(both.items(), reverse=True):
+    print(f"teacher {said[one]}, student {said[two]}: {times:5,}")
+
+# %% [markdown]
+# Compare the two middle lines: problems lost and problems won. **The checker is a second
+# teacher.** It knows only right from wrong, but it knows that exactly. Few of the teacher's
+# mistakes get through: the lucky traces. But the questions that the teacher got wrong are
+# missing.
+#
+# How can that help with questions that the teacher gets wrong? Our explanation: they are
+# made of the same small pieces as the others, digits, carries and copying. The student
+# meets each piece done right in other questions. Here is the limit, too: a piece that the
+# teacher never gets right is in no trace, and no filter can teach it.
+#
+# One honest word: a program that computes a sum can also write its steps. We pretend that
+# we can only check, because for real problems checking is far easier than writing.
+#
+# ## What is in a trace?
+#
+# A study asks what each part of the recipe is worth. 20,000 questions were asked for every
+# arm. All took 1,200 steps and read the same number of tokens: where answers are short, a
+# step has more rows.
+#
+# | arm | learns from |
+# |---|---|
+# | `answers only` | the teacher's results, right or wrong, without the steps |
+# | `all traces` | steps and results, right or wrong |
+# | `all traces, as many` | a random part of these, as many as are right |
+# | `right traces` | those that the checker accepts |
+#
+# The diamond is your student. It took 2,000 steps, since a single seed may come late.
+
+# %%
+from distill_helpers.course.plots import compare_arms
+from distill_helpers.studies import load_results
+from distill_helpers.studies import reasoning_traces as study
+
+results = load_results(study.STUDY.name)
+teacher_score = results.mean("exact_match", study.TEACHER, study.MOST).mean
+mine = 100 * sum(by_student) / tests
+
+# %%
+arms = (study.ANSWERS, study.TRACES, study.AS_MANY, study.RIGHT)
+fig, ax = plt.subplots(figsize=(7.5, 2.8))
+compare_arms(
+    *(ax, results, "exact_match", study.MOST),
+    live={study.RIGHT: mine},
+    arms=arms,
+    told=True,
+)
+ax.axvline(teacher_score, color=TEACHER, linestyle="--")
+ax.text(teacher_score - 1, 0, "the teacher", color=TEACHER, ha="right")
+ax.axvline(guess, color="0.6", linestyle=":")
+ax.text(guess - 1, 3.4, "your guess", color="0.4", ha="right")
+ax.set_xlim(0, 100)
+ax.set_xlabel("right, percent of 2,000 test problems")
+ax.set_title("Steps bring a student to its teacher, a checker beyond")
+plt.show()
+
+# %% [markdown]
+# Without the steps few results are exactly right. A larger student, or far longer
+# training, may do better without them.
+#
+# So the student passes its teacher. But who else has the checker? The teacher could
+# learn from its own right traces, for as many operations as a student gets: a third of
+# the steps, since it is larger. **Predict** whether the student still wins.
+
+# %%
+from distill_helpers.course.plots import forest
+
+names = ("steps_help", "filter_helps", "passes_teacher", "passes_retrained")
+fig, ax = plt.subplots(figsize=(8, 3.4))
+forest(ax, [results.verdict(name) for name in names])
+ax.set_title("The checker pays, and pays the teacher more")
+plt.show()
+for arm in (study.TEACHER, study.RIGHT, study.AGAIN):
+    print(
+        f"{arm:24} {results.mean('exact_match', arm, study.MOST).mean:.0f} %"
+    )
+
+# %% [markdown]
+# The last claim *fails*: the teacher that learned from its own checked traces is better
+# than the students of these traces. Training a model on its own checked answers is called
+# self-improvement (STaR, Zelikman et al. 2022). It is the baseline to ask for when you
+# read that a student beat its teacher: the checker did. What distillation adds is the
+# *small* model. The short mark in the first row is the margin that was claimed.
+
+# %% [markdown]
+# ## Draw more than once
+#
+# Greedy decoding gives one trace to a question, and where that is wrong the question is
+# lost. Draw several traces at a temperature above zero, and some of these questions come
+# back. **pass@k** of a question is the chance that at least one of $k$ draws is right.
+#
+# ## Exercise 4 · pass@k
 #
 # *medium · an estimate that is easily biased · 10 minutes*
 #
-# Write `pass_at_k(drawn, right, k)`: of all sets of `k` among `drawn` answers,
-# `right` of which are right, the share that holds at least one right answer.
+# Write `pass_at_k(drawn, right, k)`: of all sets of `k` among `drawn` answers, `right`
+# of which are right, the share that holds at least one right answer.
 #
 # By hand: 4 drawn, 1 right, k = 2. Of the 6 pairs, 3 hold it: one half.
 
 
 # %% tags=["exercise"]
-import math
-
-
 def pass_at_k(drawn, right, k):
     return None  # your code here
 
 
-checks.pass_at_k(pass_at_k)
+at_k = checks.pass_at_k(pass_at_k, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know what to count"
-# Count the sets in which all are wrong: `math.comb`. Putting the share of right
-# answers into $1 - (1 - p)^k$ gives too little.
+# Count the sets in which all are wrong: `math.comb`. Putting the share of right answers
+# into $1 - (1 - p)^k$ gives too little.
 
 # %% [markdown] tags=["hint"] title="k = 1 is right, but a larger k is not"
 # Go through the six pairs by hand. Less than one half: you draw with replacement, ask
-# for all `k` to be right, or forget `k`. If the pairs are right and a later case is too
-# high, you add up chances that may come true together. However many right answers a
-# set holds, it counts once.
+# for all `k` to be right, or forget `k`. If a later case is too high, you add up chances
+# that may come true together.
 
 
 # %% tags=["solution"]
-import math
-
-
 def pass_at_k(drawn, right, k):
     return 1 - math.comb(drawn - right, k) / math.comb(drawn, k)
 
 
-checks.pass_at_k(pass_at_k)
+at_k = checks.pass_at_k(pass_at_k, fallback=True)
+
+# %% [markdown]
+# **Predict:** is one draw better than greedy decoding, or worse?
+
+# %%
+n = 8
+few = asked[:drawn_count]
+draws = write_labels(
+    writer,
+    [p.prompt for p in few],
+    work / "draws.jsonl",
+    samples=n,
+    temperature=1.0,
+    max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
+    concurrency=500,
+    progress=False,
+)
+
+# %%
+by_prompt = {p.prompt: p for p in few}
+solved = Counter()
+for row in draws:
+    p = by_prompt[row["messages"][0]["content"]]
+    solved[p] += is_right(row["answer"], p.result)
+
+# %%
+curve = [
+    sum(at_k(n, solved[p], k) for p in few) / len(few) for k in range(1, n + 1)
+]
+greedy = 100 * sum(right[: len(few)]) / len(few)
+
+# %%
+fig, ax = plt.subplots(figsize=(6.5, 3))
+ax.plot(range(1, n + 1), [100 * x for x in curve], "o-", color=TEACHER)
+for k in (1, 2, 8):
+    ax.text(
+        k, 100 * curve[k - 1] - 9, f"{100 * curve[k - 1]:.0f}", ha="center"
+    )
+ax.axhline(greedy, color="0.4", linestyle="--")
+ax.text(5.5, greedy - 8, f"greedy: {greedy:.0f}", color="0.4")
+ax.set_ylim(0, 105)
+ax.set_xlabel("draws k, at T = 1")
+ax.set_ylabel("questions solved (percent)")
+ax.set_title("What the teacher can do, if somebody checks")
+plt.show()
+
+# %% [markdown]
+# One draw is worse than greedy decoding, and so are two. With three or more and a checker,
+# questions are solved that greedy decoding loses. On richer problems the draws also show other ways to
+# a result, which are worth keeping (Yuan et al. 2023). The price: every draw is paid for,
+# right or wrong.
+
+# %% [markdown]
+# ## Soft labels know nothing of the checker
+#
+# The teacher's weights are at hand here, so the student could also learn the teacher's
+# *distributions* along the right traces. **Predict:** does that help or hurt?
+#
+# Two studies asked it. On the left, the answers are perfect by construction. On the
+# right, they are the teacher's right traces. Each point is a seed.
+
+# %%
+sums = load_results("shared_task")
+left_scores = {
+    "tokens": sums.values("exact_match", "labels", "8000"),
+    "soft": sums.values("exact_match", "soft", "8000"),
+}
+right_scores = {
+    "tokens": results.values("exact_match", study.RIGHT, study.MOST),
+    "soft": results.values("exact_match", study.SOFT, study.MOST),
+}
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+for ax, scores in zip(axes, (left_scores, right_scores), strict=True):
+    for place, (name, found) in enumerate(scores.items()):
+        color = TEACHER if name == "soft" else STUDENT
+        spread = [place + 0.06 * i for i in range(-2, 3)]
+        ax.plot(spread, found, "o", color=color, mfc="none", mew=1.8)
+    ax.axhline(teacher_score, color=TEACHER, linestyle="--")
+    ax.text(0.5, teacher_score - 8, "the teacher", color=TEACHER, ha="center")
+    ax.set_xticks([0, 1], ["the answers' tokens", "soft labels on them"])
+    ax.set_xlim(-0.5, 1.5)
+axes[0].set_ylim(0, 105)
+axes[0].set_ylabel("right (percent)")
+axes[0].set_title("8,000 perfect answers")
+axes[1].set_title("the teacher's right traces")
+plt.show()
+
+# %% [markdown]
+# Undecided, say the verdicts of both studies: the seeds lie too far apart. What the points
+# show is where they gather. Soft labels end near the *teacher*, the dashed line, and hardly
+# beyond. A possible reason: the filter took wrong answers out, but the teacher's
+# distributions along the right ones still hold its doubts.
+#
+# Some seeds lie far below the others. Such a student has not learned to carry when its
+# steps are over. Two earlier rounds of this study were broken off because chance of that
+# kind decided them; *What we got wrong*, a page in `docs`, tells the story.
+#
+# ## How many questions are enough?
+
+# %%
+fig, ax = plt.subplots(figsize=(6.5, 3))
+for place, setting in enumerate(results.study.settings):
+    scores = results.values("exact_match", study.RIGHT, setting)
+    spread = [place + 0.06 * i for i in range(-2, 3)]
+    ax.plot(spread, scores, "o", color=STUDENT, mfc="none", mew=1.8)
+    middle = sorted(scores)[len(scores) // 2]
+    ax.text(place + 0.2, middle, f"median {middle:.0f}", va="center")
+ax.axhline(teacher_score, color=TEACHER, linestyle="--")
+ax.text(0.5, teacher_score + 2, "the teacher", color=TEACHER)
+ax.set_xticks(range(3), [f"{int(s):,}" for s in results.study.settings])
+ax.set_xlim(-0.5, 2.5)
+ax.set_ylim(0, 105)
+ax.set_xlabel("questions asked; the right traces are kept")
+ax.set_ylabel("right (percent)")
+ax.set_title("5,000 questions are enough here; 1,500 are not")
+plt.show()
+
+# %% [markdown]
+# All took the same steps. With 1,500 questions the seeds lie far apart, and all of them
+# below the teacher. From 5,000 to 20,000 nothing can be seen to change.
+#
+# ## Word problems, and models that read English
+#
+# The same recipe on problems in words: names and numbers from our own generator, worked
+# steps, and a checker for the number behind `####`. With a GPU, Qwen2.5-1.5B writes 1,500
+# traces to these and to GSM8K's problems, and Qwen2.5-0.5B learns from what is kept. On a
+# laptop we ask SmolLM2, with 135 million weights, a handful. **Predict:** how many does it
+# solve?
+
+# %%
+from distill_helpers.tasks import word_problems
+from distill_helpers.tasks.teachers import load_chat_pair
+
+tutor, pupil = load_chat_pair(profile)
+questions = [
+    p
+    for source in sources
+    for p in word_problems.load(source, "train", word_count)
+]
+
+# %%
+written = write_labels(
+    LocalTeacher(*tutor, licence="Apache-2.0; no terms for its answers"),
+    [p.prompt for p in questions],
+    work / "words.jsonl",
+    max_new_tokens=word_tokens,
+    concurrency=32,
+)
+
+# %%
+print(questions[0].question, "\n")
+print(written["answer"][0])
+
+# %%
+from distill_helpers import filter_labels
+from distill_helpers.labels import truncated, wrong
+
+by_question = {p.prompt: p for p in questions}
+
+
+def is_solved(row):
+    asked_for = by_question[row["messages"][0]["content"]]
+    return word_problems.is_right(asked_for, row["answer"])
+
+
+from_teacher = filter_labels(
+    written, {"truncated": truncated, "wrong": wrong(is_solved)}
+)
+print(from_teacher)
+
+# %% [markdown]
+# A filter cannot make right what was never written. This teacher does not even stop. Where
+# fewer than fifty traces are left, as always on a laptop, the student learns worked answers
+# of the generator instead. That is ordinary fine-tuning, and shows the rest of the path.
+# The laptop's student is SmolLM2 without its ten middle layers.
+
+# %%
+from distill_helpers import learn_answers
+from distill_helpers.data import pack_examples
+from distill_helpers.labels import own_labels
+
+worked = word_problems.problems(worked_count, seed=2)
+own = own_labels([p.prompt for p in worked], [p.answer for p in worked])
+
+# %%
+enough = len(from_teacher.kept) >= 50
+source = from_teacher.kept if enough else own
+rows = pack_examples(learn_answers(source, pupil.tokenizer), word_length)
+print("learns from", "its teacher" if enough else "the generator", end=": ")
+print(f"{len(source):,} answers in {len(rows):,} rows of {word_length} tokens")
+
+
+# %%
+from distill_helpers.labels import prompt_text
+
+
+def solve(problems):
+    turns = [[{"role": "user", "content": p.prompt}] for p in problems]
+    prompts = [prompt_text(turn, pupil.tokenizer) for turn in turns]
+    texts = generate(
+        *(*pupil, prompts), max_new_tokens=answer_tokens, batch_size=50
+    )
+    formed = sum("####" in text for text in texts)
+    solved = sum(map(word_problems.is_right, problems, texts))
+    print(f"of {len(texts)}, {formed} end as asked, {solved} are solved")
+
+
+# %%
+heldout = [
+    p
+    for source in sources
+    for p in word_problems.load(source, "test", heldout_count)
+]
+solve(heldout)
+
+# %% [markdown]
+# `HardLabelTrainer` is your loop, with mixed precision, packed rows and checkpoints.
+
+# %%
+from distill_helpers import HardLabelTrainer, training_arguments
+
+tutor = None  # the teacher has done its part; a GPU needs the room
+arguments = training_arguments(profile, seed=0, **word_training)
+
+# %%
+HardLabelTrainer(
+    pupil.model,
+    args=arguments,
+    train_dataset=rows,
+    tokenizer=pupil.tokenizer,
+).train()
+solve(heldout)
+
+# %% [markdown]
+# One run, one seed: it shows the path and claims nothing. A right number without its `####`
+# counts as wrong.
+
+# %% [markdown] tags=["published"]
+# ## What others found
+#
+# DeepSeek-R1 is the best-known teacher of traces. Some 600,000 reasoning samples were
+# drawn from a checkpoint of its training and kept if right; a part of them was judged by
+# another model, DeepSeek-V3. About 200,000 other samples were added. Six smaller models
+# were fine-tuned on these with nothing else (DeepSeek-AI 2025, arXiv:2501.12948). Their
+# figures are pass@1, in percent, on two sets of competition problems:
+#
+# | student | AIME 2024 | MATH-500 |
+# |---|--:|--:|
+# | R1-Distill-Qwen-1.5B | 28.9 | 83.9 |
+# | R1-Distill-Qwen-7B | 55.5 | 92.8 |
+# | R1-Distill-Llama-8B | 50.4 | 89.1 |
+# | R1-Distill-Qwen-14B | 69.7 | 93.9 |
+# | R1-Distill-Qwen-32B | 72.6 | 94.3 |
+# | R1-Distill-Llama-70B | 70.0 | 94.5 |
+# | Qwen-32B with reinforcement learning alone | 47.0 | 91.6 |
+# | the teacher, DeepSeek-R1 | 79.8 | 97.3 |
+#
+# Qwen-32B came less far by itself, with checked answers, than by reading the teacher's
+# traces: the *student* as the rival, where we took the teacher. None of these students
+# passed DeepSeek-R1. It had itself been trained with such checkers, and our teacher had
+# not.
+
+# %% [markdown]
+# ## Turn the knobs
+#
+# | turn | expect | see |
+# |---|---|---|
+# | train on `sound` traces only: `keep(samples, sound)` | the same score, or a little more | the score |
+# | train on every trace: `keep(samples, [True] * len(samples))` | near the teacher | the score |
+# | 400 steps instead of 2,000 | a student that cannot carry yet | the score |
+# | `temperature=0.5` in the draws | a better first draw, fewer new solutions | pass@k |
+
+# %%
+# A place to try. For example:
+# rows = [as_row(*samples[i]) for i in keep(samples, sound)]
+# ids, row_labels = map(torch.tensor, zip(*rows, strict=True))
+# other = build_student(tokenizer, layers=2, width=96, seed=2)
+# learn_traces(other, ids, row_labels, steps)
+# print(sum(judge(other)) / tests)
 
 # %% [markdown]
 # ## Recap
 #
-# | question | answer |
-# |---|---|
-# | what is a reasoning trace? | the written-out way to a result, learned like any other text |
-# | why does it help a small student? | a little computing at each token, and every step is shown |
-# | what is rejection sampling? | ask, check, keep what is right |
-# | how can a student pass its teacher? | the checker knows what the teacher does not |
-# | which baseline is forgotten? | the teacher, trained on its own checked answers |
+# * **One number to remember:** the problems won from the teacher, next to those lost to it.
+#   You have printed yours.
+# * Steps make the task learnable; a checker makes the text better than its writer.
+# * A right result may stand on a wrong step; a filter also changes which questions are
+#   left.
+# * The baseline that is forgotten: the teacher, trained on its own checked answers.
+# * **Use traces when** the task has steps and a checker. **Do not, when** nobody can
+#   check, when the teacher solves next to nothing, or when answers must be short. Every
+#   step is a token to be paid for, each time somebody asks.
 #
-# **When would you not distil traces?**
-#
-# * There is no checker, and the teacher errs: the student learns the mistakes,
-#   in good style.
-# * The teacher solves next to nothing: there is nothing to keep.
-# * Answers have to be short and fast: every step is a token to be paid for, each
-#   time somebody asks.
-#
-# *Read on:* Wei et al. 2022 (arXiv:2201.11903) on chains of thought; Zelikman et
-# al. 2022 (arXiv:2203.14465); Yuan et al. 2023 (arXiv:2308.01825); DeepSeek-AI
-# 2025 (arXiv:2501.12948); Chen et al. 2021 (arXiv:2107.03374) on pass@k.
+# *Read on:* Wei et al. 2022, arXiv:2201.11903, on chains of thought; Zelikman et al.
+# 2022, arXiv:2203.14465; Yuan et al. 2023, arXiv:2308.01825; Chen et al. 2021,
+# arXiv:2107.03374, on pass@k.
