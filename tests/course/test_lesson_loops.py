@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def beginner(tokenizer):
     return build_student(tokenizer, layers=1, width=32, seed=0)
 
 
-def trainer_losses(kind, prose, text, folder, **options):
+def trainer_losses(kind, prose, rows, folder, arguments=None, **options):
     """The package's losses on the same rows in the same order, at the same rate."""
 
     class InOrder(kind):
@@ -63,26 +64,33 @@ def trainer_losses(kind, prose, text, folder, **options):
     trainer = InOrder(
         student,
         tokenizer=prose.tokenizer,
-        train_dataset=Dataset.from_dict({"input_ids": text.tolist()}),
+        train_dataset=rows,
         args=TrainingArguments(
-            output_dir=str(folder),
-            max_steps=STEPS,
-            per_device_train_batch_size=ROWS,
-            learning_rate=8e-3,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=0.0,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            remove_unused_columns=False,
+            **{
+                "output_dir": str(folder),
+                "max_steps": STEPS,
+                "per_device_train_batch_size": ROWS,
+                "learning_rate": 8e-3,
+                "lr_scheduler_type": "constant",
+                "weight_decay": 0.0,
+                "max_grad_norm": 0.0,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "report_to": "none",
+                "use_cpu": True,
+                "disable_tqdm": True,
+                "remove_unused_columns": False,
+                **(arguments or {}),
+            }
         ),
         **options,
     )
     trainer.train()
     return [one["loss"] for one in trainer.state.log_history if "loss" in one]
+
+
+def whole(text):
+    return Dataset.from_dict({"input_ids": text.tolist()})
 
 
 def page_losses(names, loss_name, run):
@@ -114,7 +122,7 @@ def test_the_loop_of_lesson_02_is_the_soft_label_trainer(
         names, "loss_of", lambda: names["my_loop"](student, text, **options)
     )
     package = trainer_losses(
-        SoftLabelTrainer, prose, text, tmp_path, teacher=prose.model, **options
+        SoftLabelTrainer, prose, whole(text), tmp_path, teacher=prose.model, **options
     )
     assert len(page) == STEPS
     assert page == pytest.approx(package, rel=1e-5)
@@ -130,7 +138,70 @@ def test_the_text_loop_of_lesson_00_is_the_hard_label_trainer(prose, text, tmp_p
         "text_loss",
         lambda: names["learn_text"](beginner(prose.tokenizer), text),
     )
-    package = trainer_losses(HardLabelTrainer, prose, text, tmp_path / "text")
+    package = trainer_losses(HardLabelTrainer, prose, whole(text), tmp_path / "text")
+    assert page == pytest.approx(package, rel=1e-5)
+
+
+# Rows of different lengths whose prompts are masked, as lessons 05 and 06 make them.
+@pytest.fixture(scope="module")
+def answered(text):
+    rows = []
+    for place, ids in enumerate(text):
+        ids = ids[: LENGTH - place % 7]
+        labels = ids.clone()
+        labels[: 3 + place % 5] = -100
+        rows.append((ids, labels))
+    return rows
+
+
+def as_dataset(rows):
+    return Dataset.from_list(
+        [{"input_ids": i.tolist(), "labels": y.tolist()} for i, y in rows]
+    )
+
+
+COSINE = {"lr_scheduler_type": "cosine", "warmup_steps": STEPS // 20 + 1}
+
+
+def test_the_loop_of_lesson_05_is_the_hard_label_trainer(prose, answered, tmp_path):
+    losses = types.SimpleNamespace(cross_entropy=torch.nn.functional.cross_entropy)
+    end = prose.tokenizer.eos_token_id
+    names = {"torch": torch, "F": losses, "end": end}
+    exec(cell_with("05", "def fine_tune("), names)
+    page = page_losses(
+        vars(losses),
+        "cross_entropy",
+        lambda: names["fine_tune"](
+            beginner(prose.tokenizer), answered, STEPS, 8e-3, ROWS
+        ),
+    )
+    options = {**COSINE, "adam_beta2": 0.95}
+    package = trainer_losses(
+        *(HardLabelTrainer, prose, as_dataset(answered), tmp_path, options)
+    )
+    assert len(page) == STEPS
+    assert page == pytest.approx(package, rel=1e-5)
+    assert page[-1] < page[0]
+
+
+def test_the_loop_of_lesson_06_is_the_hard_label_trainer(prose, answered, tmp_path):
+    losses = types.SimpleNamespace(cross_entropy=torch.nn.functional.cross_entropy)
+    names = {"torch": torch, "F": losses}
+    exec(cell_with("06", "def learn_traces("), names)
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([i for i, _ in answered], batch_first=True)
+    labels = pad([y for _, y in answered], batch_first=True, padding_value=-100)
+    page = page_losses(
+        vars(losses),
+        "cross_entropy",
+        lambda: names["learn_traces"](
+            beginner(prose.tokenizer), ids, labels, STEPS, 8e-3, ROWS
+        ),
+    )
+    options = {**COSINE, "adam_beta2": 0.99}
+    package = trainer_losses(
+        *(HardLabelTrainer, prose, as_dataset(answered), tmp_path, options)
+    )
     assert page == pytest.approx(package, rel=1e-5)
 
 
