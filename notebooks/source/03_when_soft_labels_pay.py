@@ -358,7 +358,7 @@ plt.show()
 
 # %% [markdown]
 # A stranger's soft labels alone are far worse than plain labels. And what do the claims
-# say?
+# say? The first one says that soft labels *lose*, so its gain is what labels are ahead by.
 
 # %%
 names = [claim.name for claim in domain.study.claims]

@@ -311,8 +311,9 @@ plt.show()
 
 # %% [markdown]
 # In brackets: how many were asked. Problems without any carry look easy, but they are
-# rare, and this teacher fails at them. After the filter they are rarer still. Look at such
-# a figure before you train: a kind that is gone will not be learned.
+# rare, and this teacher is wrong at two in five of them. After the filter they are rarer
+# still. Look at such a figure before you train: a kind that is gone would have to be learned
+# from the others.
 #
 # ## The loop
 #
@@ -420,13 +421,12 @@ for (one, two), times in sorted(both.items(), reverse=True):
 
 # %% [markdown]
 # Compare the two middle lines: problems lost and problems won. **The checker is a second
-# teacher.** It knows only right from wrong, but it knows that exactly. Few of the teacher's
-# mistakes get through: the lucky traces. But the questions that the teacher got wrong are
-# missing.
+# teacher.** It knows only right from wrong, but it knows that exactly. The filter removes
+# almost all of the teacher's mistakes, and the questions on which they were made.
 #
-# How can that help with questions that the teacher gets wrong? Our explanation: they are
-# made of the same small pieces as the others, digits, carries and copying. The student
-# meets each piece done right in other questions. Here is the limit, too: a piece that the
+# How can the student then solve *new* problems that the teacher gets wrong? No test problem
+# is among the 20,000. Our explanation: problems are made of the same small pieces, digits,
+# carries and copying. The student meets each piece done right in other questions. Here is the limit, too: a piece that the
 # teacher never gets right is in no trace, and no filter can teach it.
 #
 # One honest word: a program that computes a sum can also write its steps. We pretend that
@@ -445,7 +445,7 @@ for (one, two), times in sorted(both.items(), reverse=True):
 # | `all traces, as many` | a random part of these, as many as are right |
 # | `right traces` | those that the checker accepts |
 #
-# The diamond is your student. It took 2,000 steps, since a single seed may come late.
+# The diamond is your student. It took 2,000 steps, for a single run may need more of them.
 
 # %%
 from distill_helpers.course.plots import compare_arms
@@ -471,7 +471,9 @@ ax.axvline(guess, color="0.6", linestyle=":")
 ax.text(guess - 1, 3.4, "your guess", color="0.4", ha="right")
 ax.set_xlim(0, 100)
 ax.set_xlabel("right, percent of 2,000 test problems")
-ax.set_title("Steps bring a student to its teacher, a checker beyond")
+ax.set_title(
+    "With steps a student reaches its teacher, with a checker it passes"
+)
 plt.show()
 
 # %% [markdown]
@@ -488,7 +490,7 @@ from distill_helpers.course.plots import forest
 names = ("steps_help", "filter_helps", "passes_teacher", "passes_retrained")
 fig, ax = plt.subplots(figsize=(8, 3.4))
 forest(ax, [results.verdict(name) for name in names])
-ax.set_title("The checker pays, and pays the teacher more")
+ax.set_title("A student passes its teacher, but not the retrained one")
 plt.show()
 for arm in (study.TEACHER, study.RIGHT, study.AGAIN):
     print(
@@ -498,9 +500,10 @@ for arm in (study.TEACHER, study.RIGHT, study.AGAIN):
 # %% [markdown]
 # The last claim *fails*: the teacher that learned from its own checked traces is better
 # than the students of these traces. Training a model on its own checked answers is called
-# self-improvement (STaR, Zelikman et al. 2022). It is the baseline to ask for when you
-# read that a student beat its teacher: the checker did. What distillation adds is the
-# *small* model. The short mark in the first row is the margin that was claimed.
+# self-improvement (STaR, Zelikman et al. 2022). Ask for this baseline when you read that a
+# student beat its teacher: the gain may come from the checker, and the teacher can use that
+# checker, too. What distillation adds is the *small* model. The short mark in the first row
+# is the margin that was claimed.
 
 # %% [markdown]
 # ## Draw more than once
@@ -581,7 +584,7 @@ for k in (1, 2, 8):
         k, 100 * curve[k - 1] - 9, f"{100 * curve[k - 1]:.0f}", ha="center"
     )
 ax.axhline(greedy, color="0.4", linestyle="--")
-ax.text(5.5, greedy - 8, f"greedy: {greedy:.0f}", color="0.4")
+ax.text(4.4, greedy - 8, f"greedy, same questions: {greedy:.0f}", color="0.4")
 ax.set_ylim(0, 105)
 ax.set_xlabel("draws k, at T = 1")
 ax.set_ylabel("questions solved (percent)")
@@ -595,7 +598,7 @@ plt.show()
 # right or wrong.
 
 # %% [markdown]
-# ## Soft labels know nothing of the checker
+# ## Soft labels on the same traces
 #
 # The teacher's weights are at hand here, so the student could also learn the teacher's
 # *distributions* along the right traces. **Predict:** does that help or hurt?
@@ -623,23 +626,26 @@ for ax, scores in zip(axes, (left_scores, right_scores), strict=True):
         ax.plot(spread, found, "o", color=color, mfc="none", mew=1.8)
     ax.axhline(teacher_score, color=TEACHER, linestyle="--")
     ax.text(0.5, teacher_score - 8, "the teacher", color=TEACHER, ha="center")
-    ax.set_xticks([0, 1], ["the answers' tokens", "soft labels on them"])
+    ax.set_xticks([0, 1], ["their tokens", "soft labels on them"])
     ax.set_xlim(-0.5, 1.5)
 axes[0].set_ylim(0, 105)
 axes[0].set_ylabel("right (percent)")
 axes[0].set_title("8,000 perfect answers")
 axes[1].set_title("the teacher's right traces")
 plt.show()
+for name, found in (("sums_many", sums), ("soft_traces", results)):
+    verdict = found.verdict(name)
+    print(f"{verdict.claim.text}: {verdict.status}")
 
 # %% [markdown]
-# Undecided, say the verdicts of both studies: the seeds lie too far apart. What the points
-# show is where they gather. Soft labels end near the *teacher*, the dashed line, and hardly
-# beyond. A possible reason: the filter took wrong answers out, but the teacher's
-# distributions along the right ones still hold its doubts.
+# Both verdicts are printed under the figure. What the points show is where they gather: most
+# students of soft labels end near the *teacher*, the dashed line, and hardly beyond. A
+# possible reason: the filter took wrong answers out, but the teacher's distributions along
+# the right ones still hold its doubts.
 #
-# Some seeds lie far below the others. Such a student has not learned to carry when its
-# steps are over. Two earlier rounds of this study were broken off because chance of that
-# kind decided them; *What we got wrong*, a page in `docs`, tells the story.
+# One seed on each side ends far below the others. We think that its training ended before
+# it had learned to carry. Two earlier rounds of this study were broken off because such
+# late starts decided them; *What we got wrong*, a page in `docs`, tells the story.
 #
 # ## How many questions are enough?
 
@@ -654,11 +660,11 @@ for place, setting in enumerate(results.study.settings):
 ax.axhline(teacher_score, color=TEACHER, linestyle="--")
 ax.text(0.5, teacher_score + 2, "the teacher", color=TEACHER)
 ax.set_xticks(range(3), [f"{int(s):,}" for s in results.study.settings])
-ax.set_xlim(-0.5, 2.5)
+ax.set_xlim(-0.5, 2.9)
 ax.set_ylim(0, 105)
 ax.set_xlabel("questions asked; the right traces are kept")
 ax.set_ylabel("right (percent)")
-ax.set_title("5,000 questions are enough here; 1,500 are not")
+ax.set_title("5,000 questions are enough to pass the teacher; 1,500 are not")
 plt.show()
 
 # %% [markdown]
@@ -694,8 +700,9 @@ written = write_labels(
 )
 
 # %%
-print(questions[0].question, "\n")
-print(written["answer"][0])
+print("PROMPT:", questions[0].prompt, sep="\n", end="\n\n")
+print("TEACHER:", written["answer"][0][:300], sep="\n", end="\n\n")
+print("THE GENERATOR:", questions[0].answer, sep="\n")
 
 # %%
 from distill_helpers import filter_labels
@@ -778,8 +785,9 @@ HardLabelTrainer(
 solve(heldout)
 
 # %% [markdown]
-# One run, one seed: it shows the path and claims nothing. A right number without its `####`
-# counts as wrong.
+# One run, one seed: it shows the path and claims nothing. The two lines say how often an
+# answer ends in `####` and a number, as the prompt asked, and how often the number is right.
+# Form is learned first.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -833,9 +841,9 @@ solve(heldout)
 # * A right result may stand on a wrong step; a filter also changes which questions are
 #   left.
 # * The baseline that is forgotten: the teacher, trained on its own checked answers.
-# * **Use traces when** the task has steps and a checker. **Do not, when** nobody can
-#   check, when the teacher solves next to nothing, or when answers must be short. Every
-#   step is a token to be paid for, each time somebody asks.
+# * **Use traces when** the task has steps. Without a checker they can bring a student near
+#   its teacher; with one, beyond. **Do not, when** the teacher solves next to nothing, or
+#   when answers must be short. Every step is a token to be paid for, each time somebody asks.
 #
 # *Read on:* Wei et al. 2022, arXiv:2201.11903, on chains of thought; Zelikman et al.
 # 2022, arXiv:2203.14465; Yuan et al. 2023, arXiv:2308.01825; Chen et al. 2021,
