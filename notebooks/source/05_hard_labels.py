@@ -692,9 +692,9 @@ for name, found in (("told", boxed), ("shown six", with_shots)):
     print(f"{name:10} valid {seen.valid:.0%}, right {seen.accuracy:.0%}")
 
 # %% [markdown]
-# Examples in the prompt taught the *form*. Right are more than guessing would give, two of
-# twenty-four, but far too few to train on. A filter for the form lets all of these answers
-# through. Look before you train.
+# Examples in the prompt taught the *form*. More answers are right than the two of twenty-four
+# that guessing would give, and far too few to train on. A filter for the form lets all of
+# these answers through. Look before you train.
 
 # %% [markdown]
 # ## Soft labels from a server
