@@ -39,6 +39,23 @@ def test_a_forest_has_a_row_a_claim_with_gain_and_verdict(ax, verdicts):
     assert "nats" in ax.get_xlabel()
 
 
+def test_a_figure_of_arms_shows_those_that_are_asked_for_with_their_means(ax):
+    results = load_results("soft_labels")
+    arms = ["soft T=1", "labels"]
+    plots.compare_arms(ax, results, "nll", "800", arms=arms, told=True)
+    assert [one.get_text() for one in ax.get_yticklabels()] == arms
+    means = [results.mean("nll", arm, "800").mean for arm in arms]
+    assert words_in(ax) == [f"{mean:.2f}" for mean in means]
+
+
+def test_without_being_asked_a_figure_of_arms_shows_all_and_writes_nothing(ax):
+    results = load_results("soft_labels")
+    plots.compare_arms(ax, results, "nll", "800")
+    drawn = [one.get_text() for one in ax.get_yticklabels()]
+    assert drawn == [arm for arm, other in results.study.pairs() if other == "800"]
+    assert words_in(ax) == []
+
+
 def test_verdicts_differ_in_shape_and_not_in_colour_alone(ax, verdicts):
     statuses = ["holds", "fails", "equivalent", "undecided"]
     plots.forest(ax, [replace(verdicts[0], status=one) for one in statuses])

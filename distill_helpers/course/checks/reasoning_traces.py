@@ -51,22 +51,18 @@ def _steps_hold(
     """Whether every step is true, and made of numbers that are there to be added."""
     steps, semicolon, result = answer.partition(";")
     at_hand = prompt.rstrip("=").split("+")
-    found = [_STEP.fullmatch(step) for step in steps.split(",")]
-    if not semicolon or not all(found):
-        return False
-    for step in found:
-        x, y, z = step.groups()  # type: ignore[union-attr]
-        if int(x) + int(y) != int(z):
+    for step in steps.split(","):
+        parts = _STEP.fullmatch(step)
+        if parts is None or int(parts[1]) + int(parts[2]) != int(parts[3]):
             return False
-        for number in (x, y):
+        for number in (parts[1], parts[2]):
             if number in at_hand:
                 at_hand.remove(number)
             elif given:
                 return False
-        at_hand.append(z)
-    if all_used:
-        return at_hand == [result]
-    return at_hand[-1] == result
+        at_hand.append(parts[3])
+    left = at_hand if all_used else at_hand[-1:]
+    return bool(semicolon) and left == [result]
 
 
 def _true_sums(prompt: str, answer: str) -> bool:
