@@ -90,7 +90,8 @@ def test_the_bar_is_not_redrawn_for_every_answer(path, capsys):
     write_labels(Parrot(), questions, path, progress=True)
     drawn = capsys.readouterr().err.split("\r")
     assert len(drawn) < 100
-    assert "500/500" in drawn[-1] and "tokens" in drawn[-1]
+    assert "500/500" in drawn[-1]
+    assert "tokens" in drawn[-1]
 
 
 @pytest.mark.parametrize(
