@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distill_helpers.data import load_corpus, pack
     from distill_helpers.evaluation import evaluate, generate
+    from distill_helpers.export import export_gguf
     from distill_helpers.labels import (
         ApiTeacher,
         LocalTeacher,
@@ -48,6 +49,7 @@ __all__ = [
     "SoftLabelTrainer",
     "build_student",
     "evaluate",
+    "export_gguf",
     "filter_labels",
     "generate",
     "get_profile",
@@ -67,6 +69,7 @@ __all__ = [
 _ROOMS = {
     "data": ("load_corpus", "pack"),
     "evaluation": ("evaluate", "generate"),
+    "export": ("export_gguf",),
     "labels": (
         "ApiTeacher",
         "LocalTeacher",

@@ -14,6 +14,7 @@ from typing import Any
 from distill_helpers.cli.configs import (
     CacheOptions,
     EvaluateOptions,
+    ExportOptions,
     Options,
     PlanOptions,
     TrainOptions,
@@ -100,6 +101,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "cache": (CacheOptions, _cache, "store a teacher's soft labels on disk"),
         "train": (TrainOptions, _train, "train a student on soft or hard labels"),
         "evaluate": (EvaluateOptions, _evaluate, "judge a model on held-out text"),
+        "export": (ExportOptions, _export, "write a model as a GGUF file"),
         "plan": (
             PlanOptions,
             _plan,
@@ -220,6 +222,28 @@ def _train(chosen: argparse.Namespace) -> int:
     if trainer.is_world_process_zero():
         print(f"the student is in {options.output}")
     end_processes()
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    import torch
+
+    from distill_helpers.cli import runs
+    from distill_helpers.export import export_gguf
+    from distill_helpers.machine import get_profile
+
+    options = _filled(chosen)
+    # Read as it is stored, on the processor: the file gets its own precision.
+    exact = replace(get_profile("cpu"), teacher_dtype=torch.float32)
+    model, tokenizer = runs.resolve_teacher(options.model, exact)
+    path = export_gguf(
+        model,
+        tokenizer,
+        options.output,
+        precision=options.precision,
+        name=options.name or None,
+    )
+    print(f"{path}: {path.stat().st_size / 2**20:,.1f} MiB, {options.precision}")
     return 0
 
 

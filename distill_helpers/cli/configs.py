@@ -135,6 +135,18 @@ class EvaluateOptions(TextOptions):
 
 
 @dataclass
+class ExportOptions(Options):
+    """distill export: one GGUF file that llama.cpp, Ollama and LM Studio serve."""
+
+    model: str = _option(
+        "build/student", "a folder, a name on the hub, or one that --teacher knows"
+    )
+    output: str = _option("build/student.gguf", "the file; one of that name goes")
+    precision: str = _option("f16", "f16, q8_0 (about half of it) or f32")
+    name: str = _option("", "what programs call the model; default: the file's name")
+
+
+@dataclass
 class PlanOptions(Options):
     """distill plan: memory, time, money and storage, before anything is loaded."""
 

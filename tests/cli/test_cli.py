@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 import transformers
+from gguf import GGUFReader
 from safetensors.torch import load_file
 from tiny_models import byte_level_bpe
 
@@ -32,17 +33,19 @@ def train(*arguments):
     return main(["train", *arguments])
 
 
-@pytest.mark.parametrize("command", ["cache", "train", "evaluate", "plan"])
+@pytest.mark.parametrize("command", ["cache", "train", "evaluate", "export", "plan"])
 def test_help_names_every_option(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--config" in shown
-    if command == "plan":
-        assert "cpu, T4, L4, A100 or H100" in shown
-    else:
-        assert "austen, glosses, or a .txt or .jsonl file of your own" in shown
+    words = {
+        "plan": "cpu, T4, L4, A100 or H100",
+        "export": "f16, q8_0 (about half of it) or f32",
+    }
+    text = "austen, glosses, or a .txt or .jsonl file of your own"
+    assert words.get(command, text) in shown
 
 
 def test_cache_train_evaluate(tmp_path, capsys):
@@ -193,6 +196,17 @@ def test_what_evaluate_refuses(arguments, message, tmp_path, capsys, monkeypatch
         (tmp_path / name).write_bytes('{"prompt": "é", "answer": "x"}'.encode("latin1"))
     assert main(["evaluate", *arguments, "--profile", "smoke", "--rows", "4"]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_export_writes_a_file_that_is_read_again(tmp_path, capsys):
+    file = tmp_path / "deep" / "sums.gguf"
+    line = ["export", "--model", "tiny-prose", "--output", str(file)]
+    assert main([*line, "--precision", "q8_0", "--name", "Austen"]) == 0
+    assert "MiB, q8_0" in capsys.readouterr().out
+    reader = GGUFReader(file)
+    assert reader.get_field("general.name").contents() == "Austen"
+    assert main([*line, "--precision", "int2"]) == 1
+    assert "precision='int2' must be one of" in capsys.readouterr().err
 
 
 def test_a_teacher_s_own_score(capsys):

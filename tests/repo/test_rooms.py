@@ -18,6 +18,7 @@ ROOMS = (
     "labels",
     "trainers",
     "planning",
+    "export",
     "tasks",
     "studies",
     "course",
