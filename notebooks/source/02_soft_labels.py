@@ -203,7 +203,8 @@ assert torch.isclose(ours, package.loss)
 # ## The loop
 #
 # The tiny pair again: a teacher that has read five novels by Jane Austen, and a
-# beginner of half its width. This is all that distilling is:
+# beginner of half its width. The first cell loads them; the second, `my_loop`, is all that
+# distilling is:
 
 # %%
 from distill_helpers import build_student, pack
@@ -361,8 +362,9 @@ print(f"you expected the worst from: {guess}; it was: {worst}")
 # A favourite has no noise. But asking again does not help: the answer is always the same,
 # and it is not $p$.
 #
-# Let us see both, on one batch, for all weights of the student of soft labels. Distances
-# are shares of the soft gradient's length, which is small for a student this far.
+# Let us see both on one batch. We take the student that has just learned from soft labels,
+# keep its weights fixed, and compare gradients over all its weights. A distance of 1 means
+# that the error is as long as the soft gradient itself.
 # **Predict:** how much closer do 64 draws come than 4?
 
 # %%
@@ -416,12 +418,13 @@ plt.show()
 # give, in one reading. The student goes the same way as with drawn labels, but straight.
 # The dashed line does not fall: more favourites never come closer.
 #
-# It also says where the gain must end: many steps on fresh text average the noise away
-# without a teacher. Lesson 03 measures when.
+# It also suggests where the gain may end. The text's own token is like a draw, too, from the
+# language instead of the teacher. Many steps on fresh text should average that noise away,
+# without any teacher. The figure does not show it; lesson 03 measures it.
 #
 # ## Let the package do it
 #
-# Your loop has everything that matters. A long run needs more: a learning rate that
+# The loop above has everything that matters. A long run needs more: a learning rate that
 # rises and falls, checkpoints, more than one GPU, mixed precision. `SoftLabelTrainer` is
 # your loop inside the `Trainer` of `transformers`:
 
@@ -457,7 +460,7 @@ print(f"my loop: {losses['soft']:.2f}, the trainer: {trained:.2f}")
 # | turn | expect | see |
 # |---|---|---|
 # | α from 1 to ½ | between *text* and *soft*, nearer to *soft* | the loss of the unread novel |
-# | T from 1 to 4 | worse: the tail counts as much as the head | the same |
+# | T from 1 to 4 | worse: the tail counts for more | the same |
 # | α = ½ and T = 4, without $T^2$ | a soft term that hardly counts, so nearly *text* | the same; set `loss_of = my_loss` by hand, for the check would refuse it |
 #
 # Start with $\alpha = 1$ and $T = 1$. Here are two turns; change the numbers for others:
@@ -472,8 +475,9 @@ print(f"text: {losses['text']:.2f}, soft: {losses['soft']:.2f}")
 # %% [markdown]
 # A student that learned at $T = 4$ matches a flattened teacher. Asked at $T = 1$, it
 # sharpens its own answer again, and what was a small error in a flat distribution becomes
-# a large one. The old advice of a high $T$ comes from classifiers with few classes. With
-# thousands of tokens, the flattened tail weighs too much.
+# a large one. Here the result is worse even than that of the text's labels. The old advice
+# of a high $T$ comes from classifiers with few classes; with thousands of tokens, the
+# flattened tail may weigh too much. This is one run, and our explanation.
 #
 # ## The real thing
 #
@@ -528,10 +532,11 @@ for arm in ("labels", "soft"):
 
 # %% [markdown]
 # The texts have changed, and both still go round in circles: these few steps are a
-# start, not a cure. We have run the same comparison with five seeds. A dot is the mean
-# *gain* of soft labels over text labels, the line its interval, and a short mark the least
-# that we had claimed. Right of zero, soft labels are better. Each arm has the learning
-# rate that did best for it on other seeds. Lesson 03 says how to read such a figure.
+# start, not a cure. We have run the laptop's comparison with five seeds. A dot is the mean
+# *gain* of soft labels over text labels, and the line says how sure that mean is. The short
+# upright mark is the gain that we had claimed before we looked; where there is none, it is
+# zero. Right of zero, soft labels are better. Each arm has the learning rate that did best
+# for it on other seeds. Lesson 03 says more of such figures.
 
 # %%
 from distill_helpers.course.plots import forest
@@ -542,10 +547,11 @@ ax.set_title("Closer to the teacher; on the text, undecided")
 plt.show()
 
 # %% [markdown]
-# By closeness to the teacher the soft labels win. By the loss on the text these seeds could
-# not tell the two apart. Why was that different for the tiny pair? Its teacher was trained
-# on these very novels, so what the teacher says is nearly what the text says. SmolLM2 was
-# not, so its word leads elsewhere. That is our reading; no study of ours has tested it.
+# By closeness to the teacher the soft labels win, and that is what they are trained on. By
+# the loss on the text these seeds could not tell the two apart. Why was that different for
+# the tiny pair? Perhaps because its teacher was trained on Austen's novels alone, so what it
+# says is close to what the text says. SmolLM2 was trained on very much else. That is our
+# guess; no study of ours has tested it.
 #
 # ## Exercise 3 · Without holding everything
 #
@@ -612,8 +618,8 @@ checks.soft_label_loss(my_small_loss)
 # * Shift, mask, divide by what counts: most bugs live there.
 # * **Use soft labels when** you have the teacher's weights and a common vocabulary, and
 #   steps are scarce.
-# * **Do not, when** the teacher is an API that gives text alone, or does not know your
-#   texts. Lesson 03 has the numbers.
+# * **You cannot, when** the teacher is an API that gives text alone. **Be careful, when** the
+#   teacher does not know your kind of text: lesson 03 tries such a stranger.
 #
 # *Read on:* Hinton et al. 2015 (arXiv:1503.02531); Muralidharan et al. 2024,
 # arXiv:2407.14679, for pruning and distilling.

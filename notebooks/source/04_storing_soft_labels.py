@@ -62,9 +62,11 @@ from distill_helpers.course import diagrams
 diagrams.stored_labels()
 
 # %% [markdown]
-# What would it cost to store something for each token? `full` is every probability,
-# `top-12` the 12 likeliest, `hybrid 8 + 24` the 8 likeliest with 24 drawn ones. The
-# vocabulary is SmolLM2's, 49,152. The slider moves the size of the corpus.
+# What does each way cost? `full` stores every probability, two bytes each. `top-12` stores
+# the 12 likeliest tokens, an id and a probability each, and four bytes for one more number,
+# the entropy. `hybrid 8 + 24` stores the 8 likeliest and the ids of 24 that are drawn at
+# random; why one would draw comes below. The vocabulary is SmolLM2's, 49,152. The slider
+# moves the size of the corpus.
 
 # %%
 from distill_helpers.course.widgets import explore
@@ -304,7 +306,8 @@ print("(1 − p)¹²:         ", (1 - true_p) ** 12)
 #
 # $$\mathrm{KL}(p \,\|\, q) = -\sum_i p_i \ln q_i \; - \; H(p)$$
 #
-# $H(p)$ is stored exactly, in four bytes. Reverse KL has $p$ inside a
+# $H(p)$ has no gradient, and few draws cannot give it, so it is stored exactly, in four
+# bytes. Then the printed loss is still a KL. Reverse KL has $p$ inside a
 # logarithm: draws cannot serve it. And $p$ was taken at one temperature, which is fixed
 # from then on.
 #
@@ -332,7 +335,7 @@ print("(1 − p)¹²:         ", (1 - true_p) ** 12)
 # | `hybrid` | k ids, k probabilities, N ids | yes |
 # | the hidden state | one vector of the teacher's width | nearly exact |
 #
-# With the entropy, four bytes, each.
+# All but the first and the last store the entropy as well, four bytes.
 #
 # The last one is no scheme of the package, but worth knowing. A model's last layer, the
 # *head*, turns a hidden state into logits. Store the hidden state, and the head gives back
@@ -475,8 +478,9 @@ plt.show()
 
 # %% [markdown]
 # The claims, one by one. Where a claim says that a share of the gain is *kept*, zero stands
-# for exactly that share. The short orange line is the margin that we had claimed; lesson 03
-# says how to read the rest.
+# for exactly that share. The short orange line is the margin that we had claimed. Right of
+# zero speaks for the claim: the third one says *worse*, so a point on its left means that
+# top-12 did better than labels.
 
 # %%
 from distill_helpers.course.plots import forest
@@ -500,14 +504,15 @@ for arm in study.STORED:
 # %% [markdown] tags=["given"]
 # ## Exercise 3 · A scheme of your own
 #
-# *hard · quality per byte, decided by a training run · 25 minutes*
+# *hard · quality per byte, tried in one training run · 25 minutes*
 #
 # Write `own_scheme(p, generator)` for probabilities `[positions, vocabulary]`. Return
 # `(kept, drawn)`: ids `[positions, k]` that are stored with their probabilities, and ids
 # `[positions, N]` that share equally what is left. On average the estimate has to be `p`.
 #
 # A kept token costs 4 bytes, a drawn one 2, the entropy 4. Stay **under 50**, and keep
-# 90 % of the gain of `full`. Use the generator for whatever is random.
+# 90 % of the gain of `full`. One run finds a scheme that is far off; it takes more seeds to
+# decide. Use the generator for whatever is random.
 #
 # By hand: 12 kept tokens and no draws would cost 52 bytes, and be biased.
 
@@ -633,11 +638,12 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# 12 stored draws are behind after one reading, and a little more after twelve. With fresh
-# draws in every epoch no loss can be seen. The intervals are wide and overlap: this is a
-# hint that draws are learned by heart, no proof. With 8 exact tokens and 24 draws the loss
-# is small everywhere. Two remedies: store more draws, or write several caches with
-# different seeds and take turns.
+# 12 stored draws are behind after one reading already. Nothing was read twice there, so that
+# part is the price of few draws, not of learning by heart. After twelve readings they are
+# further behind, but the intervals overlap: undecided. Fresh draws show no loss, with an
+# interval that could hide one. With 8 exact tokens and 24 draws the loss is small
+# everywhere. So store more draws first; several caches with different seeds are the cure for
+# draws that come back too often.
 #
 # ## A cache of the real teacher
 #
@@ -742,7 +748,8 @@ print(cache.verify(teacher, rows.select([0, 3]), tokenizer=tokenizer))
 
 # %% [markdown]
 # `verify`, in the last line, lets the teacher read some rows again and compares entropies.
-# A cache that is late, or of another teacher, is refused.
+# Its largest gap is nearly nothing here. It refuses a cache that is late, or of another
+# teacher; this cell does not try that.
 #
 # ## Train from it
 #
@@ -803,9 +810,13 @@ print(f"faster by a factor of {timed['live'][0] / timed['cached'][0]:.1f}")
 
 # %% [markdown]
 # The teacher's pass is what falls away. On a laptop the teacher has thirty layers and reads
-# once. The student has twenty, and forward and backward count as three passes. Both lines of losses mean the same
-# thing: the teacher's entropy is stored exactly, so the cached value estimates the same KL. Writing cost one pass over the rows. So the first
-# epoch of the first student saves nothing, and every later epoch and student does.
+# once. The student has twenty, and forward and backward count as three passes. So a live
+# step should cost half as much again as a cached one; a few steps are a rough clock.
+#
+# Both lines of losses mean the same thing: the teacher's entropy is stored exactly, so the
+# cached value estimates the same KL. Writing cost one pass over the rows. So the first epoch
+# of the first student saves nothing; every later epoch, and every later student, saves that
+# pass.
 
 # %% [markdown] tags=["published"]
 # ## Who does this?
@@ -842,8 +853,8 @@ print(f"faster by a factor of {timed['live'][0] / timed['cached'][0]:.1f}")
 # * Draws are right on average, for forward KL, at one temperature.
 # * A cache must know its tokenizer, teacher, text, temperature and seed.
 # * **Store soft labels when** rows are read more than once, or by several students. **Do
-#   not, when** the student writes the text itself, as in lesson 08, when few draws would
-#   be read very often, or when the teacher will change.
+#   not, when** the student writes the text itself, as in lesson 08, when only few
+#   draws can be stored, or when the teacher will change.
 #
 # *Read on:* Peng et al. 2024, arXiv:2410.16215, on what to store in pre-training
 # distillation.
