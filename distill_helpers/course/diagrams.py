@@ -8,6 +8,7 @@ own, so that it can be read on a dark page, too. Used in notebooks 00, 02 and 04
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -114,8 +115,12 @@ class Diagram:
         text = buffer.getvalue()
         start = text.index("<svg ")
         end = text.index(">", start)
+        # Without a width of its own it takes the page's, and is never cut off.
+        root = re.sub(r' (?:width|height)="[^"]*"', "", text[start:end])
+        width = re.search(r'viewBox="0 0 ([\d.]+)', root)[1]  # type: ignore[index]
+        fit = f'role="img" style="width: 100%; max-width: {width}pt"'
         title = f"<title>{escape(self.alt)}</title>"
-        return f'{text[start:end]} role="img">{title}{text[end + 1 :]}'
+        return f"{root} {fit}>{title}{text[end + 1 :]}"
 
     @cached_property
     def png(self) -> bytes:

@@ -34,6 +34,10 @@ def test_every_form_is_there_and_says_what_is_shown(make):
     (title,) = drawing.findall("{http://www.w3.org/2000/svg}title")
     assert title.text == diagram.alt == forms["text/plain"]
     assert drawing.get("role") == "img"
+    # With a width of its own it was cut off at the right of a narrow window.
+    assert drawing.get("width") is None
+    assert "max-width" in drawing.get("style")
+    assert drawing.get("viewBox")
 
 
 @pytest.mark.parametrize("make", LESSONS, ids=lambda make: make.__name__)
