@@ -35,7 +35,7 @@ passages = profile.pick(smoke=1, cpu=2, gpu=8)
 # skill: to follow instructions, to reason, to answer in your format.
 
 # %% [markdown] tags=["published"]
-# Many of the small models that you can download were made this way:
+# Many models that you can download were made this way, all smaller than their teachers:
 #
 # | student | teacher | when | what the student gets |
 # |---|---|---|---|
@@ -152,8 +152,11 @@ def learn_text(student, text):
 
 
 # %% [markdown]
-# **Soft labels.** The teacher reads the same batch. The student should give every
-# token the probability that the teacher gives it.
+# **Soft labels.** The teacher reads the same batch. The student should give every token the
+# probability that the teacher gives it. So the loss asks for the student's surprise at
+# *every* token of the vocabulary, weighted by the teacher's probability. In `text_loss` all
+# of that weight was on one token, the true one. And nothing is shifted: at each place, both
+# models speak of the same next token.
 
 
 # %%
@@ -257,18 +260,18 @@ ax.set_title(f"Four students, {steps} steps each; you expected: {guess}")
 plt.show()
 
 # %% [markdown]
-# One of the students is ahead. All began with the same weights and took the same number
-# of steps; only what they learned from was different. Lessons 01 and 02 explain why
+# The student of soft labels is ahead, and far from its teacher still. All began with the
+# same weights and took the same number of steps; only what they learned from was different. Lessons 01 and 02 explain why
 # that matters so much.
 #
-# The other two techniques gain nothing here, and yet the table above is full of them.
-# Hard labels are not for a student that could have read the original text. They are
-# for skills of which there is no text, and for teachers that give nothing else. In
+# The other two techniques gain nothing here, and yet the table above is full of them. This
+# student could have read the original text, so a teacher's imitation of it adds little.
+# Hard labels are for skills of which there is no text, and for teachers that give nothing else. In
 # co-distillation the teacher is a beginner too, so at first it has little to teach.
 #
 # This was **one** run of each, with one learning rate, and it leaves out what the
-# teacher had cost. Every claim of this course rests on several runs, and some answers
-# are "nothing gained". That is what the other lessons are for:
+# teacher had cost. The other lessons compare over several runs, and some of their answers
+# are "nothing gained". This is what they are for:
 #
 # | lesson | what you will see |
 # |---|---|
@@ -454,7 +457,8 @@ for name, model, tok in (
     print(f"{name:17} {score.nll:.2f} nats a token, {bits:.2f} bits a byte")
 
 # %% [markdown]
-# Where the two units disagree on who is better, believe the second. It is not the whole
+# Where the two units disagree on who is better, believe the second: SmolLM2's tokens are
+# longer, so each is harder to guess. The second is not the whole
 # truth either: a large model may have read this novel before.
 #
 # ## Recap
@@ -471,6 +475,6 @@ for name, model, tok in (
 # | bits per byte | the same per byte of text: comparable between tokenizers |
 #
 # **When would you not distil at all?** When a small finished model already does what you
-# need. Most teams are best served by one of those. Distil when no such model knows your
+# need. So try one of those first: it costs you no training. Distil when no such model knows your
 # task, and when you will use yours often enough to earn the training back. Lesson 11
 # does the sums.

@@ -289,16 +289,18 @@ for T in (0.5, 1.0, 2.0):
 
 # %% [markdown]
 # Look at the share of *all others*: it grows fast with $T$. Each of those tokens is
-# unlikely, but there are tens of thousands of them. Temperature brings out dark
-# knowledge, and noise along with it. Which of the two wins has to be measured.
+# unlikely, but there are tens of thousands of them. And the *next nine*, where we saw the
+# animals, do not gain at $T = 2$: they lose. With six words a higher $T$ lifted the second
+# choices; with a real vocabulary the tail takes nearly everything. Whether that tail is
+# knowledge or noise, this table cannot say. It has to be measured.
 
 # %% [markdown]
 # ## Not every token is a choice
 #
 # How much dark knowledge is there in running text? Here is a page. The darker the
 # background of a token, the less certain the teacher was *before* it came: the entropy
-# of its distribution at that place. Five tokens have a number, and on the right stands
-# what the teacher expected there.
+# of its distribution at that place. Five tokens have a number: where the teacher was surest,
+# and where it was least sure. On the right stands what it expected there.
 #
 # **Predict:** at which tokens of a page is a teacher almost certain?
 
@@ -333,8 +335,8 @@ ax.set_title("How much the teacher found open before each token")
 plt.show()
 
 # %% [markdown]
-# Where the text is settled, as in the second half of a word, a soft label says little
-# more than the plain label. Where it is open, the plain label is one draw from many
+# The surer the teacher, the less a soft label adds to the plain label. It is surest inside
+# some words, though not in every one. Where the text is open, the plain label is one draw from many
 # possibilities, and the soft label is all of them at once.
 #
 # One warning: high entropy can also mean that the teacher simply does not know.
@@ -357,7 +359,8 @@ plt.show()
 # Write `forward_kl(p, q)` for two tensors of probabilities, over the last dimension, in
 # nats. Where $p_i = 0$, the term is 0.
 #
-# By hand: $p = (1, 0)$ and $q = (½, ½)$ are $\ln 2$ apart.
+# By hand: for $p = (1, 0)$ and $q = (½, ½)$ it is $\ln 2$. The other way round it would be
+# infinite.
 
 
 # %% tags=["exercise"]
@@ -387,7 +390,8 @@ kl = checks.forward_kl(forward_kl, fallback=True)
 
 # %% [markdown]
 # Swap the two, and you have the **reverse** KL. The package computes both, and it had
-# better agree. Its `token_divergence` takes logits, the student's first. A
+# better agree. Careful with the order: your function takes the teacher first, and the
+# package's `token_divergence` takes logits, the *student's* first. A
 # log-probability will do as a logit, because the softmax turns it back into its
 # probability.
 
@@ -456,8 +460,9 @@ plt.show()
 
 # %% [markdown]
 # **Forward** KL weighs by the teacher's probabilities. Where the teacher has some and the
-# student nearly none, the logarithm grows without limit. So the student *covers*, and
-# fills the valley between with things that the teacher would never say.
+# student nearly none, the logarithm grows without limit. So the student *covers*: one wide
+# bump around the teacher's mean. There the teacher has almost nothing, so the student fills
+# the valley with things that the teacher would never say.
 #
 # **Reverse** KL weighs by the student's probabilities. The student is punished for
 # saying what the teacher would not. So it *seeks* one bump, a *mode*, and drops the
@@ -506,8 +511,9 @@ ax.minorticks_off()
 plt.show()
 
 # %% [markdown]
-# With six words, $T = 5$ is high. With the tens of thousands of a real vocabulary it is
-# not, and the factor falls short. Compare $T = 4$ with $T = 1$ for the real teacher, and
+# With six words, the factor works. With the tens of thousands of a real vocabulary it falls
+# short. A high $T$ spreads the probability over all of them, so the gradient of each becomes
+# tiny. Compare $T = 4$ with $T = 1$ for the real teacher, and
 # for a student that has its logits with some noise:
 
 # %%
@@ -547,7 +553,7 @@ for T in (1, 4):
 # | entropy | how much a distribution leaves open, in nats |
 # | forward KL | weighs by the teacher, covers |
 # | reverse KL | weighs by the student, chooses |
-# | T² | keeps the soft term's gradient from vanishing as T grows |
+# | T² | makes up for the 1/T² in the soft term's gradient; with many words, in part |
 #
 # **Use a temperature when** the teacher is so sure that its second choices vanish, or
 # when you want to see them. **Do not, when** the tail of its distribution is noise
