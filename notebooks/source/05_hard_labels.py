@@ -31,7 +31,7 @@ steps = profile.pick(smoke=2, cpu=300, gpu=300)
 judged = profile.pick(smoke=4, cpu=2000, gpu=2000)
 told_count = profile.pick(smoke=1, cpu=8, gpu=4000)
 real_judged = profile.pick(smoke=1, cpu=120, gpu=2000)
-real_length = profile.pick(smoke=100, cpu=512, gpu=512)
+real_length = profile.pick(smoke=200, cpu=512, gpu=512)
 real_training = profile.pick(
     smoke={"batch_size": 1, "steps": 1, "learning_rate": 1e-4},
     cpu={"batch_size": 4, "steps": 15, "learning_rate": 3e-4},
