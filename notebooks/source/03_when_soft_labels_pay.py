@@ -187,8 +187,11 @@ plt.show()
 #
 # With 800 rows, the student reads each row six times. With 3,000 it reads each once or
 # twice, and under `all` no row comes twice. More text means more labels. Are soft labels
-# still worth anything then? **Predict** how the distance between the two lines changes
-# from left to right.
+# still worth anything then? You know the gap at 800 rows. **Predict** the gap with all the
+# text, and write it down:
+
+# %%
+guess = None  # a gap in nats, such as 0.1
 
 # %%
 from distill_helpers.course.plots import over_settings
@@ -198,6 +201,10 @@ over_settings(ax, results, "nll", ("labels", "soft T=1", "sampled"))
 ax.set_xlabel("rows to learn from (all: no row comes twice)")
 ax.set_ylabel("loss (nats per token)")
 ax.set_title("More text does not close the gap")
+if guess is not None:
+    expected = results.mean("nll", "labels", "all").mean - guess
+    ax.plot(2, expected, "X", color="#222222", ms=9)
+    ax.annotate("your guess", (2, expected), (1.6, expected))
 plt.show()
 
 # %% [markdown]
@@ -394,7 +401,12 @@ for name, rows in (("a novel", pair.test), ("a dictionary", strange)):
 # | `run_live("mix")` | between labels and soft labels | the loss |
 # | another `seed` in `run_live` | another number, a similar difference | both losses |
 # | another seed for one arm alone | a noisier difference: shared luck no longer cancels | the gain |
-#
+
+# %%
+# A place to try. For example:
+# print(run_live("mix", seed=3).test.nll)
+
+# %% [markdown]
 # ## Recap
 #
 # * **One picture to remember:** a gain, its interval, the margin, and zero.

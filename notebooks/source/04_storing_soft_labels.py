@@ -118,7 +118,10 @@ explore(
 #
 # Most of those numbers are almost zero. So keep only the largest? Look at the real
 # teacher on passages of a novel: how much probability do its $k$ likeliest tokens hold
-# together?
+# together? **Predict** how much twelve of them hold at a typical position:
+
+# %%
+guess = 95  # percent; put yours here
 
 # %%
 from distill_helpers import pack
@@ -148,6 +151,8 @@ for share, style, name, up in (
 for marked in (12, 20):
     ax.axvline(marked, color=PALE, lw=1, zorder=0)
     ax.text(marked, 2, f" {marked}", color="0.4")
+ax.plot(12, guess, "X", color="#222222", ms=8)
+ax.text(9.5, guess + 1, "your guess", ha="right", va="center", fontsize=8.5)
 ax.set_xscale("log")
 ax.set_xlim(1, 1200)
 ax.set_ylim(0, 105)
