@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill_helpers.models import ModelError
+from distill_helpers.models import ModelError, end_tokens
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# The model's type to what llama.cpp calls it. Llama's rows of queries and keys stand in
-# another order there.
-_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2"}
+# Types of models, which llama.cpp calls by the same names.
+_TYPES = ("llama", "qwen2")
 PRECISIONS = ("f32", "f16", "q8_0")
 # Numbers of a block that share one scale; rows that cannot be cut into blocks stay f16.
 _BLOCK = 32
@@ -88,7 +87,7 @@ def export_gguf(
     vocabulary = _vocabulary(tokenizer, model.config.vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    writer = gguf.GGUFWriter(unfinished, _ARCHITECTURES[model.config.model_type])
+    writer = gguf.GGUFWriter(unfinished, model.config.model_type)
     try:
         writer.add_name(name or path.stem)
         _write_settings(writer, model, precision)
@@ -110,9 +109,9 @@ def export_gguf(
 def _check_model(model: PreTrainedModel) -> None:
     config = model.config
     kind = getattr(config, "model_type", type(model).__name__)
-    if kind not in _ARCHITECTURES:
+    if kind not in _TYPES:
         raise ModelError(
-            f"model: the type {kind!r} cannot be exported; {[*_ARCHITECTURES]} can. "
+            f"model: the type {kind!r} cannot be exported; {_TYPES} can. "
             "llama.cpp's own convert_hf_to_gguf.py knows more types"
         )
     if any(".lora_" in one or "base_layer" in one for one in model.state_dict()):
@@ -182,7 +181,7 @@ def _write_weights(writer: Any, model: PreTrainedModel, precision: str) -> None:
     config = model.config
     kind = config.model_type
     names = gguf.get_tensor_name_map(
-        gguf.MODEL_ARCH[_ARCHITECTURES[kind].upper()], config.num_hidden_layers
+        gguf.MODEL_ARCH[kind.upper()], config.num_hidden_layers
     )
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     if (factors := _rope_factors(model)) is not None:
@@ -248,6 +247,8 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Any]
             f"tokenizer: {state['model'].get('type')} with the decoder {decoder}; only "
             "byte-level BPE can be exported"
         )
+    cut = _cut(state.get("pre_tokenizer"))
+    _check_rest(state, cut)
     tokens = dict(state["model"]["vocab"])
     kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
     for one in state.get("added_tokens", []):
@@ -271,8 +272,30 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Any]
         "tokens": [by_id.get(number, f"[PAD{number}]") for number in range(size)],
         "types": [kinds.get(by_id.get(number, ""), unused) for number in range(size)],
         "merges": merges,
-        "cut": _cut(state.get("pre_tokenizer")),
+        "cut": cut,
     }
+
+
+def _check_rest(state: Mapping[str, Any], cut: str) -> None:
+    """Refuse what changes a text or its merges, and has no place in the file.
+
+    Qwen's own, NFC, is let pass: llama.cpp does without it, and most texts are composed.
+    """
+    normalizer = (state.get("normalizer") or {}).get("type")
+    model = state["model"]
+    changed = {
+        "normalizer": None if normalizer == "NFC" else normalizer,
+        "continuing_subword_prefix": model.get("continuing_subword_prefix"),
+        "end_of_word_suffix": model.get("end_of_word_suffix"),
+        # llama.cpp looks whole words up before it merges under this cut alone.
+        "ignore_merges": model.get("ignore_merges", False) != (cut == "llama-bpe"),
+    }
+    for name, value in changed.items():
+        if value:
+            raise ModelError(
+                f"tokenizer: its {name} ({value}) cannot be carried, and texts would "
+                "be read otherwise"
+            )
 
 
 def _cut(pre_tokenizer: Mapping[str, Any] | None) -> str:
@@ -311,11 +334,7 @@ def _write_tokenizer(
     writer.add_token_list(vocabulary["tokens"])
     writer.add_token_types(vocabulary["types"])
     writer.add_token_merges(vocabulary["merges"])
-    ends = model.generation_config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
-    if tokenizer.eos_token_id is not None:
-        ends = [tokenizer.eos_token_id, *ends]
-    ends = list(dict.fromkeys(ends))
+    ends = end_tokens(model, tokenizer)
     if ends:
         writer.add_eos_token_id(ends[0])
     if len(ends) > 1:  # what ends a turn, where that is another token

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from gguf import GGUFReader
 from tiny_models import byte_level_bpe, tiny
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -233,6 +234,39 @@ def test_a_tokenizer_that_cuts_otherwise_is_refused(bpe, tmp_path):
     other = byte_level_bpe(backend_json=json.dumps(state))
     with pytest.raises(ModelError, match="WhitespaceSplit"):
         export_gguf(tiny(bpe), other, tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("normalizer", {"type": "Lowercase"}, "Lowercase"),
+        ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
+        ("model", {"ignore_merges": True}, "ignore_merges"),
+    ],
+)
+def test_what_changes_a_text_on_its_way_is_refused(bpe, part, value, words, tmp_path):
+    state = json.loads(bpe.backend_tokenizer.to_str())
+    state[part] = {**(state[part] or {}), **value}
+    other = byte_level_bpe(backend_json=json.dumps(state))
+    with pytest.raises(ModelError, match=words):
+        export_gguf(tiny(bpe), other, tmp_path / "x.gguf")
+
+
+def test_the_chat_template_s_end_of_a_turn_ends_an_answer(bpe, tmp_path):
+    """A base model that learned to answer would never stop otherwise."""
+    state = json.loads(bpe.backend_tokenizer.to_str())
+    other = byte_level_bpe(backend_json=json.dumps(state))
+    other.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    other.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<turn>{% endfor %}"
+    )
+    path = export_gguf(tiny(other), other, tmp_path / "x.gguf")
+    reader = GGUFReader(path)
+    ends = [
+        reader.get_field(f"tokenizer.ggml.{name}_token_id").contents()
+        for name in ("eos", "eot")
+    ]
+    assert ends == [other.eos_token_id, other.convert_tokens_to_ids("<turn>")]
 
 
 def test_weights_that_f16_cannot_hold_are_refused_and_leave_no_file(bpe, tmp_path):
