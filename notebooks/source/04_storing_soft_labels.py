@@ -503,7 +503,7 @@ for arm in study.STORED:
 
 # %% [markdown]
 # Nobody keeps more than everything: what is above is noise. We had expected top-12 to lose
-# even to labels. It won by a tenth of a nat, and that claim fails. That draws do as well
+# even to labels. It won, and that claim fails. That draws do as well
 # with large vocabularies is what Anshumann et al. report; our study does not test it.
 
 # %% [markdown] tags=["given"]
@@ -603,7 +603,7 @@ cost = 4 * kept.shape[-1] + 2 * drawn.shape[-1] + 4
 labels, best = (results.mean("nll", a, "800").mean for a in ("labels", "full"))
 share = (labels - mine.test.nll) / (labels - best)
 print(f"{cost} bytes, loss {mine.test.nll:.2f}", end=": ")
-print(f"{share:.0%} of the gain; one seed can be off by some 20 points")
+print(f"{share:.0%} of the gain; one seed is a rough measure")
 
 # %% [markdown]
 # ## Draws that are read again

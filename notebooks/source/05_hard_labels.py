@@ -431,7 +431,7 @@ for row in by_filter[:2]:
             print(f"    and the test's {gloss.word!r}: {run!r}")
 
 # %% [markdown]
-# These are a dictionary's set phrases, not leaked questions. We drop the eighteen rows
+# These are a dictionary's set phrases, not leaked questions. We drop these rows
 # anyway, because that costs little. A shared run may well be the whole question elsewhere,
 # as in a sum or a riddle.
 
@@ -518,7 +518,7 @@ print(f"dropped: {sum(dropped):,}", end=", ")
 print(f"of which {right_where(dropped):.0%} were right")
 
 # %% [markdown]
-# Half of the answers go, and most of those were right. Here, where mistakes cost little,
+# Many answers go, and most of those were right. Here, where mistakes cost little,
 # that may be a bad bargain. For a teacher that errs more often it may be a good one. The
 # way to know is to train on both; the last section but one invites you.
 

@@ -311,7 +311,7 @@ plt.show()
 
 # %% [markdown]
 # In brackets: how many were asked. Problems without any carry look easy, but they are
-# rare, and this teacher is wrong at two in five of them. After the filter they are rarer
+# rare, and this teacher is often wrong at them. After the filter they are rarer
 # still. Look at such a figure before you train: a kind that is gone would have to be learned
 # from the others.
 #
@@ -592,7 +592,7 @@ ax.set_title("What the teacher can do, if somebody checks")
 plt.show()
 
 # %% [markdown]
-# One draw is worse than greedy decoding, and so are two. With three or more and a checker,
+# One draw is worse than greedy decoding. With more of them and a checker,
 # questions are solved that greedy decoding loses. On richer problems the draws also show other ways to
 # a result, which are worth keeping (Yuan et al. 2023). The price: every draw is paid for,
 # right or wrong.
