@@ -279,7 +279,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Any]
 def _check_rest(state: Mapping[str, Any], cut: str) -> None:
     """Refuse what changes a text or its merges, and has no place in the file.
 
-    Qwen's own, NFC, is let pass: llama.cpp does without it, and most texts are composed.
+    Qwen's own, NFC, is let pass: llama.cpp does without, and most texts are composed.
     """
     normalizer = (state.get("normalizer") or {}).get("type")
     model = state["model"]
