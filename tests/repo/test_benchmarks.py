@@ -95,26 +95,26 @@ ATTEMPTS = 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("divergence", "most"),
-    # Published are 0.66, 0.77 and 0.41 of the plain way's seconds, with a vocabulary
-    # that is twice as large; and at most 1.46 times the four products'.
-    [("forward_kl", 0.9), ("reverse_kl", 0.9), ("jsd", 0.9)],
-)
-def test_faster_than_the_plain_way(divergence, most, monkeypatch):
-    """By the benchmark itself: medians of turns, and equal values and gradients."""
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_faster_than_the_plain_way(divergence, monkeypatch):
+    """By the benchmark itself: medians of turns, and equal values and gradients.
+
+    The four products are the same in both ways, and what share they are of the plain
+    way differs from machine to machine (45 to 82 %). So what comes on top of them is
+    compared: published are 0.4 of the plain way's, and 1.46 times the products in all.
+    A product too many, a quarter more, takes more than the plain way.
+    """
     monkeypatch.setattr(bench_losses, "LOSSES", HERE)
     seen = []
     for _ in range(ATTEMPTS):
         found = bench_losses.time_losses((512, 256, 16_000), divergence, rounds=5)
         seconds = {name: statistics.median(times) for name, times in found.items()}
-        ours = seconds["ours"]
-        seen.append(
-            (ours / seconds["naive PyTorch"], ours / seconds[bench_losses.PRODUCTS])
-        )
-        if seen[-1][0] <= most and seen[-1][1] <= 1.8:
+        ours, products = seconds["ours"], seconds[bench_losses.PRODUCTS]
+        on_top = (ours - products) / (seconds["naive PyTorch"] - products)
+        seen.append((on_top, ours / products))
+        if on_top <= 0.75 and ours <= 1.6 * products:
             return
-    pytest.fail(f"ours / plain, ours / products: {seen}; at most {most} and 1.8")
+    pytest.fail(f"(on top of the products, ours / plain; ours / products): {seen}")
 
 
 @LINUX
