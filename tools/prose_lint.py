@@ -22,6 +22,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _CODE = re.compile(r"```.*?```|\$\$.*?\$\$", re.DOTALL)
 _SPAN = re.compile(r"`[^`\n]*`|\$[^$\n]+\$")
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_BREAK = re.compile(r"^## Break$", re.MULTILINE)
 _BRACKET = re.compile(r"\([^()]*\)")
 
 
@@ -54,13 +55,16 @@ def words(text: str) -> list[str]:
 def lint_prose(cells: list[NotebookNode]) -> list[str]:
     """All findings for the cells of one lesson's source."""
     findings = []
-    total = 0
+    # A break makes two sittings of a long lesson, each with its own measure.
+    totals = [0]
     for number, cell in enumerate(cells, start=1):
         where = f"cell {number} ({first_line(cell)[:40]!r})"
         if cell.cell_type == "code":
             continue
         parts = paragraphs(cell.source)
-        total += sum(len(words(part)) for part in parts)
+        if _BREAK.search(cell.source):
+            totals.append(0)
+        totals[-1] += sum(len(words(part)) for part in parts)
         for part in parts:
             # A published fact may need its source behind it.
             brackets = _BRACKET.findall(_SPAN.sub(" code ", part))
@@ -79,8 +83,11 @@ def lint_prose(cells: list[NotebookNode]) -> list[str]:
                 for word in BANNED
                 if word in used
             ]
-    if total > MOST_WORDS:
-        findings.append(f"{total:,} words of prose, {MOST_WORDS:,} are allowed")
+    findings += [
+        f"{total:,} words of prose, {MOST_WORDS:,} are allowed"
+        for total in totals
+        if total > MOST_WORDS
+    ]
     return findings + _lint_code(cells) + _hidden_training(cells)
 
 

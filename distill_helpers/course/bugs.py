@@ -42,7 +42,8 @@ class KnownBug:
             mend the bug, so an exercise may show it.
         remedy: What to do instead.
         taught_in: The notebook that explains it.
-        issue: Where it shipped in public, ``"owner/name #1, #2"``, or an empty string.
+        issue: Where it was reported or mended in public, ``"owner/name #1, #2"``,
+            several repositories after semicolons, or an empty string.
         patch: Each line at fault, marked −, and after it the right one, marked +;
             mostly lines of :func:`plain_loss`.
         mutants: Losses with this mistake, one for each way to make it. Empty where the
@@ -61,12 +62,16 @@ class KnownBug:
     @property
     def links(self) -> tuple[str, ...]:
         """Addresses of the public issues and pull requests."""
-        repository, _, rest = self.issue.partition(" ")
         # GitHub sends an issue's address on to the pull request of that number.
         return tuple(
             f"https://github.com/{repository}/issues/{number}"
-            for number in re.findall(r"#(\d+)", rest)
+            for repository, numbers in self._threads()
+            for number in numbers
         )
+
+    def _threads(self) -> list[tuple[str, list[str]]]:
+        parts = [part.strip() for part in self.issue.split(";") if part.strip()]
+        return [(one.partition(" ")[0], re.findall(r"#(\d+)", one)) for one in parts]
 
     @property
     def fault(self) -> tuple[tuple[str, str], ...]:
@@ -77,19 +82,23 @@ class KnownBug:
     def __str__(self) -> str:
         parts = [f"{self.name}: {self.title}", self.patch, f"Remedy: {self.remedy}"]
         if self.issue:
-            parts.append(f"Shipped in {self.issue}")
+            parts.append(f"Reported or mended in {self.issue}")
         return "\n".join(part for part in parts if part)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        """In a notebook, the diagnosis: mistake, patch, remedy, where it shipped."""
+        """In a notebook, the diagnosis: mistake, patch, remedy, where it was seen."""
         parts = [f"**Diagnosis** (`{self.name}`): {self.title}."]
         if self.patch:
             parts.append(f"```diff\n{self.patch}\n```")
         parts.append(f"**Remedy.** {self.remedy}")
         if self.issue:
-            repository = self.issue.partition(" ")[0]
-            numbers = [f"[#{link.rpartition('/')[2]}]({link})" for link in self.links]
-            parts.append(f"**Shipped in** {repository} {', '.join(numbers)}.")
+            links = iter(self.links)
+            threads = [
+                f"{repository} "
+                + ", ".join(f"[#{number}]({next(links)})" for number in numbers)
+                for repository, numbers in self._threads()
+            ]
+            parts.append(f"**Reported or mended in** {'; '.join(threads)}.")
         return {"text/markdown": "\n\n".join(parts), "text/plain": str(self)}
 
 

@@ -1,4 +1,4 @@
-"""Ten patients, and eight probes that tell what ails a distillation loss.
+"""Twelve patients, and eight probes that tell what ails a distillation loss.
 
 A *patient* is a bug of :mod:`distill_helpers.course.bugs` that shipped in public,
 called by a number, so that its name is not given away before the diagnosis. A *probe*
@@ -35,6 +35,8 @@ PATIENTS = (
     "padded_vocabulary",
     "half_by_accident",
     "prose_denied",
+    "not_log_probabilities",
+    "wrong_dimension",
 )
 
 
@@ -42,7 +44,7 @@ def diagnosis(number: int) -> KnownBug:
     """Say what a patient has; a notebook shows it with the patch and where it shipped.
 
     Args:
-        number: The patient's number, from 1 to 10.
+        number: The patient's number, from 1 to 12.
 
     Raises:
         ValueError: If there is no such patient.
@@ -80,7 +82,7 @@ def sick_loss(number: int) -> LossFunction | None:
     micro-batches is one over rows.
 
     Args:
-        number: The patient's number, from 1 to 10.
+        number: The patient's number, from 1 to 12.
 
     Returns:
         The loss; ``None`` if the numbers are right, as in patient 10.

@@ -437,3 +437,80 @@ def reasoning_traces() -> Diagram:
             "Right traces go to the student, wrong ones are thrown away."
         ),
     )
+
+
+def co_distillation() -> Diagram:
+    """Teacher and student learn from one batch; nothing flows back (lesson 07)."""
+    left, middle, right = 0.0, 4.4, 9.8
+    top, bottom = 0.0, 3.6
+    return Diagram(
+        boxes=(
+            Box("text", "one batch\nof text", (left, 1.8), "text", (2.4, 1.2)),
+            Box("teacher", "teacher,\nlearning", (middle, top), "teacher"),
+            Box("student", "student,\nlearning", (middle, bottom), "student"),
+            Box("one", "CE with the text", (right, top), "plain", (3.2, 1.0)),
+            Box(
+                *("two", "(1 − α) · CE with the text\n+ α · KL(teacher ‖ student)"),
+                *((right, bottom), "plain", (5.2, 1.3)),
+            ),
+        ),
+        arrows=(
+            Arrow("text", "teacher", role="text"),
+            Arrow("text", "student", role="text"),
+            Arrow("one", "teacher", "gradient", shift=(0.0, -0.3)),
+            Arrow("two", "student", "gradient", shift=(0.0, -0.3)),
+            Arrow(
+                *("teacher", "two", "p, detached:\nnothing flows back", "teacher"),
+                shift=(2.3, -0.2),
+            ),
+        ),
+        alt=(
+            "One batch of text goes to a teacher and to a student, and both are "
+            "learning. The teacher's loss is the cross-entropy with the text, and its "
+            "gradient goes to the teacher. The student's loss is 1 minus alpha times "
+            "the cross-entropy with the text plus alpha times KL of teacher and "
+            "student, and its gradient goes to the student. The teacher gives its "
+            "distribution p to the student's loss, detached: nothing flows back."
+        ),
+    )
+
+
+def on_policy() -> Diagram:
+    """The student writes, the teacher marks every token (lesson 08)."""
+    top, bottom = 0.0, 3.4
+    return Diagram(
+        boxes=(
+            Box("prompt", "27+58+46=", (0.0, top), "text", (2.4, 1.0)),
+            Box("student", "student,\nlearning", (3.9, top), "student"),
+            Box(
+                *("written", "27+58=75,\n75+46=121;121", (8.6, top), "student"),
+                size=(3.5, 1.2),
+                filled=False,
+            ),
+            Box("teacher", "teacher,\nfinished", (13.4, top), "teacher"),
+            Box(
+                *("marks", "a distribution\nfor every token", (13.4, bottom)),
+                *("teacher", (3.4, 1.2)),
+                filled=False,
+            ),
+            Box(
+                *("loss", "divergence at every\nwritten token", (6.6, bottom)),
+                *("plain", (4.2, 1.2)),
+            ),
+        ),
+        arrows=(
+            Arrow("prompt", "student", role="text"),
+            Arrow("student", "written", "writes", "student"),
+            Arrow("written", "teacher", "reads along", "student", shift=(0.0, -0.4)),
+            Arrow("teacher", "marks", role="teacher"),
+            Arrow("marks", "loss", role="teacher"),
+            Arrow("loss", "student", "gradient", shift=(-1.15, 0.0)),
+        ),
+        alt=(
+            "A prompt, 27+58+46=, goes to a student that is learning. It writes "
+            "27+58=75, 75+46=121; 121, with a wrong first sum. A finished teacher "
+            "reads along and gives a distribution for every token. The loss is the "
+            "divergence at every written token, and its gradient goes back to the "
+            "student."
+        ),
+    )

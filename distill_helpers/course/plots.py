@@ -24,8 +24,7 @@ STUDENT = "#D55E00"
 TEXT = "#009E73"
 PALE = "#B8B8B8"
 # Where a figure needs a third colour and has no text labels.
-THIRD = TEXT
-PALETTE = (STUDENT, TEACHER, THIRD, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+PALETTE = (STUDENT, TEACHER, TEXT, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 
 
 def use_style() -> None:
@@ -306,7 +305,12 @@ _VERDICTS = {
 
 
 def forest(
-    ax: Axes, verdicts: Sequence[Verdict], *, width: int = 44, told: bool = True
+    ax: Axes,
+    verdicts: Sequence[Verdict],
+    *,
+    width: int = 44,
+    told: bool = True,
+    words: Sequence[str] | None = None,
 ) -> None:
     """Draw claims, one row each: the gain, its interval, what was claimed, the verdict.
 
@@ -318,6 +322,8 @@ def forest(
         verdicts: Those of one unit, from ``Results.verdict`` or ``studies.judge``.
         width: Characters of a line of the claims' words.
         told: Write gain and verdict at the mark; else all marks are alike.
+        words: What to call the claims where a page has its own words for the arms;
+            default: as they were declared.
 
     Raises:
         ValueError: If the claims are measured in different units.
@@ -348,9 +354,8 @@ def forest(
         digits = 1 if "points" in units else 2
         # Rounded first, so that nothing is "minus zero".
         mean = f"{round(gain.mean, digits) + 0.0:+.{digits}f}".replace("-", "−")
-        words = f"{mean}: {verdict.status}"
         ax.annotate(
-            words,
+            f"{mean}: {verdict.status}",
             (gain.mean, place),
             xytext=(0, 8),
             textcoords="offset points",
@@ -359,7 +364,8 @@ def forest(
             color=ink,
             bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )
-    labels = [fill(one.claim.text, width) for one in verdicts]
+    called = words or [one.claim.text for one in verdicts]
+    labels = [fill(text, width) for text in called]
     ax.set_yticks(range(len(labels)), labels, fontsize=8.5)
     ax.set_ylim(len(labels) - 0.45, -0.65)
     ax.grid(axis="y", visible=False)

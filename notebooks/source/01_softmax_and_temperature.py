@@ -441,7 +441,7 @@ def fit_bump(loss_of, start):
 
 
 # %%
-from distill_helpers.course.plots import PALE, STUDENT, THIRD
+from distill_helpers.course.plots import PALE, STUDENT
 
 fig, ax = plt.subplots()
 ax.fill_between(x, target, color=PALE, label="teacher")
@@ -449,7 +449,7 @@ ax.plot(x, fit_bump(kl, 1.0), color=STUDENT, label="forward KL")
 for start, style in ((-1.0, "--"), (1.0, ":")):
     seeks = fit_bump(lambda teacher, student: kl(student, teacher), start)
     label = f"reverse KL, begun at {start:g}"
-    ax.plot(x, seeks, style, color=THIRD, label=label)
+    ax.plot(x, seeks, style, color=STUDENT, label=label)
 if guess is not None:
     ax.axvline(guess, color="0.3", label="your guess")
 ax.set_xlabel("possible continuations")

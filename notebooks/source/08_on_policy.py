@@ -1,50 +1,79 @@
 # %%
-import math
+import copy
+import random
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import display
 
 from distill_helpers import get_profile
-from distill_helpers.course.plots import STUDENT, TEACHER, use_style
+from distill_helpers.course.plots import PALE, STUDENT, TEACHER, use_style
 
-# %%
 use_style()
 profile = get_profile(PROFILE)
-judged = profile.name != "smoke"
+
+# %% [markdown]
+# The sizes of this lesson:
+
+# %%
+warm_sizes = profile.pick(
+    smoke={"steps": 1, "questions": 70, "validation": 10},
+    cpu={"steps": 600},
+    gpu={"steps": 600},
+)
+tests = profile.pick(smoke=10, cpu=2000, gpu=2000)
+looked_at = profile.pick(smoke=20, cpu=300, gpu=300)
+asked = profile.pick(smoke=4, cpu=400, gpu=400)
+steps = profile.pick(smoke=1, cpu=200, gpu=200)
+prose_steps = profile.pick(smoke=1, cpu=60, gpu=60)
+draws = profile.pick(smoke=4, cpu=64, gpu=64)
+real_rows = profile.pick(smoke=2, cpu=24, gpu=24)
+repair = profile.pick(
+    smoke={"steps": 1, "learning_rate": 5e-4},
+    cpu={"steps": 15, "learning_rate": 5e-4},
+    gpu={"steps": 200, "learning_rate": 1e-4},
+)
+words = profile.pick(smoke=4, cpu=32, gpu=64)
+real_training = profile.pick(
+    smoke={"steps": 1, "batch_size": 2, "learning_rate": 3e-4},
+    cpu={"steps": 12, "batch_size": 8, "learning_rate": 3e-4},
+    gpu={"steps": 200, "batch_size": 16, "learning_rate": 2e-5},
+)
+log_every = profile.pick(smoke=1, cpu=3, gpu=20)
 
 # %% [markdown]
 # ## A student that only reads
 #
 # In every lesson so far the student read what others had written: a novel, or the
-# teacher's answers. When it is used it *writes*: each token that it writes becomes
-# part of what it reads next. It has learned after other people's words and is used
-# after its own; where these differ, it may do worse. That is **exposure bias**, and
-# this lesson's remedy is old advice: let pupils write, and mark what they wrote. A
-# model that writes is called a *policy* in reinforcement learning; training it on what
-# it writes itself is **on-policy**, and on text from elsewhere, as in all lessons so
-# far, **off-policy**.
+# teacher's answers. When the student is used, it *writes*, and each token that it writes
+# becomes part of what it reads next. It has learned after other people's words and is
+# used after its own. Where these differ, it may do worse. That is **exposure bias**.
 #
-# Back to lesson 06's sums, with the teacher that is right about four times in five.
-# A fresh student first learns its answers to 1,500 questions, as hard labels; this is
-# its **warm start**. How far
-# it comes is partly luck: some students begin to carry early, some late.
+# The remedy is old advice: let pupils write, and mark what they wrote.
+
+# %%
+from distill_helpers.course import diagrams
+
+diagrams.on_policy()
+
+# %% [markdown]
+# In reinforcement learning a model that writes is called a *policy*. To train it on its
+# own text is **on-policy**. To train it on text from elsewhere, as in all lessons so far,
+# is **off-policy**.
+#
+# Back to the sums of lesson 06 and the teacher that is right about four times in five. A
+# fresh student first learns its answers to 1,500 questions, with that lesson's loop: its
+# **warm start**. We stop early, so that it writes, but not well.
 
 # %%
 from distill_helpers.studies import on_policy as study
 from distill_helpers.tasks import three_sums
 from distill_helpers.tasks.teachers import load_tiny_teacher
 
-teacher = load_tiny_teacher("sums")
-tokenizer = teacher.tokenizer
-sizes = profile.pick(
-    smoke={"steps": 1, "questions": 70, "validation": 10}, cpu={}, gpu={}
-)
-reader = study.warm_start(seed=2, **sizes).model
+teacher, tokenizer = load_tiny_teacher("sums")
+reader = study.warm_start(seed=2, **warm_sizes).model
 
 # %%
-tests = profile.pick(smoke=10, cpu=2000, gpu=2000)
-for name, model in (("teacher", teacher.model), ("student", reader)):
+for name, model in (("teacher", teacher), ("student", reader)):
     percent = study.score(model, study.TRACES, tests)
     print(f"{name}: {percent:.1f} % of {tests:,} test problems")
 
@@ -53,14 +82,15 @@ for name, model in (("teacher", teacher.model), ("student", reader)):
 #
 # Take problems that the teacher gets right, and in which the student's first sum is
 # wrong. Then ask the teacher about every token that the student wrote: how likely was
-# it, and what would you have written here?
+# that token, and what would you have written here?
 
 # %%
 from distill_helpers import generate
 
-some = three_sums.test_problems()[: profile.pick(smoke=20, cpu=300, gpu=300)]
+some = three_sums.test_problems()[:looked_at]
 
 
+# %%
 def answers_of(model):
     return generate(
         model,
@@ -70,17 +100,15 @@ def answers_of(model):
     )
 
 
+# %%
+answers = zip(some, answers_of(reader), answers_of(teacher), strict=True)
 slips = [
     (problem, text)
-    for problem, text, his in zip(
-        some, answers_of(reader), answers_of(teacher.model), strict=True
-    )
-    if three_sums.is_right(problem, his)
+    for problem, text, from_teacher in answers
+    if three_sums.is_right(problem, from_teacher)
     and text
     and not text.startswith(problem.answer.split(",")[0])
 ]
-
-# %%
 problem, text = slips[0]
 print(f"{len(slips)} such slips; one of them:\n")
 print(f"asked    {problem.prompt}\nright    {problem.answer}\nwritten  {text}")
@@ -89,10 +117,8 @@ print(f"asked    {problem.prompt}\nright    {problem.answer}\nwritten  {text}")
 # **Predict:** after the wrong sum, will the teacher go on as if it were right, or
 # correct it?
 
+
 # %%
-from distill_helpers.losses import token_divergence
-
-
 def marks(problem, text):
     """Teacher's and student's logits where each written token is due."""
     both = tokenizer(problem.prompt + text, return_tensors="pt")["input_ids"]
@@ -100,7 +126,7 @@ def marks(problem, text):
     with torch.no_grad():
         return [
             model(input_ids=both).logits[0, place:-1]
-            for model in (teacher.model, reader)
+            for model in (teacher, reader)
         ]
 
 
@@ -113,28 +139,29 @@ print("the student wrote      ", " ".join(text))
 print("the teacher would, here", " ".join(t[0] for t in best), "(<: the end)")
 
 # %%
-kl = token_divergence(ours, theirs)
-fig, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True)
-axes[0].bar(range(len(text)), likely, color=TEACHER)
-axes[0].set_ylabel("teacher's p")
-axes[0].set_title("How likely the teacher finds what the student wrote")
-axes[1].bar(range(len(text)), kl, color=STUDENT)
-axes[1].set_ylabel("nats")
-axes[1].set_title("How far apart they are before it: KL(teacher ‖ student)")
-axes[1].set_xticks(range(len(text)), list(text))
-axes[1].set_xlabel("token written by the student")
+pairs = zip(text, problem.answer, strict=False)
+slip = next((i for i, (one, two) in enumerate(pairs) if one != two), 0)
+
+# %%
+colors = [STUDENT if i == slip else PALE for i in range(len(text))]
+fig, ax = plt.subplots(figsize=(7, 2.6))
+ax.bar(range(len(text)), 100 * likely, color=colors)
+ax.text(slip, 100 * likely[slip] + 4, "the slip", ha="center", color=STUDENT)
+ax.set_xticks(range(len(text)), list(text))
+ax.set_ylim(0, 112)
+ax.set_xlabel("token written by the student")
+ax.set_ylabel("teacher's p (percent)")
+ax.set_title("How likely the teacher finds what the student wrote")
+ax.grid(axis="x", visible=False)
 plt.show()
 
 # %% [markdown]
-# Where the upper bar is low, the teacher would hardly have written that token. The
-# lower bars tell how far apart the two distributions were when that token was due:
-# far, mostly, where a digit has to be computed, right or wrong. What comes after the
-# slip? Over all these slips, count how often the teacher, asked right after
-# the comma, would copy the student's wrong sum:
+# The teacher would hardly have written the slip. And what comes after it? Over all these
+# slips, count how often the teacher, asked right after the comma, would copy the
+# student's wrong sum.
+
 
 # %%
-
-
 def copies(problem, text):
     """Whether the teacher goes on with the wrong sum."""
     before, _, _ = text.partition(",")
@@ -150,619 +177,402 @@ print(f"{again} of {len(whole)} wrong sums would be copied")
 
 # %% [markdown]
 # A language model continues what it reads, wrong digits included. That is what an
-# on-policy teacher has to offer: not the right answer, but what *it* would do in the
-# student's place.
+# on-policy teacher has to offer: not the right answer, but what the teacher would do in
+# the student's place.
 #
 # ## Exposure bias, measured
 #
 # One text is an anecdote. Let both models answer many problems, drawing at
-# temperature 1, and take the same KL at every token of every text: once in the
-# student's texts, once in the teacher's. It asks what the teacher would say here, and
-# how much of that the student lacks. **Predict:** which curve is higher? And what of
-# the first token?
+# temperature 1. Then take KL(teacher ‖ student) at every token of every text, once in the
+# student's texts and once in the teacher's. **Predict:** which curve is higher? And
+# where?
 
 # %%
-asked = profile.pick(smoke=4, cpu=600, gpu=600)
 before = study.exposure(reader, asked)
-
-
-def draw_exposure(ax, found, title):
-    places = range(1, len(found.counts) + 1)
-    own = {"color": STUDENT, "label": "in the student's own text"}
-    ax.plot(places, found.student_prefix, "o-", ms=3, **own)
-    his = {"color": TEACHER, "label": "in the teacher's text"}
-    ax.plot(places, found.teacher_prefix, "s--", ms=3, **his)
-    ax.set_title(title)
-    ax.set_xlabel("token of the answer")
-
+places = range(1, len(before.counts) + 1)
+own, his = before.student_prefix, before.teacher_prefix
 
 # %%
-fig, ax = plt.subplots(figsize=(6.5, 3))
-draw_exposure(ax, before, "The student, beside its teacher")
+fig, ax = plt.subplots(figsize=(7, 3))
+ax.plot(places, his, "s-", ms=3, color=TEACHER)
+ax.plot(places, own, "o-", ms=3, color=STUDENT)
+ax.fill_between(places, his, own, color=STUDENT, alpha=0.3)
+ax.text(1, 0.85, "in the student's own text", color=STUDENT)
+ax.text(1, 0.7, "in the teacher's text", color=TEACHER)
+ax.set_xlabel("token of the answer")
 ax.set_ylabel("KL(teacher ‖ student), nats")
-fig.legend(loc="outside lower center", ncols=2)
-plt.show()
-print(f"excess: {before.excess:.4f} nats per token")
-
-# %%
-from distill_helpers.studies import load_results
-
-results = load_results(study.STUDY.name)
-display(
-    results.check_live(
-        "excess_kl", study.WARM, study.SETTING, before.excess, judged=judged
-    )
-)
-
-# %% [markdown]
-# The hills are the digits of the two sums; between them the student only copies. At
-# the first token both have read the prompt and nothing else, so the two curves agree.
-# The mean difference from then on is the **excess**, our measure of exposure bias,
-# after Arora et al. (2022), who divide it by the KL in the teacher's text. If the
-# curves nearly coincide, exposure bias is a small part of what this student still
-# lacks: its answers are short, and most of each is copying. Part of the excess is
-# chance: each model wrote once to each problem. And ours is a mild case: its excess is
-# smaller than that of any student in the study, whose range you see.
-#
-# Why compare *distributions*, when the teacher could simply say how likely it finds
-# the student's text? Watch a real teacher, SmolLM2, read three texts:
-
-# %%
-from distill_helpers.studies import real_pair
-
-pair = real_pair.load_pair(profile, profile.pick(smoke=2, cpu=24, gpu=24))
-real = pair.teacher
-samples = {
-    "a sentence": "She had a book in her hand, and she did not look up when "
-    "he came in, although the door had never been quiet.",
-    "another": "The rain began before noon; by evening the lower field was "
-    "under water, and nobody spoke of going home.",
-    "a loop": "She had a book in her hand. " * 4,
-}
-
-# %%
-for name, sample in samples.items():
-    ids = real.tokenizer(sample, return_tensors="pt")["input_ids"]
-    ids = ids.to(real.model.device)
-    with torch.no_grad():
-        loss = real.model(input_ids=ids, labels=ids).loss
-    print(f"{name:11}{loss:.2f} nats per token")
-
-# %% [markdown]
-# In a loop nothing is surprising once it has turned. A student that was rewarded for
-# *likely* text alone would learn to say the same thing for ever. So
-# `measure_exposure`, which `study.exposure` calls, also reports two warning signs: how
-# often a run of four tokens returns in the same text, and how uncertain the teacher is
-# in the student's texts. A student that has shrunk to few, easy words tends to repeat
-# more than its teacher, and to leave it less uncertain.
-
-# %%
-print(
-    f"runs that return: student {before.student_repetition:.2%}, "
-    f"teacher {before.teacher_repetition:.2%}"
-)
-print(
-    f"teacher's entropy: in the student's text {before.student_entropy:.3f}, "
-    f"in its own {before.teacher_entropy:.3f} nats"
-)
-
-# %% [markdown]
-# ## Whose text, and which divergence?
-#
-# These are two choices, and one identity ties them. For whole texts, KL(student ‖
-# teacher) is the sum over tokens of the *reverse* KL (lesson 01), averaged over texts
-# that the **student** writes; KL(teacher ‖ student) is the sum of the forward KL, over
-# texts that the **teacher** draws. So reverse KL goes with the student's own text.
-# Other combinations are allowed, and we shall try some.
-#
-# (From here on $p_T$ is the teacher's distribution and $p_S$ the student's; earlier
-# lessons wrote $p$ and $q$.) Between the two lies the **generalised Jensen–Shannon
-# divergence** (JSD). It measures both from a mixture: with $m = (1 - \beta)\, p_S +
-# \beta\, p_T$ it is $\beta\, KL(p_T ‖ m) + (1 - \beta)\, KL(p_S ‖ m)$. At both ends it
-# shrinks to zero, but divided by β it tends to forward KL, and by 1 − β to reverse KL.
-# So at β = 0 and 1 the package takes these, as TRL does, Hugging Face's library for
-# training language models: a jump in size, not in direction.
-#
-# What each does when a student *cannot* match its teacher shows in lesson 01's
-# picture of two hills. Now the student, a single hill, is the best of many for each β.
-
-# %%
-grid = torch.linspace(-4, 4, 81)
-hills = 0.6 * torch.exp(-((grid - 1.5) ** 2) / 0.3)
-hills += 0.4 * torch.exp(-((grid + 1.5) ** 2) / 0.3)
-two_hills = hills.log()[None]
-middles = torch.linspace(-3, 3, 61)[:, None, None]
-widths = torch.linspace(0.3, 2.5, 45)[None, :, None]
-one_hill = (-((grid - middles) ** 2) / (2 * widths**2)).flatten(0, 1)
-print(f"{len(one_hill):,} students to choose from")
-
-
-# %%
-def nearest(beta):
-    """The student with the smallest generalised JSD."""
-    teachers = two_hills.expand_as(one_hill)
-    all_of_them = token_divergence(one_hill, teachers, kind="jsd", beta=beta)
-    return one_hill[all_of_them.argmin()].softmax(-1)
-
-
-betas = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
-fits = {beta: nearest(beta) for beta in betas}
-
-
-def draw_fit(ax, beta):
-    area = two_hills[0].softmax(-1)
-    ax.fill_between(grid, area, color=TEACHER, alpha=0.3)
-    ax.plot(grid, fits[beta], color=STUDENT, lw=2)
-    ends = {0.0: "forward KL (β = 0)", 1.0: "reverse KL (β = 1)"}
-    ax.set_title(ends.get(beta, f"JSD, β = {beta:g}"))
-    ax.set_ylim(0, 0.11)
-    ax.set_yticks([])
-    ax.set_xlabel("teacher (area), student (line)")
-
-
-# %%
-from distill_helpers.course.widgets import explore
-
-explore(
-    draw_fit,
-    name="β",
-    values=betas,
-    start=0.5,
-    still=[0.0, 0.3, 0.5, 1.0],
-    alt="A teacher with two hills and the best student with one. Forward KL "
-    "gives a wide student over both; reverse KL a narrow one on the "
-    "larger hill.",
-    size=(5.2, 3.0),
-)
-
-# %% [markdown]
-# Forward KL **covers** both modes and is highest in the valley between them: as text,
-# sentences that nobody would write. Reverse KL **seeks** one mode. The JSD has no
-# student of its own here: somewhere on the way, β makes it flip from one to the
-# other. (Every hill was tried. In training, reverse KL looks only where the student
-# already is: started on the smaller hill, it would stay there.)
-#
-# ## One on-policy step by hand
-#
-# Four moves: the student writes; the teacher reads along; the divergence is taken at
-# every written token, never at the prompt; the gradient flows through the student's
-# logits, and not through the *drawing* of tokens, which has none.
-
-# %%
-from distill_helpers.data import collator_for, join_row
-from distill_helpers.models import generate_batch
-
-prompts = tokenizer(three_sums.prompts(some), add_special_tokens=False)
-prompts = prompts["input_ids"]
-answers = generate_batch(
-    reader,
-    tokenizer,
-    prompts,
-    max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
-    temperature=1.0,
-    seeds=range(len(prompts)),
-)
-rows = [
-    join_row(prompt, answer.ids)
-    for prompt, answer in zip(prompts, answers, strict=True)
-]
-
-# %% [markdown]
-# A row's labels are −100 on the prompt and the token itself on the answer, its
-# end included: when to stop is part of what the student has to learn.
-
-# %%
-first = rows[0]
-print(tokenizer.convert_ids_to_tokens(first["input_ids"]))
-print(first["labels"])
-
-# %%
-batch = collator_for(tokenizer)(rows)
-inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-learned = batch["labels"][:, 1:] != -100
-ours = reader(**inputs).logits[:, :-1][learned]
-with torch.no_grad():
-    theirs = teacher.model(**inputs).logits[:, :-1][learned]
-per_token = token_divergence(ours, theirs, kind="reverse_kl")
-reader.zero_grad()  # gradients add up, and this cell may run twice
-per_token.mean().backward()
-print(f"reverse KL: {per_token.mean():.4f} nats per token")
-
-# %%
-norm = sum(w.grad.square().sum() for w in reader.parameters()).sqrt()
-print(f"length of its gradient: {norm:.3f}")
-
-# %% [markdown]
-# There is a second way to the reverse KL. It is a mean, over tokens that the
-# *student* draws, of $\log p_S - \log p_T$. And those tokens have just been drawn! So
-# the same mean over the written tokens alone, without a sum over the vocabulary,
-# should come out near it; the ± is one standard error.
-
-# %%
-tokens = batch["labels"][:, 1:][learned][:, None]
-log_ratio = (ours.log_softmax(-1) - theirs.log_softmax(-1)).detach()
-drawn = log_ratio.gather(-1, tokens)[:, 0]
-noise = (drawn - per_token.detach()).std()
-error = noise / len(drawn) ** 0.5
-print(f"from drawn tokens: {drawn.mean():.4f} ± {error:.4f}")
-print(f"one token is off by {noise:.3f} (standard deviation)")
-
-# %% [markdown]
-# Right on average, and noisy: a few unlikely draws make much of the mean, so it may
-# well lie two or three standard errors off. The exact sum has no such noise. Where a
-# teacher tells only the probability of the token that it is shown, as some APIs do,
-# this estimate is all there is, and reinforcement learning takes it, with its sign
-# turned, as a reward for each token.
-#
-# It is a number to look at, and not a loss to call `backward` on: the teacher's part
-# has no gradient in the student, and the student's part, the gradient of $\log p_S$
-# at its own draws, is zero on average. What has the right gradient on average is the
-# *detached* ratio times $\log p_S$, which is the policy gradient. With the teacher's
-# whole distribution at hand, we need neither.
-#
-# An honest gap: a token also changes what comes *after* it, and this loss does not
-# credit it for that. The full gradient of the divergence between texts would, and is
-# far noisier (Gu et al. 2023 use it, with several tricks against the noise). Agarwal
-# et al. (2023) leave it out, and so do we. But why does reverse KL not fall for the
-# loop, as a reward for likely text would? Because of the $\log p_S$ in it: wherever
-# the teacher leaves several tokens open, a student that is sure of one of them pays
-# for it. So it has no reason to *enter* a loop. Once inside, where the teacher is
-# sure as well, it pays little: hence the warning signs above.
-#
-# ## Marked work, live
-#
-# `OnPolicyTrainer` makes these four moves at every step, with the student's weights
-# of that moment: so what it learns from changes as it learns. **Predict:** how much
-# longer does a step take than one on finished rows with soft labels?
-
-# %%
-live = {}
-for arm in (study.SOFT, study.REVERSE):
-    cell = dict(results.options(arm, study.SETTING))
-    live[arm] = study.go_on(reader, arm, seed=2, **cell, **sizes)
-
-# %%
-scores = {
-    arm: study.score(run.model, study.TRACES, tests)
-    for arm, run in live.items()
-}
-for arm, run in live.items():
-    print(f"{arm:22}{scores[arm]:6.1f} % right", end=", ")
-    print(f"{run.seconds:.0f} s of processor time")
-
-# %% [markdown]
-# Did it heal what it was meant to heal? In this student that was little, so expect
-# little of one picture. The same curves as above, after the same number of steps:
-
-# %%
-fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.4), sharey=True)
-for ax, (arm, run) in zip(axes, live.items(), strict=True):
-    after = study.exposure(run.model, asked)
-    draw_exposure(ax, after, f"{arm}: excess {after.excess:.4f}")
-axes[0].set_ylabel("KL(teacher ‖ student)")
-both = axes[0].get_legend_handles_labels()
-fig.legend(*both, loc="outside lower center", ncols=2)
-plt.show()
-
-# %%
-live_check = results.check_live(
-    "excess_kl", study.REVERSE, study.SETTING, after.excess, judged=judged
-)
-display(live_check)
-
-# %% [markdown]
-# Read the pictures with care: their scale is not that of the first one. The *height*
-# of the curves is a forward KL, which is what soft labels train, so it need not be
-# lowest after reverse KL. Exposure bias is the *gap* between a solid curve and its
-# dashed one. One run's gap is partly chance, so the study has to say.
-#
-# ## What five seeds say
-#
-# The study gives every student such a warm start and lets it go on in eight ways, at
-# one learning rate. Seven of them take the same number of steps:
-#
-# * *traces*: the teacher's greedy answers, as hard labels, for longer;
-# * *soft labels*: the teacher's distributions on these answers;
-# * *soft labels, new text*: on answers that the teacher draws anew each time. Beside
-#   own text, it separates the effect of *new* text from that of the student's *own*;
-# * *own text*: with reverse KL, the JSD (β = ½) and forward KL; and *half own text*,
-#   where a coin decides for each row whose text it is (λ, the share of own text, is ½
-#   in Agarwal et al., whose coin decides for a batch).
-#
-# And with more steps instead of writing, for about as much *time* as own text takes:
-# *soft labels, equal time*.
-
-# %%
-from distill_helpers.course.plots import compare_arms
-
-fig, ax = plt.subplots(figsize=(7, 3.6))
-compare_arms(
-    ax,
-    results,
-    "exact_match",
-    study.SETTING,
-    live=scores,
-    soft=[arm for arm in study.ARMS if "soft" in arm or "own" in arm],
-)
-ax.set_xlabel("exact match on 2,000 test problems (percent)")
-ax.set_title("A warm start, and eight ways to go on; five seeds")
+ax.set_title("After its own words the student does worse (shaded)")
 plt.show()
 
 # %% [markdown]
-# Dots are means, lines their intervals, diamonds our live runs; blue marks what
-# learns from the teacher's distributions. The intervals are wide because the warm
-# starts differ so much. Below, each column is one seed: how good a student was before
-# (across) and after (up).
-
-# %%
-from distill_helpers.course.plots import PALETTE
-
-colours = dict(zip(study.ARMS[1:], (*PALETTE, "0.6"), strict=True))
-start = results.values("exact_match", study.WARM, study.SETTING)
-fig, ax = plt.subplots(figsize=(6, 3.6))
-for n, (arm, marker) in enumerate(zip(study.ARMS[1:5], "osD^", strict=True)):
-    after = results.values("exact_match", arm, study.SETTING)
-    beside = [before + 0.8 * (n - 1.5) for before in start]
-    ax.plot(beside, after, marker, color=colours[arm], label=arm)
-ax.plot([0, 80], [0, 80], color="0.4", linestyle="--")
-ax.set_xlabel("warm start: exact match (percent)")
-ax.set_ylabel("after 400 more steps")
-ax.set_title("One column for each seed, spread a little; dashed: no gain")
-ax.legend(loc="lower right")
-plt.show()
-
-# %%
-for claim in results.study.claims:
-    display(results.verdict(claim.name, judged=judged))
-
-# %% [markdown]
-# One verdict is settled: for as many steps, marks on one's own text taught much more
-# than further copies of the teacher's words. *Why* they did is not.
-# Own text differs from the traces in three ways at once: it is marked with whole
-# distributions, it is new each time, and it is the student's own. Soft labels have
-# the first of these; the teacher's new text has the first two. Own text came out
-# ahead of both on average, and neither lead is settled by five seeds. Nor is the
-# verdict on exposure bias itself: five seeds cannot tell whether the excess fell by
-# more with own text.
+# The hills are the digits of the two sums. They are hard in any text. Look between and
+# behind them, where a sum is only *copied*. In the teacher's text the student copies
+# almost without error. After its own words it does not. It has learned to copy sums that
+# the teacher wrote, and its own wrong sums look different.
 #
-# The picture says where to look: to the far left. The student that had come least far
-# gained next to nothing from the teacher's fixed text, whatever the labels, more from
-# new text, and most from its own. To the right, where students could already do about
-# half of the task, the three that learn from distributions differ little. One student
-# is no law, and exposure bias is only one way to explain it. If it were the reason,
-# the worst writer should have had the largest excess to begin with. Had it?
-
-# %%
-excess = results.values("excess_kl", study.WARM, study.SETTING)
-print("warm start: right, percent     excess, nats per token")
-for right, over in sorted(zip(start, excess, strict=True)):
-    print(f"{right:26.1f}{over:27.4f}")
-
-# %% [markdown]
-# The measure does not single it out: another student, which could do far more, had a
-# larger excess. What helped the weakest most is there to see; why, these rows do not
-# say.
-#
-# This study has a history as well. Its first round chose one of two learning rates for
-# each arm, on one seed. There the rates were nearly tied for some arms, so chance
-# chose; on other seeds the higher rate came further. What we compared was rates as much
-# as texts. It was broken off, its rows are in `results/rounds`, and now all arms share
-# one rate.
-#
-# ## What writing costs
-#
-# Writing is slow for a reason: a text is read in one pass, but written in one pass
-# *per token*. The student is small here and its answers are short; with large models
-# and long texts, writing takes most of a step. So equal steps flatter on-policy
-# training, and equal time is the fair comparison for a fixed budget.
-
-# %%
-fig, ax = plt.subplots(figsize=(7, 3.4))
-for arm, marker in zip(study.ARMS[2:], "sD^vPX*", strict=True):
-    took = results.mean("training_seconds", arm, study.SETTING).mean
-    gain = results.gain("exact_match", arm, study.MORE, study.SETTING)
-    reach = [[gain.mean - gain.low], [gain.high - gain.mean]]
-    style = {"fmt": marker, "color": colours[arm], "label": arm, "ms": 8}
-    ax.errorbar(took, gain.mean, reach, alpha=0.8, **style)
-ax.axhline(0, color="0.4", linestyle="--")
-ax.set_xlabel("seconds of training, one core")
-ax.set_ylabel("points above traces, same seed")
-ax.set_title("What a second buys")
-ax.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
-plt.show()
-
-# %%
-columns = ("exact_match", "excess_kl", "repetition", "training_seconds")
-print(results.table(columns, study.SETTING, digits=3))
-
-# %% [markdown]
-# (Percent, nats per token, percent, and seconds.) One thing this clock does not see:
-# somebody wrote the answers that are learned from; for *new text* the teacher wrote
-# them by the ten thousand, before the clock started. And one thing it does see: fixed
-# rows are judged once and remembered, while new text and own text have to be read by
-# the teacher at every step. In the table, the way from *soft labels* to *soft labels,
-# new text* is about what this reading costs, and from there to *own text* it is the
-# writing. Even with a teacher this small the reading is no trifle; with a large one it
-# weighs more. For equal time, look back at the last verdict.
-#
-# ## A real student writes
-#
-# The same trainer on the pair of lesson 02: SmolLM2, and its copy without ten of its
-# thirty layers, after a short repair with soft labels. On-policy training is for
-# students that can already write a little: from one that writes noise, the teacher's
-# marks on noise are all there is to learn. The prompts are sixteen tokens of Austen's
-# novels, from wherever a row happens to begin; no answers are needed.
-
-# %%
-student = real_pair.start_student(pair, profile)
-repaired = real_pair.repair(
-    pair,
-    student,
-    "soft",
-    profile,
-    seed=0,
-    learning_rate=profile.pick(smoke=5e-4, cpu=5e-4, gpu=1e-4),
-    weight_decay=0.0,
-    steps=profile.pick(smoke=1, cpu=15, gpu=200),
-)
-print(f"after the repair: KL to the teacher {repaired.kl_to_teacher:.2f} nats")
-
-# %% [markdown]
-# A plan, first. The student writes before anything is kept for the backward pass, so
-# the peak of memory is that of soft labels on texts of this length. The time is
-# theirs, plus the writing.
-
-# %%
-from distill_helpers import plan
-
-words = profile.pick(smoke=4, cpu=32, gpu=64)
-steps = profile.pick(smoke=1, cpu=12, gpu=200)
-batch_size = profile.pick(smoke=2, cpu=8, gpu=16)
-forecast = plan(
-    (real.model, student),
-    batch_size=batch_size,
-    length=16 + words,
-    steps=steps,
-)
-print(forecast)
-
-# %% [markdown]
-# Rows of prompts alone: sixteen tokens, and nothing to learn yet. (From a dataset of
-# questions, `mask_prompts` makes rows with answers, of which `on_policy_share` can
-# keep some.)
-
-# %%
-from datasets import Dataset
-
-
-def prompt_rows(rows):
-    ids = [row[:16] for row in rows["input_ids"]]
-    return Dataset.from_list([join_row(prompt, []) for prompt in ids])
-
-
-heard = prompt_rows(pair.test)["input_ids"]
-shown = prompt_rows(pair.train.shuffle(seed=0).select(range(20 * 16)))
-
-# %%
-from distill_helpers import OnPolicyTrainer, training_arguments
-from distill_helpers.evaluation import measure_exposure
-
-trainer = OnPolicyTrainer(
-    student,
-    teacher=real.model,
-    max_new_tokens=words,
-    divergence="jsd",
-    tokenizer=real.tokenizer,
-    teacher_tokenizer=real.tokenizer,
-    train_dataset=shown,
-    args=training_arguments(
-        profile,
-        steps=steps,
-        learning_rate=profile.pick(smoke=3e-4, cpu=3e-4, gpu=2e-5),
-        batch_size=batch_size,
-        logging_steps=profile.pick(smoke=1, cpu=3, gpu=20),
-        seed=0,
-    ),
-)
-
-
-# %%
-def look():
-    """Exposure bias after pieces of the sixth novel."""
-    found = measure_exposure(
-        student, real.model, real.tokenizer, heard, max_new_tokens=words
-    )
-    places = zip(found.student_prefix, found.counts, strict=True)
-    own = sum(kl * n for kl, n in places) / sum(found.counts)
-    print(
-        f"KL in its own text {own:.2f}, excess {found.excess:+.2f}; "
-        f"the teacher's entropy {found.student_entropy:.2f} there, "
-        f"{found.teacher_entropy:.2f} in its own text"
-    )
-
-
-look()
-trainer.train()
-look()
-
-# %% [markdown]
-# The first number should fall: it looks at the student's own text, as the training
-# does, though with the forward KL and not the JSD. The excess needs its companion: a
-# teacher that is *less* certain in the student's text than in its own finds that text
-# odd. Where it is unsure, a student has less to miss, and the excess can even be
-# negative; that is no sign of health.
-#
-# What did the steps spend their time on? The trainer logs it.
-
-# %%
-logs = [entry for entry in trainer.state.log_history if "ended" in entry]
-writing = sum(entry["writing_seconds"] for entry in logs)
-whole = trainer.state.log_history[-1]["train_runtime"]
-print(f"{writing:.1f} s of {whole:.1f} s went into writing")
-print("JSD:", [round(entry["loss"], 3) for entry in logs])
-
-# %% [markdown]
-# And what it writes now, after a piece of text that it has not seen:
-
-# %%
-prompt = heard[profile.pick(smoke=0, cpu=5, gpu=5)]
-print(f"read: {real.tokenizer.decode(prompt)}\n")
-for name, model in (("student", student), ("teacher", real.model)):
-    [answer] = generate_batch(
-        model,
-        real.tokenizer,
-        [prompt],
-        max_new_tokens=words,
-        temperature=1.0,
-        seeds=[0],
-    )
-    print(f"{name}: …{real.tokenizer.decode(answer.ids)}\n")
-
-# %% [markdown]
-# A handful of steps on one seed proves nothing; it shows the machinery on a real
-# model. On a GPU the same cells run longer, with models from the hub.
-
-# %% [markdown] tags=["published"]
-# ## What others found
-#
-# * Agarwal et al. (2023, *GKD*) distil T5 models on their own text and report gains
-#   over training on fixed text in summarising, translating and arithmetic; which
-#   divergence was best depended on the task.
-# * Gu et al. (2023, *MiniLLM*) use reverse KL with the full policy gradient, and
-#   report that their students' errors pile up less as texts grow longer.
-# * The Qwen3 report (2025) says that its smaller models are trained by off-policy,
-#   then on-policy distillation, and compares the latter with reinforcement learning
-#   on one of them: better, for about a tenth of the GPU hours.
-#
-# The idea is older than language models: a driver who has only watched others does not
-# know what to do at the edge of the road (Ross et al. 2011, *DAgger*). The tasks of the
-# first three papers reach from single sentences to long chains of reasoning, with
-# models a thousand times the size of ours; ours are short sums. Where texts are long,
-# slips have more room to add up.
+# At the first tokens the two curves agree: both have read the prompt and little else.
 
 # %% [markdown] tags=["given"]
-# ## Exercise 1 · What the drawn tokens say
+# ## Exercise 1 · The excess
 #
-# *easy · with the sign turned, a good student looks bad · 5 minutes*
+# *easy · short texts end early, so places do not weigh alike · 5 minutes*
 #
-# Write `drawn_reverse_kl(student_logits, teacher_logits, drawn)` for logits `[rows,
-# vocabulary]` and the token ids `[rows]` that the *student* drew: the estimate of
-# KL(p_S ‖ p_T) from these tokens alone, mean over the rows.
+# The shaded area as one number, after Arora et al. (2022), who divide it by the KL in the
+# teacher's text. Write `excess_kl(student_prefix, teacher_prefix, counts)` for three
+# lists, one entry for each place of the text: mean KL in the student's texts, in the
+# teacher's, and how many texts reach that place. Return the mean difference, each place
+# weighted by its count, from the **second** place on: the first follows the prompt, in
+# both.
 #
-# By hand: two rows, in both the student says `(½, ½)` and the teacher `(¾, ¼)`; drawn
-# are 0 and 1. The first gives ln ⅔, the second ln 2; their mean is ½ ln 4⁄3. (One draw
-# can be negative, as the first is. A divergence never is.)
-
+# By hand: `[0.1, 0.4, 0.6]`, `[0.1, 0.2, 0.2]` and counts `[9, 6, 2]` give
+# (6 · 0.2 + 2 · 0.4) / 8 = 0.25.
 
 # %% tags=["exercise"]
 from distill_helpers.course import checks
 
 
+def excess_kl(student_prefix, teacher_prefix, counts):
+    return None  # your code here
+
+
+excess = checks.excess_kl(excess_kl, fallback=True)
+
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
+# `zip` the three lists and leave the first triple out. Divide by the sum of the
+# counts that are left.
+
+# %% [markdown] tags=["hint"] title="My number is too small"
+# Look at what you divide by: in the example by hand it is 8. If it is 17, the first
+# place still counts. If your number is too large instead, every place may weigh alike;
+# and differences keep their sign, for the student may also be the better one.
+
+# %% tags=["solution"]
+from distill_helpers.course import checks
+
+
+def excess_kl(student_prefix, teacher_prefix, counts):
+    places = list(zip(student_prefix, teacher_prefix, counts, strict=True))[1:]
+    total = sum(count for _, _, count in places)
+    return sum(count * (own - his) for own, his, count in places) / total
+
+
+excess = checks.excess_kl(excess_kl, fallback=True)
+
+# %%
+print(f"excess: {excess(own, his, before.counts):.4f} nats per token")
+
+# %% [markdown]
+# ## One on-policy step
+#
+# Four moves: the student **writes**. The teacher **reads along**. A **mask** keeps what was
+# written, never the prompt. A **loss** at these tokens, and a step of the optimizer. No
+# gradient flows through the *drawing* of tokens.
+#
+# Writing is given. It returns the ids, and a mask that is true where a token was written.
+# The end counts too: when to stop is part of what the student has to learn.
+
+# %%
+from distill_helpers.data import collator_for, join_row
+from distill_helpers.models import generate_batch
+
+collate = collator_for(tokenizer)
+dice = random.Random(0)
+
+
+# %%
+def write(model, prompts):
+    """Draw an answer to every prompt: ids, and which of them were written."""
+    answers = generate_batch(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=three_sums.MAX_ANSWER_TOKENS,
+        temperature=1.0,
+        seeds=[dice.getrandbits(62) for _ in prompts],
+    )
+    pairs = zip(prompts, answers, strict=True)
+    batch = collate([join_row(prompt, answer.ids) for prompt, answer in pairs])
+    return batch["input_ids"], batch["labels"] != -100
+
+
+# %%
+def prompts_of(problems):
+    texts = three_sums.prompts(problems)
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+# %%
+ids, was_written = write(reader, prompts_of(some[:1]))
+tokens = tokenizer.convert_ids_to_tokens(ids[0])
+mine = list(zip(tokens, was_written[0].tolist(), strict=True))
+print("prompt: ", *[token for token, yes in mine if not yes])
+print("written:", *[token for token, yes in mine if yes])
+
+
+# %% [markdown]
+# Two divergences between logits `[tokens, vocabulary]`, one number for each token:
+
+
+# %%
+def forward_kl(ours, theirs):
+    log_q, log_p = ours.log_softmax(-1), theirs.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def reverse_kl(ours, theirs):
+    return forward_kl(theirs, ours)
+
+
+# %% [markdown]
+# ## Exercise 2 · The step
+#
+# *hard · the heart of the lesson · 25 minutes*
+#
+# Write `on_policy_step(student, teacher, prompts, write, divergence, optimizer)`.
+#
+# * `write(model, prompts)` gives `ids` and `written`, both `[rows, positions]`, as above.
+# * `divergence(ours, theirs)` gives a number for each pair of logits.
+# * The loss is the mean of these numbers over all *written* tokens of the batch. Mind the
+#   shift: the logits at position $t$ belong to the token at $t + 1$, and so does its mask.
+# * The student takes one step with `optimizer`. The teacher only reads.
+# * Return the loss as a number.
+#
+# By hand: if the student is its own teacher, every loss is zero.
+
+
+# %% tags=["exercise"]
+def on_policy_step(student, teacher, prompts, write, divergence, optimizer):
+    return None  # your code here
+
+
+step = checks.on_policy_step(on_policy_step, fallback=True)
+
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
+# Logits of both models for the same `ids`, the teacher's under `torch.no_grad()`. Cut the
+# last position off the logits and the first one off the mask. Then
+# `logits[mask]` is `[tokens, vocabulary]`.
+
+# %% [markdown] tags=["hint"] title="The first number is right, later ones are not"
+# The loss is right, but the training is not. `zero_grad` before or after each step,
+# `backward`, `step`: are all three there, once?
+
+
+# %% tags=["solution"]
+def on_policy_step(student, teacher, prompts, write, divergence, optimizer):
+    ids, written = write(student, prompts)
+    mask = written[:, 1:]
+    ours = student(ids).logits[:, :-1][mask]
+    with torch.no_grad():
+        theirs = teacher(ids).logits[:, :-1][mask]
+    loss = divergence(ours, theirs).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+step = checks.on_policy_step(on_policy_step, fallback=True)
+
+# %% [markdown]
+# ## Whose text, and which divergence?
+#
+# Your step has two knobs. *Who writes* is the argument `write`, and the divergence is
+# another one. Together they make a table with four fields, and each has a name:
+#
+# | | forward KL: cover all that the teacher says | reverse KL: say nothing that the teacher would not |
+# |---|---|---|
+# | **the teacher's text** | soft labels (lessons 02, 06); with hard labels it is fine-tuning, *SFT* | offline reinforcement learning is its relative |
+# | **the student's text** | *DAgger*: the expert's advice where the pupil went | **on-policy distillation**, as most reports use it |
+#
+# For whole texts one identity ties the two knobs: KL(student ‖ teacher) of texts is the
+# sum of the *reverse* KL over the tokens of texts that the *student* writes. The sum of
+# the forward KL belongs to texts of the teacher. The other two fields are allowed, too.
+#
+# **Predict:** which knob matters more? Write down the field that you expect to win.
+
+# %%
+guess = "?"  # for example "own text, reverse KL"
+
+
+# %%
+def teacher_writes(_, prompts):
+    return write(teacher, prompts)
+
+
+# %%
+fields = {
+    "teacher's text, forward KL": (teacher_writes, forward_kl),
+    "teacher's text, reverse KL": (teacher_writes, reverse_kl),
+    "own text, forward KL": (write, forward_kl),
+    "own text, reverse KL": (write, reverse_kl),
+}
+questions = prompts_of(three_sums.problems(64 * steps, seed=5008))
+
+# %%
+from transformers import get_cosine_schedule_with_warmup as cosine
+
+students = {}
+for name, (writer, divergence) in fields.items():
+    student = copy.deepcopy(reader)
+    optimizer = torch.optim.Adam(student.parameters(), 2e-3, betas=(0.9, 0.99))
+    rate = cosine(optimizer, steps // 20 + 1, steps)
+    for at in range(0, len(questions), 64):
+        prompts = questions[at : at + 64]
+        step(student, teacher, prompts, writer, divergence, optimizer)
+        rate.step()
+    students[name] = student.eval()
+
+# %%
+scores = {"before": study.score(reader, study.TRACES, tests)}
+for name, student in students.items():
+    scores[name] = study.score(student, study.TRACES, tests)
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.6))
+colors = ["0.7", TEACHER, TEACHER, STUDENT, STUDENT]
+bars = ax.barh(list(scores), list(scores.values()), color=colors)
+ax.bar_label(bars, fmt="%.0f %%", padding=3)
+ax.invert_yaxis()
+ax.grid(axis="y", visible=False)
+ax.margins(x=0.12)
+ax.set_xlabel(f"right, percent of {tests:,} test problems")
+ax.set_title("All four fields teach; on these sums none stands far out")
+plt.show()
+print(f"you expected: {guess}")
+
+# %% [markdown]
+# All four had the same questions and the same number of steps, and the teacher wrote anew
+# in every step, as the student did. This is one seed. Did it also heal what it was meant
+# to heal?
+
+# %%
+for name, student in students.items():
+    after = study.exposure(student, asked)
+    number = excess(after.student_prefix, after.teacher_prefix, after.counts)
+    print(f"{name:28} excess {number:.4f} nats per token")
+
+# %% [markdown]
+# Compare with the number before. All four have less, and in this run the
+# two with reverse KL have least, no matter who wrote. A student that says nothing its teacher
+# would not say gets lost less often.
+#
+# ## What five seeds say
+#
+# Is *own* text the point, or *new* text? In the study each warm start goes on in eight
+# ways. *Soft labels* are on the teacher's old answers, *new text* is written by the teacher
+# as above. Each point is a seed: how far it comes beyond a student that copies more of
+# the teacher's old answers. The filled point is the student that had come least far.
+
+# %%
+from distill_helpers.studies import load_results
+
+results = load_results(study.STUDY.name)
+arms = (study.SOFT, study.SOFT_TIME, study.FRESH, study.FORWARD, study.REVERSE)
+start = results.values("exact_match", study.WARM, study.SETTING)
+base = results.values("exact_match", study.MORE, study.SETTING)
+weakest = start.index(min(start))
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 3))
+for place, arm in enumerate(arms):
+    after = results.values("exact_match", arm, study.SETTING)
+    gains = [one - other for one, other in zip(after, base, strict=True)]
+    color = STUDENT if "own" in arm else TEACHER
+    ax.plot(gains, [place] * len(gains), "o", color=color, mfc="none", ms=8)
+    ax.plot(gains[weakest], place, "o", color=color, ms=8)
+ax.axvline(0, color="0.4", ls="--")
+ax.set_yticks(range(len(arms)), arms)
+ax.set_ylim(len(arms) - 0.5, -0.5)
+ax.grid(axis="y", visible=False)
+ax.set_xlabel("points above more of the teacher's answers, same seed")
+ax.set_title("The weakest writer gained most from its own text")
+plt.show()
+
+# %%
+from distill_helpers.course.plots import forest
+
+claims = {
+    "own_beats_traces": "own text beats more of the teacher's answers",
+    "own_beats_soft": "own text beats soft labels on these answers",
+    "own_beats_new": "own text beats new text of the teacher, forward KL",
+    "own_in_time": "own text beats soft labels that take as long",
+}
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 3.2))
+verdicts = [results.verdict(name) for name in claims]
+forest(ax, verdicts, words=list(claims.values()))
+ax.set_title("What was claimed before the five seeds were run")
+plt.show()
+
+# %%
+gain = results.gain("exact_match", study.REVERSE, study.FORWARD, study.SETTING)
+print(f"reverse over forward KL: {gain.mean:+.1f} points", end=" ")
+print(f"({gain.low:+.1f} to {gain.high:+.1f})")
+
+# %% [markdown]
+# One claim is settled: marks on one's own text teach more than further copies of the
+# teacher's words. *Why* they do is not settled. Own text differs from the copies in three
+# ways at once: it is marked with whole distributions, it is new each time, and it is the
+# student's own. The three other claims take these apart, and five seeds cannot decide
+# them. The weakest writer gained most from its own text, but that is one student.
+#
+# The last line is the gain of reverse over forward KL, both on own text, with its
+# interval: no difference can be seen.
+#
+# ## What writing costs
+#
+# A text is read in one pass, but written in one pass *per token*. So equal steps flatter
+# on-policy training.
+
+# %%
+seconds = {
+    arm: results.mean("training_seconds", arm, study.SETTING).mean
+    for arm in (study.SOFT, study.FRESH, study.REVERSE)
+}
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 1.8))
+colors = [TEACHER, TEACHER, STUDENT]
+bars = ax.barh(list(seconds), list(seconds.values()), color=colors)
+ax.bar_label(bars, fmt="%.0f s", padding=3)
+ax.invert_yaxis()
+ax.margins(x=0.12)
+ax.grid(axis="y", visible=False)
+ax.set_xlabel("seconds for the same number of steps, one core")
+ax.set_title("First the teacher has to read, then the student has to write")
+plt.show()
+
+# %% [markdown]
+# Fixed text is read once by the teacher, and its distributions are remembered. New text
+# has to be read in every step. Own text has to be written in every step as well. With
+# large models and long texts, writing takes most of a step.
+#
+# ## What if the teacher tells less?
+#
+# Some teachers give only the probability of the token that they are shown. Some give a
+# few likely tokens. How far is the gradient then from that of the whole distribution?
+#
+# ## Exercise 3 · What the drawn tokens say
+#
+# *easy · with the sign turned, a good student looks bad · 5 minutes*
+#
+# Reverse KL is a mean over tokens that the *student* draws, and the student has drawn
+# some already. Write `drawn_reverse_kl(student_logits, teacher_logits, drawn)` for logits
+# `[rows, vocabulary]` and the token ids `[rows]` that the student drew: the estimate of
+# KL(student ‖ teacher) from these tokens alone, mean over the rows.
+#
+# By hand: two rows, in both the student says `(½, ½)` and the teacher `(¾, ¼)`; drawn
+# are 0 and 1. The first gives ln ⅔, the second ln 2; their mean is ½ ln 4⁄3. One draw
+# can be negative, as the first is. A divergence never is.
+
+
+# %% tags=["exercise"]
 def drawn_reverse_kl(student_logits, teacher_logits, drawn):
     return None  # your code here
 
 
-checks.drawn_reverse_kl(drawn_reverse_kl)
+from_draws = checks.drawn_reverse_kl(drawn_reverse_kl, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
 # `log_softmax` of both, and `gather(-1, drawn[:, None])` picks a token of each row. No
@@ -775,19 +585,147 @@ checks.drawn_reverse_kl(drawn_reverse_kl)
 
 
 # %% tags=["solution"]
-from distill_helpers.course import checks
-
-
 def drawn_reverse_kl(student_logits, teacher_logits, drawn):
     log_q = student_logits.log_softmax(-1)
     log_p = teacher_logits.log_softmax(-1)
     return (log_q - log_p).gather(-1, drawn[:, None]).mean()
 
 
-checks.drawn_reverse_kl(drawn_reverse_kl)
+from_draws = checks.drawn_reverse_kl(drawn_reverse_kl, fallback=True)
 
 # %% [markdown]
-# ## Exercise 2 · Between the two
+# Sums leave little open, so we look at prose: the tiny pair of lesson 02, after a short
+# training with that lesson's loop, and texts that the student has written.
+
+# %%
+from distill_helpers import build_student, pack
+from distill_helpers.tasks.prose import austen
+
+novelist, prose = load_tiny_teacher("prose")
+novel = pack(austen("train"), prose, 64).shuffle(seed=0)
+novel = torch.tensor(novel[: 16 * prose_steps]["input_ids"])
+pupil = build_student(prose, layers=2, width=96, seed=0)
+optimizer = torch.optim.Adam(pupil.parameters(), lr=8e-3)
+
+# %%
+for ids in novel.split(16):
+    with torch.no_grad():
+        theirs = novelist(ids).logits.flatten(0, 1)
+    loss = forward_kl(pupil(ids).logits.flatten(0, 1), theirs).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+# %%
+heard = pack(austen("test"), prose, 64)["input_ids"][:32]
+answers = generate_batch(
+    pupil,
+    prose,
+    [row[:16] for row in heard],
+    max_new_tokens=32,
+    temperature=1.0,
+    seeds=range(len(heard)),
+)
+
+# %%
+pairs = zip(heard, answers, strict=True)
+ids = torch.tensor(
+    [row[:16] + answer.ids for row, answer in pairs if len(answer.ids) == 32]
+)
+with torch.no_grad():
+    theirs = novelist(ids).logits[:, 15:-1].flatten(0, 1)
+
+
+# %%
+def pupil_logits():
+    return pupil(ids).logits[:, 15:-1].flatten(0, 1)
+
+
+def gradient(loss):
+    pupil.zero_grad()
+    loss.backward()
+    return torch.cat([w.grad.flatten() for w in pupil.parameters()])
+
+
+# %%
+full = gradient(reverse_kl(pupil_logits(), theirs).mean())
+
+
+def distance(other):
+    """How far from the whole distribution's gradient, as a share of it."""
+    return float((other - full).norm() / full.norm())
+
+
+# %% [markdown]
+# The value that you just wrote is a number to look at, not a loss for `backward`. The
+# teacher's part has no gradient in the student, and the student's part is zero on
+# average. What has the right gradient on average is the *detached* log-ratio of a drawn
+# token times $\log p_S$ of that token. That is the **policy gradient**, with the log-ratio
+# as reward. We average it over more and more draws.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+total, noise = torch.zeros_like(full), []
+for count in range(1, draws + 1):
+    ours = pupil_logits()
+    log_q = ours.log_softmax(-1)
+    token = torch.multinomial(log_q.exp().detach(), 1, generator=generator)
+    ratio = (log_q - theirs.log_softmax(-1)).gather(-1, token).detach()
+    total += gradient((ratio * log_q.gather(-1, token)).mean())
+    noise.append((count, distance(total / count)))
+
+# %%
+print(f"KL from the last draws: {from_draws(ours, theirs, token[:, 0]):.3f}")
+print(f"KL from all tokens:     {reverse_kl(ours, theirs).mean():.3f}")
+
+
+# %%
+def top(logits, k=32):
+    """Reverse KL of the k likeliest tokens alone, renormalised."""
+    kept = logits.detach().topk(k, -1).indices
+    ours = pupil_logits().gather(-1, kept)
+    return distance(gradient(reverse_kl(ours, theirs.gather(-1, kept)).mean()))
+
+
+# %%
+flat = {
+    "the teacher's 32 likeliest tokens": (top(theirs), TEACHER),
+    "the student's 32 likeliest tokens": (top(pupil_logits()), STUDENT),
+}
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 3))
+ax.plot(*zip(*noise, strict=True), color="0.4")
+ax.text(1.5, noise[0][1] * 0.85, "drawn tokens", color="0.4")
+for name, (height, color) in flat.items():
+    ax.axhline(height, color=color, ls="--")
+    ax.text(draws * 1.15, height, name, color=color, va="center")
+ax.set_xscale("log")
+ax.set_yscale("log")
+ax.set_xlim(1, draws)
+ax.set_xticks([1, 4, 16, 64], [1, 4, 16, 64])
+ax.set_yticks([0.25, 0.5, 1, 2], [0.25, 0.5, 1, 2])
+ax.minorticks_off()
+ax.set_xlabel("tokens drawn at each position")
+ax.set_ylabel("distance from the full gradient")
+ax.set_title("Draws: noise that falls. A few likely tokens: a bias that stays")
+plt.show()
+
+# %% [markdown]
+# It is lesson 02's picture again. A drawn token is right on average and very noisy. A
+# list of likely tokens has no noise, but an error that no averaging removes. And it
+# matters *whose* list it is: reverse KL punishes what the student says and the teacher
+# would not, and such tokens need not be on the teacher's list.
+#
+# Reports of 2026 disagree about which is best for large models; you will find them below.
+#
+# ## Between the two divergences
+#
+# Forward and reverse KL are the ends of a family, the **generalised Jensen–Shannon
+# divergence**, JSD. It measures both models from a mixture of the two. Below, $p_T$ is the
+# teacher's distribution and $p_S$ the student's.
+#
+# ## Exercise 4 · The generalised JSD
 #
 # *medium · with β turned round, "forward" is reverse: it happened in TRL, until pull
 # request 3043 · 10 minutes*
@@ -800,7 +738,6 @@ checks.drawn_reverse_kl(drawn_reverse_kl)
 # Then m is `(¾, ¼)`, the teacher's part ½ ln 4⁄3, the student's ln 4⁄3; half of each
 # makes ¾ ln 4⁄3.
 
-
 # %% tags=["exercise"]
 import math
 
@@ -809,7 +746,7 @@ def generalised_jsd(student_logits, teacher_logits, beta):
     return None  # your code here
 
 
-checks.generalised_jsd(generalised_jsd)
+jsd = checks.generalised_jsd(generalised_jsd, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin, or I get nan"
 # `softmax` both, mix, and take three logarithms. A probability can underflow to zero,
@@ -835,68 +772,269 @@ def generalised_jsd(student_logits, teacher_logits, beta):
     return (beta * to_p + (1 - beta) * to_q).mean()
 
 
-checks.generalised_jsd(generalised_jsd)
+jsd = checks.generalised_jsd(generalised_jsd, fallback=True)
 
-# %% [markdown] tags=["given"]
-# ## Exercise 3 · The excess
+
+# %% [markdown]
+# Lesson 01's picture of two hills shows what each divergence does when a student *cannot*
+# match its teacher. The student is a single hill, the best of many for each β.
+
+# %%
+grid = torch.linspace(-4, 4, 81)
+hills = 0.6 * torch.exp(-((grid - 1.5) ** 2) / 0.3)
+hills += 0.4 * torch.exp(-((grid + 1.5) ** 2) / 0.3)
+two_hills = hills.log()[None]
+middles = torch.linspace(-3, 3, 61)[:, None, None]
+widths = torch.linspace(0.3, 2.5, 45)[None, :, None]
+one_hill = (-((grid - middles) ** 2) / (2 * widths**2)).flatten(0, 1)
+print(f"{len(one_hill):,} students to choose from")
+
+
+# %%
+def nearest(beta):
+    """The student with the smallest generalised JSD."""
+    teachers = two_hills.expand_as(one_hill)
+    kind = {0.0: forward_kl, 1.0: reverse_kl}.get(beta)
+    if kind is not None:
+        return one_hill[kind(one_hill, teachers).argmin()].softmax(-1)
+    each = zip(one_hill[:, None], teachers[:, None], strict=True)
+    all_of_them = torch.stack([jsd(*pair, beta) for pair in each])
+    return one_hill[all_of_them.argmin()].softmax(-1)
+
+
+# %%
+betas = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
+fits = {beta: nearest(beta) for beta in betas}
+
+
+# %%
+def draw_fit(ax, beta):
+    area = two_hills[0].softmax(-1)
+    ax.fill_between(grid, area, color=TEACHER, alpha=0.3)
+    ax.plot(grid, fits[beta], color=STUDENT, lw=2)
+    ends = {0.0: "forward KL (β = 0)", 1.0: "reverse KL (β = 1)"}
+    ax.set_title(ends.get(beta, f"JSD, β = {beta:g}"))
+    ax.set_ylim(0, 0.11)
+    ax.set_yticks([])
+    ax.set_xlabel("teacher (area), student (line)")
+
+
+# %%
+from distill_helpers.course.widgets import explore
+
+explore(
+    draw_fit,
+    name="β",
+    values=betas,
+    start=0.5,
+    still=[0.0, 0.5, 1.0],
+    alt="A teacher with two hills and the best student with one. Forward KL "
+    "gives a wide student over both; reverse KL a narrow one on the "
+    "larger hill.",
+    size=(5.2, 3.0),
+)
+
+# %% [markdown]
+# Forward KL **covers** both modes and is highest in the valley between them: as text,
+# sentences that nobody would write. Reverse KL **seeks** one mode. Somewhere on the way,
+# the JSD flips from one to the other. At the ends of β the package takes forward and
+# reverse KL themselves, as TRL does, Hugging Face's library for training language models.
 #
-# *easy · short texts end early, so places do not weigh alike · 5 minutes*
+# ## A real student writes
 #
-# Write `excess_kl(student_prefix, teacher_prefix, counts)` for three lists, one entry
-# for each place of the text: mean KL in the student's texts, in the teacher's, and how
-# many texts reach that place. Return the mean difference, each place weighted
-# by its count, from the **second** place on: the first follows the prompt, in both.
+# The same on the real pair of lesson 02: SmolLM2, and a copy without some of its layers,
+# after a short repair with soft labels. On-policy training is for students that can
+# already write a little. From one that writes noise, the teacher's marks on noise are all
+# there is to learn. The prompts are sixteen tokens of Austen's novels; no answers are
+# needed.
+
+# %%
+from distill_helpers.studies import real_pair
+
+pair = real_pair.load_pair(profile, real_rows)
+real = pair.teacher
+
+# %%
+student = real_pair.start_student(pair, profile)
+repaired = real_pair.repair(
+    *(pair, student, "soft", profile),
+    seed=0,
+    weight_decay=0.0,
+    **repair,
+)
+print(f"after the repair: KL to the teacher {repaired.kl_to_teacher:.2f} nats")
+
+# %%
+from datasets import Dataset
+
+
+def prompt_rows(rows):
+    ids = [row[:16] for row in rows["input_ids"]]
+    return Dataset.from_list([join_row(prompt, []) for prompt in ids])
+
+
+# %%
+heard = prompt_rows(pair.test)["input_ids"]
+shown = prompt_rows(pair.train.shuffle(seed=0).select(range(20 * 16)))
+
+# %% [markdown]
+# What can go wrong, and what to watch? Four warning signs:
 #
-# By hand: `[0.1, 0.4, 0.6]`, `[0.1, 0.2, 0.2]` and counts `[9, 6, 2]` give
-# (6 · 0.2 + 2 · 0.4) / 8 = 0.25.
+# * **length**: texts grow or shrink, and fewer of them *end*;
+# * **repetition**: a run of four tokens that the same text has had before;
+# * **over-confidence**: the student's own entropy falls below its teacher's;
+# * **lost**: a teacher that is *less* certain in the student's text than in its own finds
+#   that text odd, and its marks there are guesses.
+
+# %%
+from distill_helpers.evaluation import measure_exposure
 
 
-# %% tags=["exercise"]
-def excess_kl(student_prefix, teacher_prefix, counts):
-    return None  # your code here
+def look():
+    found = measure_exposure(
+        student, real.model, real.tokenizer, heard, max_new_tokens=words
+    )
+    places = zip(found.student_prefix, found.counts, strict=True)
+    kl = sum(kl * n for kl, n in places) / sum(found.counts)
+    print(f"KL in its own text:  {kl:.2f} nats")
+    print(f"runs that return:    {found.student_repetition:.1%}", end=", ")
+    print(f"in the teacher's text {found.teacher_repetition:.1%}")
+    print(f"teacher's entropy:   {found.student_entropy:.2f} there", end=", ")
+    print(f"{found.teacher_entropy:.2f} in its own text")
 
 
-checks.excess_kl(excess_kl)
-
-# %% [markdown] tags=["hint"] title="I do not know where to begin"
-# `zip` the three lists and leave the first triple out. Divide by the sum of the
-# counts that are left.
-
-# %% [markdown] tags=["hint"] title="My number is too small"
-# Look at what you divide by: in the example by hand it is 8. If it is 17, the first
-# place still counts. If your number is too large instead, every place may weigh alike;
-# and differences keep their sign, for the student may also be the better one.
+# %%
+look()
 
 
-# %% tags=["solution"]
-def excess_kl(student_prefix, teacher_prefix, counts):
-    places = list(zip(student_prefix, teacher_prefix, counts, strict=True))[1:]
-    total = sum(count for _, _, count in places)
-    return sum(count * (own - his) for own, his, count in places) / total
+# %%
+def show(prompts):
+    for prompt in prompts:
+        [answer] = generate_batch(
+            student,
+            real.tokenizer,
+            [prompt],
+            max_new_tokens=words,
+            temperature=1.0,
+            seeds=[0],
+        )
+        print("READ   ", real.tokenizer.decode(prompt))
+        print("WRITES ", real.tokenizer.decode(answer.ids), end="\n\n")
 
 
-checks.excess_kl(excess_kl)
+# %%
+show(heard[1:3])
+
+# %% [markdown]
+# `OnPolicyTrainer` is your step, with mixed precision, checkpoints and a log that knows
+# the warning signs of length.
+
+# %%
+from distill_helpers import OnPolicyTrainer, training_arguments
+
+trainer = OnPolicyTrainer(
+    student,
+    teacher=real.model,
+    max_new_tokens=words,
+    divergence="jsd",
+    tokenizer=real.tokenizer,
+    teacher_tokenizer=real.tokenizer,
+    train_dataset=shown,
+    args=training_arguments(
+        profile, logging_steps=log_every, seed=0, **real_training
+    ),
+)
+_ = trainer.train()
+
+# %%
+logs = [entry for entry in trainer.state.log_history if "ended" in entry]
+print("step    JSD   tokens a text   ended")
+for entry in logs:
+    numbers = (entry["loss"], entry["written_tokens"], entry["ended"])
+    print("{:4}  {:5.3f}  {:14.1f}  {:6.0%}".format(entry["step"], *numbers))
+writing = sum(entry["writing_seconds"] for entry in logs)
+whole = trainer.state.log_history[-1]["train_runtime"]
+print(f"{writing:.0f} s of {whole:.0f} s went into writing")
+
+# %%
+look()
+show(heard[1:3])
+
+# %% [markdown]
+# A handful of steps on one seed proves nothing; it shows the machinery on a real model.
+# On a GPU the same cells run longer, with models from the hub.
+#
+# Why not simply reward text that the teacher finds *likely*? Watch SmolLM2 read:
+
+# %%
+samples = {
+    "a sentence": "She had a book in her hand, and she did not look up when "
+    "he came in, although the door had never been quiet.",
+    "a loop": "She had a book in her hand. " * 4,
+}
+
+# %%
+for name, sample in samples.items():
+    ids = real.tokenizer(sample, return_tensors="pt")["input_ids"]
+    ids = ids.to(real.model.device)
+    with torch.no_grad():
+        loss = real.model(input_ids=ids, labels=ids).loss
+    print(f"{name:11}{loss:.2f} nats per token")
+
+# %% [markdown]
+# In a loop nothing is surprising once it has turned, so a student that is rewarded for
+# likely text alone learns to say the same thing for ever. Reverse KL also has the
+# student's own $\log p_S$ in it: wherever the teacher leaves several tokens open, a student
+# that is sure of one of them pays.
+
+# %% [markdown] tags=["published"]
+# ## What others found
+#
+# | who | what is reported |
+# |---|---|
+# | Agarwal et al. 2023, *GKD* (arXiv:2306.13649) | T5 models gain from their own text in summarising, translating, arithmetic; the best divergence depends on the task |
+# | Gu et al. 2023, *MiniLLM* (arXiv:2306.08543) | reverse KL with the full policy gradient; errors pile up less as texts grow longer |
+# | Qwen3 2025 (arXiv:2505.09388) | small models: off-policy first, then on-policy; against reinforcement learning better, for about a tenth of the GPU hours |
+# | Thinking Machines, October 2025 (blog) | per-token reverse KL as a reward, a dense signal in place of a sparse one |
+# | MiMo-V2-Flash 2026 (arXiv:2601.02780) | several teachers, one for each domain, mark one student's own text |
+# | DeepSeek-V4, April 2026, as reported | more than ten experts, reverse KL over the full vocabulary, in place of mixed reinforcement learning |
+# | Nemotron 3 Ultra 2026 (arXiv:2606.15007), as reported | more than ten teachers; sampled tokens did better than the full vocabulary |
+#
+# The last two disagree. The idea is older than language models: a driver who has only
+# watched others does not know what to do at the edge of the road (Ross et al. 2011,
+# *DAgger*, arXiv:1011.0686). Where texts are long, slips have more room to add up; ours are short sums.
+
+# %% [markdown]
+# ## Turn the knobs
+#
+# | turn | expect | see |
+# |---|---|---|
+# | `warm_sizes = {"steps": 1500}` | a better writer, and less excess | the shaded area |
+# | a warm start of 100 steps | a student that writes noise, and learns little from marks on it | the bars |
+# | `lambda s, p: write(dice.choice((s, teacher)), p)` as the writer | between the two texts | the bars |
+# | `top(theirs, k=256)` | less bias | the dashed line |
+
+# %%
+# A place to try. For example:
+# other = copy.deepcopy(reader)
+# optimizer = torch.optim.Adam(other.parameters(), 5e-4)
+# for at in range(0, len(questions), 64):
+#     prompts = questions[at : at + 64]
+#     step(other, teacher, prompts, teacher_writes, reverse_kl, optimizer)
+# print(study.score(other, study.TRACES, tests))
 
 # %% [markdown]
 # ## Recap
 #
-# | question | answer |
-# |---|---|
-# | what is exposure bias? | a student learns after words that others wrote and is used after its own; where these differ, it may do worse |
-# | how is it measured? | KL to the teacher in the student's texts, less that in the teacher's |
-# | why not by the likelihood of its text? | loops are likely |
-# | what is on-policy distillation? | the student writes, the teacher gives its distribution at each written token |
-# | which divergence? | reverse KL seeks one mode, forward KL covers all; β decides which of them the JSD resembles |
-# | what does it cost? | writing, one pass per token, at every step |
+# * **One number to remember:** the excess, before and after. You have printed both.
+# * Exposure bias: a student learns after words that others wrote, and is used after its
+#   own. It shows where the student must go on from its own mistake.
+# * An on-policy step: write, read along, mask, loss. Own text beat old text of the
+#   teacher. New text of the teacher came close, and which KL made no difference.
+# * The teacher does not correct. It shows what it would do in the student's place.
+# * **Use it when** you have the teacher's logits, the student already writes, answers are
+#   long, and fixed text has stopped helping. Plan for two to three times the time of soft
+#   labels. **Do not, when** soft labels on fixed text still help: they are cheaper, and
+#   they are stored once.
 #
-# **When would you not distil on-policy?**
-#
-# * The student cannot write yet: begin with the teacher's texts.
-# * The teacher gives only its own text, or logprobs of that: it cannot mark yours.
-# * The student's text is so odd that the teacher is out of its depth, too: its marks
-#   are guesses there.
-# * Soft labels on fixed text still help: they are cheaper, and they are stored once.
-#
-# *Read on:* Agarwal et al. 2023 (arXiv:2306.13649); Gu et al. 2023 (arXiv:2306.08543);
-# Arora et al. 2022 (arXiv:2204.01171) on measuring exposure bias; Ko et al. 2024
-# (arXiv:2402.03898) on stored student text; the Qwen3 report (arXiv:2505.09388).
+# *Read on:* the papers of the table; Arora et al. 2022, arXiv:2204.01171, on the excess.

@@ -1,12 +1,17 @@
 # %%
+import copy
+import inspect
+
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 
 from distill_helpers import get_profile
-from distill_helpers.course.plots import STUDENT, TEACHER, THIRD, use_style
+from distill_helpers.course.plots import STUDENT, use_style
 
 use_style()
 profile = get_profile(PROFILE)
+steps = profile.pick(smoke=4, cpu=48, gpu=48)
 
 # %% [markdown]
 # ## The waiting room
@@ -15,14 +20,14 @@ profile = get_profile(PROFILE)
 # the run goes on, the curve falls, a model comes out, and it is a little worse than it
 # could be. Nobody knows how good it could have been, so nobody looks.
 #
-# Today you are the doctor. Ten patients wait; each has one bug, and each bug shipped
-# in public code that people used. A visit goes like this:
+# Today you are the doctor. Twelve patients wait. Each has one bug, and each bug was in
+# public code that people used. There are two ward rounds, with a break between them. The
+# last two patients you cure yourself. A visit goes like this:
 #
-# 1. **symptom**: a curve, a number or a sample, computed here, with a healthy run
-#    beside it;
+# 1. **symptom**: a curve, a number or a sample, computed here, next to a healthy run;
 # 2. **your guess**, before you read on. Write it down: a wrong guess teaches more;
 # 3. **probe**: one small cell that settles it;
-# 4. **diagnosis**: the line at fault, what mends it, and where it shipped;
+# 4. **diagnosis**: the line at fault, what cures it, and where it was reported;
 # 5. **the test** that would have caught it, usually a single line.
 #
 # The code is our own, written to have the same bug; the links lead to the originals.
@@ -34,8 +39,6 @@ profile = get_profile(PROFILE)
 # function with a line or two changed.
 
 # %% tags=["nbval-check-output"]
-import inspect
-
 from distill_helpers.course.bugs import plain_loss
 
 print(inspect.getsource(plain_loss))
@@ -47,137 +50,27 @@ print(inspect.getsource(plain_loss))
 # So the rows of a batch differ in length, as they do in life, and are padded.
 
 # %%
-from datasets import Dataset
+from distill_helpers.course.ward import chart, draw, open_ward, pad_to, read
 
-from distill_helpers import build_student
-from distill_helpers.data import collator_for
-from distill_helpers.studies.shared_task import worked
-from distill_helpers.tasks import three_sums
-from distill_helpers.tasks.teachers import load_tiny_teacher
-
-teacher, tokenizer = load_tiny_teacher("sums")
-STEPS = profile.pick(smoke=4, cpu=48, gpu=48)
+ward = open_ward(steps)
+teacher, tokenizer, rows = ward.teacher, ward.tokenizer, ward.rows
+lessons, exam = ward.lessons, ward.exam
 ROWS = 16  # in a batch
-
-
-# %%
-def cut_off(row, index):
-    """The row up to a place in its answer; each row has its own."""
-    prompt = row["labels"].count(-100)
-    end = prompt + 2 + 7 * index % 24
-    return {name: ids[:end] for name, ids in row.items()}
-
-
-whole = worked(three_sums.problems(STEPS * ROWS, seed=0), tokenizer)
-rows = Dataset.from_list([cut_off(row, i) for i, row in enumerate(whole)])
 print(tokenizer.decode(rows[3]["input_ids"]))
 print(tokenizer.decode(rows[5]["input_ids"]))
-
-
-# %%
-def read(model, batch):
-    """A model's logits for a batch."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return model(**inputs, use_cache=False).logits
-
-
-def pad_to(batch, length):
-    """The batch with more padding on the right."""
-    fill = {"labels": -100, "attention_mask": 0}
-    extra = (0, length - batch["labels"].shape[1])
-    return {
-        name: torch.nn.functional.pad(
-            column, extra, value=fill.get(name, tokenizer.pad_token_id)
-        )
-        for name, column in batch.items()
-    }
-
-
-# %%
-def ask_teacher(rows):
-    """Batches of sixteen rows, and the teacher's logits for each."""
-    collate, rows = collator_for(tokenizer), rows.to_list()
-    batches = [
-        pad_to(collate(rows[start : start + ROWS]), 36)
-        for start in range(0, len(rows), ROWS)
-    ]
-    with torch.no_grad():
-        return [(batch, read(teacher, batch)) for batch in batches]
-
-
-lessons = ask_teacher(rows)
 
 # %% [markdown]
 # Two things are watched in every run. What the run **reports** is the number that its
 # own loss returns, and a sick loss may return anything. What is **real** is a yardstick
 # that no patient can touch: KL(teacher ‖ student) on problems that are kept aside.
+#
+# `ward.train` is the loop of lesson 02. Every run starts from the same weights and reads
+# the same rows.
 
 # %%
-problems = three_sums.problems(48, seed=777)
-exam = ask_teacher(worked(problems, tokenizer))
-
-
-@torch.no_grad()
-def distance(student):
-    """KL(teacher ‖ student) on the exam, nats per token."""
-    values = [
-        plain_loss(read(student, batch), theirs, batch["labels"], 1.0, 1.0)
-        for batch, theirs in exam
-    ]
-    return float(sum(values) / len(values))
-
-
-# %%
-def train(loss, T=1.0, alpha=1.0, on=None, optimizer=None, lr=1e-2):
-    """One short training; every run starts from the same weights."""
-    student = build_student(tokenizer, layers=2, width=64, seed=0)
-    optimizer = optimizer or torch.optim.AdamW
-    update = optimizer(student.parameters(), lr=lr)
-    run = {"student": student, "reported": [], "real": []}
-    for step, (batch, theirs) in enumerate(on or lessons):
-        if step % (STEPS // 4) == 0:
-            run["real"].append((step, distance(student)))
-        value = loss(read(student, batch), theirs, batch["labels"], T, alpha)
-        update.zero_grad()
-        value.backward()
-        update.step()
-        run["reported"].append((step, value.item()))
-    run["real"].append((step + 1, distance(student)))
-    return run
-
-
-# %%
-LOOKS = {
-    "healthy": {"color": TEACHER, "marker": "o"},
-    "patient": {"color": STUDENT, "marker": "s", "ls": "--"},
-    "other": {"color": THIRD, "marker": "D", "ls": ":"},
-}
-
-
-def draw(ax, run, what, label, look="patient"):
-    x, y = zip(*run[what], strict=True)
-    every = max(1, len(x) // 6)
-    ax.plot(x, y, label=label, ms=4, markevery=every, **LOOKS[look])
-    ax.set_xlabel("step")
-
-
-def chart(runs):
-    """What the runs report on the left, what is real on the right."""
-    _, axes = plt.subplots(1, 2, figsize=(8, 3))
-    for label, (run, look) in runs.items():
-        draw(axes[0], run, "reported", label, look)
-        draw(axes[1], run, "real", label, look)
-    axes[0].set_title("reported: the run's own loss")
-    axes[1].set_title("real: KL to the teacher, new problems")
-    axes[0].set_ylabel("nats per token")
-    axes[1].legend()
-    plt.show()
-
-
-# %%
-healthy = train(plain_loss)
-print(f"KL to the teacher: {healthy['real'][0][1]:.2f} at the start,", end=" ")
-print(f"{healthy['real'][-1][1]:.2f} after {STEPS} steps")
+healthy = ward.train(plain_loss)
+print(f"KL to the teacher: {healthy.real[0][1]:.2f} at the start,", end=" ")
+print(f"{healthy.real[-1][1]:.2f} after {steps} steps")
 
 # %% [markdown]
 # So short a training makes no adder. It is enough to see who learns and who does not.
@@ -208,22 +101,32 @@ class Distiller:
 
 
 # %%
-import copy
+from distill_helpers.course.ward import Checkup
 
-mine = build_student(tokenizer, layers=2, width=64, seed=0)
+mine = ward.fresh_student()
 famous = copy.deepcopy(teacher)
 distiller = Distiller(mine, famous, lr=2e-3)
-patient = {"reported": [], "real": []}
-for step, (batch, _) in enumerate(lessons[:20]):
-    if step % 5 == 0:
-        patient["real"].append((step, distance(mine)))
-    patient["reported"].append((step, distiller.step(batch)))
+reported, real = [], []
+for step, (batch, _) in enumerate(lessons):
+    if step % 12 == 0:
+        real.append((step, ward.distance(mine)))
+    reported.append((step, distiller.step(batch)))
 
 # %%
+patient = Checkup(mine, tuple(reported), tuple(real))
 chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
 
+# %%
+from distill_helpers import generate
+
+asked = ["27+58+46=", "30+12+50=", "81+19+33="]
+for prompt, text in zip(
+    asked, generate(mine, tokenizer, asked, max_new_tokens=8), strict=True
+):
+    print(f"{prompt} {text}")
+
 # %% [markdown]
-# **Predict:** which of these is it?
+# The loss is nearly zero, and the answers are noise. **Predict:** which of these is it?
 #
 # * the student is overfitting;
 # * the loss is not connected to the student's weights;
@@ -232,7 +135,7 @@ chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
 # The left curve is falling, so *something* is learning. **The probe:** ask who moved.
 
 # %%
-fresh = build_student(tokenizer, layers=2, width=64, seed=0)
+fresh = ward.fresh_student()
 
 
 def moved(before, after):
@@ -250,11 +153,10 @@ from distill_helpers.course.clinic import admit, diagnosis
 diagnosis(1)
 
 # %% [markdown]
-# How to read a diagnosis: lines with − are the patient's, lines with + mend them.
-# This one shows the swap written as a loss; in the class above the two stand
-# crosswise in `__init__`, in lines that look right because the names on both sides
-# do. The large network learned to be as clueless as a fresh student, which is easily
-# learned.
+# How to read a diagnosis: lines with − are the patient's, lines with + cure them. This
+# one shows the swap written as a loss. In the class above, `__init__` assigns each model
+# to the other's name. The large network learned to be as clueless as a fresh student,
+# which is easily learned.
 #
 # **The test** belongs into every training script, after its first step: the student
 # has a gradient, the teacher has none. (`SoftLabelTrainer` freezes its teacher, so a
@@ -269,7 +171,7 @@ def student_alone_learns(student, teacher):
 
 
 print("patient 1:", student_alone_learns(mine, famous))
-print("healthy:  ", student_alone_learns(healthy["student"], teacher))
+print("healthy:  ", student_alone_learns(healthy.student, teacher))
 
 # %% [markdown]
 # ## Patient 2: "Distilled, and no better than before"
@@ -279,9 +181,9 @@ print("healthy:  ", student_alone_learns(healthy["student"], teacher))
 # envelope, `admit(number)`, that you open with `diagnosis(number)`.
 
 # %%
-mixed = train(plain_loss, alpha=0.5)
-unhelped = train(admit(2), alpha=0.5)
-labels_alone = train(plain_loss, alpha=0.0)
+mixed = ward.train(plain_loss, alpha=0.5)
+unhelped = ward.train(admit(2), alpha=0.5)
+labels_alone = ward.train(plain_loss, alpha=0.0)
 chart(
     {
         "healthy, α = ½": (mixed, "healthy"),
@@ -292,8 +194,8 @@ chart(
 
 # %% [markdown]
 # The reported curve of the patient is *lower* than the healthy one. On the right all
-# three lie close together: in so short a training, a mix is not far from labels alone,
-# and the patient is where labels alone are. Nobody would call that a symptom.
+# three lie close together. What do curves teach that lie on each other? That so short a
+# training cannot tell a mix from labels alone. They do not say that all is well.
 # **Predict:**
 #
 # * the teacher is no help for sums;
@@ -319,8 +221,8 @@ diagnosis(2)
 # original says that the experiments had been right, and that tidying up the code for
 # publication broke it.
 #
-# **The test:** log every term by itself, and demand at the first step that a student
-# who differs from its teacher has a soft term that is not zero *and* a gradient:
+# **The test:** log every term by itself. At the first step, a student that differs from
+# its teacher must have a soft term that is not zero, *and* a gradient:
 
 # %%
 soft = plain_loss(logits, theirs, batch["labels"], 1.0, 1.0)
@@ -345,12 +247,12 @@ def epoch(seed):
     return rows.select(order.tolist())
 
 
-stored = [theirs for _, theirs in ask_teacher(epoch(seed=1))]
+stored = [theirs for _, theirs in ward.ask(epoch(seed=1))]
 
 # %%
-second = [batch for batch, _ in ask_teacher(epoch(seed=2))]
+second = [batch for batch, _ in ward.ask(epoch(seed=2))]
 taught = [(batch, stored[step]) for step, batch in enumerate(second)]
-misled = train(plain_loss, on=taught)
+misled = ward.train(plain_loss, on=taught)
 chart({"healthy": (healthy, "healthy"), "patient": (misled, "patient")})
 
 # %% [markdown]
@@ -376,8 +278,8 @@ def pairing(student):
     return f"own rows {right:.2f}, another's rows {others:.2f}"
 
 
-print("healthy:", pairing(healthy["student"]))
-print("patient:", pairing(misled["student"]))
+print("healthy:", pairing(healthy.student))
+print("patient:", pairing(misled.student))
 
 # %%
 diagnosis(3)
@@ -385,11 +287,71 @@ diagnosis(3)
 # %% [markdown]
 # Every row's answers come from another row. A student can learn one thing from that:
 # what the teacher says *on average*, at this place of any text. So the loss falls to
-# the distance between the teacher and its own average, and there it stays. (How large
-# that is, exercise 1 asks.) In the original, which trains on images with labels in the
-# mix, the bug was hard to see: three people opened an issue about it in a year and a
-# half, and the first answers held that all was as it should be.
+# the distance between the teacher and its own average, and there it stays.
 #
+# In the original, which trains on images with labels in the mix, the bug was hard to see.
+# Three people opened an issue about it in a year and a half, and the first answers held
+# that all was as it should be.
+
+# %% [markdown]
+# ## Exercise 1 · Where the shuffled student stops
+#
+# *easy · know a disease by its number · 10 minutes*
+#
+# Patient 3's loss falls until the student says, everywhere, what the teacher says on
+# average. Write `plateau(teacher_logits)` for logits `[rows, vocabulary]`: the mean
+# over the rows of KL(p ‖ m), in nats, a scalar. Here p is the teacher's softmax in a
+# row, and m is the mean of all rows' p.
+#
+# By hand: two rows with the logits `[40, 0]` and `[0, 40]`, whose p is `[1, 0]` and
+# `[0, 1]` up to a hair. Then m is `[½, ½]`, each row's KL is ln 2, and so is the plateau.
+# If all rows are equal, it is 0.
+
+
+# %% tags=["exercise"]
+from distill_helpers.course import checks
+
+
+def plateau(teacher_logits):
+    return None  # your code here
+
+
+plateau_of = checks.plateau(plateau, fallback=True)
+
+# %% [markdown] tags=["hint"] title="I am getting something negative"
+# Weigh log p − log m with p. Single parts may be negative; the sum over the vocabulary
+# never is.
+
+# %% [markdown] tags=["hint"] title="I am getting a value that is nearly right"
+# m is a mean of *probabilities* over the rows, dimension 0. A softmax of the mean
+# logits is something else. Then sum over the vocabulary, and take the mean over the
+# rows.
+
+
+# %% tags=["solution"]
+from distill_helpers.course import checks
+
+
+def plateau(teacher_logits):
+    log_p = teacher_logits.log_softmax(-1)
+    log_m = log_p.exp().mean(0).log()
+    return (log_p.exp() * (log_p - log_m)).sum(-1).mean()
+
+
+plateau_of = checks.plateau(plateau, fallback=True)
+
+# %% [markdown]
+# Compare the number of the exam's rows with where patient 3's right-hand curve ended. A
+# student also knows *where* in a row it is, so it may come out a little lower. One that
+# is not yet done comes out higher.
+
+# %%
+batch, theirs = exam[0]
+counts = batch["labels"][:, 1:] != -100
+print(f"plateau: {plateau_of(theirs[:, :-1][counts]):.2f} nats")
+print(f"patient: {misled.real[-1][1]:.2f}")
+
+# %% [markdown]
 # **The cure** is to find stored answers by *content*. Lesson 04's cache looks every
 # row up by a hash of its token ids, so order cannot matter.
 
@@ -402,8 +364,8 @@ folder = tempfile.mkdtemp()
 options = {"tokenizer": tokenizer, "scheme": "full", "progress": False}
 cache = write_cache(teacher, rows, folder, **options)
 found = [cache.lookup(b["input_ids"], b["attention_mask"]) for b in second]
-cured = train(plain_loss, on=list(zip(second, found, strict=True)))
-print(f"patient {misled['real'][-1][1]:.2f}, cured {cured['real'][-1][1]:.2f}")
+cured = ward.train(plain_loss, on=list(zip(second, found, strict=True)))
+print(f"patient {misled.real[-1][1]:.2f}, cured {cured.real[-1][1]:.2f}")
 
 # %% [markdown]
 # (Compare the cured run with the patient, not with the healthy one above: that one
@@ -420,9 +382,9 @@ print(cache.verify(teacher, rows.select(range(8)), tokenizer=tokenizer))
 # This one came for a check-up. T = 4, soft labels alone, AdamW:
 
 # %%
-adamw = [train(loss, T=4.0) for loss in (plain_loss, admit(4))]
+adamw = [ward.train(loss, T=4.0) for loss in (plain_loss, admit(4))]
 for name, run in zip(("healthy", "patient"), adamw, strict=True):
-    first, last = run["reported"][0][1], run["reported"][-1][1]
+    first, last = run.reported[0][1], run.reported[-1][1]
     print(f"{name}: reported {first:5.2f} at first, {last:5.2f} at last")
 
 # %% [markdown]
@@ -432,14 +394,14 @@ for name, run in zip(("healthy", "patient"), adamw, strict=True):
 
 # %%
 options = {"T": 4.0, "optimizer": torch.optim.SGD, "lr": 0.05}
-sgd = [train(loss, **options) for loss in (plain_loss, admit(4))]
+sgd = [ward.train(loss, **options) for loss in (plain_loss, admit(4))]
 
 _, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 for ax, pair, title in zip(axes, (adamw, sgd), ("AdamW", "SGD"), strict=True):
     for look, run in zip(("healthy", "patient"), pair, strict=True):
-        first = run["reported"][0][1]
-        share = {"left": [(i, loss / first) for i, loss in run["reported"]]}
-        draw(ax, share, "left", look, look)
+        first = run.reported[0][1]
+        share = [(i, loss / first) for i, loss in run.reported]
+        draw(ax, share, look, look)
     ax.set_title(title)
 axes[0].set_ylabel("loss over the first loss")
 axes[1].legend()
@@ -447,9 +409,9 @@ plt.show()
 
 # %% [markdown]
 # AdamW divides each gradient by its own running size. Whatever multiplies the whole
-# loss is divided out again: sixteen or a sixteenth, it is all the same, but for
-# rounding and for ε, the tiny constant that AdamW adds before it divides. (Late in the
-# picture such trifles have grown visible.)
+# loss is divided out again: sixteen or a sixteenth, it is all the same. What remains are
+# rounding and ε, the tiny constant that AdamW adds before it divides. Late in the picture
+# such trifles have grown visible.
 # SGD is not so kind. **The probe** holds the loss against itself, at two high
 # temperatures. Lesson 01 showed that T² is there to keep their ratio near one.
 
@@ -467,11 +429,13 @@ diagnosis(4)
 
 # %% [markdown]
 # Is a bug that changes nothing a bug? It does change something as soon as the soft term
-# has company. In a mix with labels (α = ½) the patient's soft term has a sixteenth of
-# its weight; a fixed clipping threshold or AdamW's ε sees another loss; and whoever
-# carries its learning rate over to SGD starts anew. (One may leave T² out on purpose,
-# and tune α without it: the author of the Keras example did, and says so in
-# keras-team/keras-io #870. Then it is a choice. It is a bug where nobody chose.)
+# has company. In a mix with labels the patient's soft term has a sixteenth of its weight.
+# A fixed clipping threshold or AdamW's ε sees another loss. And a learning rate that is
+# carried over to SGD is wrong.
+#
+# One may leave T² out on purpose, and tune α without it. The author of the Keras example
+# did, and says so in keras-team/keras-io #870. Then it is a choice. It is a bug where
+# nobody chose.
 #
 # **The test** for a *factor* needs an optimizer that shows factors: compare gradients,
 # or take one step of SGD without clipping. A training curve under AdamW is no test.
@@ -507,7 +471,7 @@ class MyObjective(SoftLabels):
 def first_gradient(objective, pieces):
     """Length of the first step's gradient, from the trainer's own log."""
     trainer = DistillationTrainer(
-        build_student(tokenizer, layers=2, width=64, seed=0),
+        ward.fresh_student(),
         objective(teacher, len(tokenizer)),
         tokenizer=tokenizer,
         train_dataset=rows.select(range(ROWS)),
@@ -541,7 +505,7 @@ for pieces in (1, 4, 16):
 # %%
 def accumulate(pieces):
     """The gradient of a mean of the pieces' means, piece by piece."""
-    student = build_student(tokenizer, layers=2, width=64, seed=0)
+    student = ward.fresh_student()
     batch, theirs = lessons[0]
     for part in torch.arange(ROWS).chunk(pieces):
         piece = {name: column[part] for name, column in batch.items()}
@@ -564,10 +528,77 @@ diagnosis(5)
 # A mean of means is not the mean. A short answer's few tokens weigh as much as a long
 # answer's many: the student is taught what short answers look like. That *turns* the
 # gradient, and a turned gradient no optimizer turns back. (In the trainer above the
-# mend is to pass `num_items` on; the patient drops it.)
+# cure is to pass `num_items` on; the patient drops it.)
 #
-# **The test:** the same batch in 1, 4 and 16 pieces has one gradient. Exercise 2 lets
-# you write it. Mind that rows of one length pass any such test.
+# **The test:** the same batch in 1, 4 and 16 pieces has one gradient. Mind that rows of
+# one length pass any such test. You write it now.
+
+# %% [markdown]
+# ## Exercise 2 · The test for patient 5
+#
+# *medium · the test that TRL's issue 4719 asks for · 15 minutes*
+#
+# Write `pieces_add_up(loss, student, teacher, labels)`, which returns `True` or
+# `False`. Here `loss(student, teacher, labels)` is somebody's loss: it should be a mean
+# over the positions that count. Logits are `[rows, positions, vocabulary]`, labels
+# `[rows, positions]`, unshifted, with −100 ignored. Cut the batch into its rows, and
+# weigh each row's loss by its *share* of all positions that count. Do they add up to the
+# loss of the whole batch, up to one part in ten thousand? There may be rows in which
+# nothing counts.
+#
+# By hand: one position with a loss of 4 in the first row, three with 0 in the second.
+# The mean is 4 / 4 = 1. The mean of the means is (4 + 0) / 2 = 2, so for such a loss
+# your test says `False`.
+
+
+# %% tags=["exercise"]
+def pieces_add_up(loss, student, teacher, labels):
+    return None  # your code here
+
+
+adds_up = checks.pieces_add_up(pieces_add_up, fallback=True)
+
+# %% [markdown] tags=["hint"] title="A healthy loss fails my test"
+# What counts is the *shifted* label: `labels[row, 1:] != -100`. Nothing predicts the
+# first label of a row. And compare with a tolerance, never with `==`.
+
+# %% [markdown] tags=["hint"] title="A sick loss passes my test"
+# Weigh the rows' losses by their counts, then divide by the sum of the counts. Slices
+# such as `labels[row : row + 1]` keep the dimension that the loss needs; a row in which
+# nothing counts is best left out.
+
+
+# %% tags=["solution"]
+def pieces_add_up(loss, student, teacher, labels):
+    whole = float(loss(student, teacher, labels))
+    total, count = 0.0, 0
+    for row in range(len(labels)):
+        piece = slice(row, row + 1)
+        n = int((labels[row, 1:] != -100).sum())
+        if n:
+            value = loss(student[piece], teacher[piece], labels[piece])
+            total, count = total + n * float(value), count + n
+    return abs(total / count - whole) <= 1e-4 * abs(whole)
+
+
+adds_up = checks.pieces_add_up(pieces_add_up, fallback=True)
+
+# %% [markdown]
+# ## Break
+#
+# Five patients are cured. Write down, without looking back, one line for each: what gave
+# it away? Then compare:
+#
+# | patient | what gave it away |
+# |---|---|
+# | 1 swapped | the loss falls, the student does not move |
+# | 2 the teacher against itself | the soft term, by itself, is zero |
+# | 3 shuffled cache | a plateau; the pairing does not matter |
+# | 4 missing T² | nothing under AdamW; SGD crawls |
+# | 5 micro-batch means | the gradient depends on the pieces |
+#
+# This is a good place to stop for today. The second round needs only the cells at the top
+# of the lesson, down to the healthy run.
 
 # %% [markdown]
 # ## Patient 6: "I was well on Monday"
@@ -587,8 +618,8 @@ def with_holes(batch, theirs):
 
 holes = [with_holes(*lesson) for lesson in lessons[:6]]
 for name, loss in (("healthy", plain_loss), ("patient", admit(6))):
-    run = train(loss, on=holes)
-    print(f"{name}:", [round(value, 2) for _, value in run["reported"]])
+    run = ward.train(loss, on=holes)
+    print(f"{name}:", [round(value, 2) for _, value in run.reported])
 
 # %% [markdown]
 # The first loss is right to the last digit. **Predict:** where does the NaN come from,
@@ -621,11 +652,14 @@ diagnosis(6)
 # every weight is gone for good. Until a row is shorter than its neighbours, and the
 # server answers with −∞, the code is right in every digit: this bug is **dormant**.
 #
+# The report is about a trainer with *reverse* KL. Ours is forward KL, with a row of −∞
+# alone. The cause is the same: a mask after the exponential.
+#
 # **The test:** put −∞, NaN or anything you like where nothing counts. Neither value nor
 # gradient may change. (And let a log show a NaN: transformers' `Trainer` leaves them
 # out unless `logging_nan_inf_filter=False`.)
 #
-# ## Patient 7: "My loss depends on who sits beside me"
+# ## Patient 7: "My loss depends on my neighbours"
 #
 # The complaint: the loss of sixteen rows is one number today and another tomorrow,
 # though neither rows nor student have changed. Today a long row sat in the batch, and
@@ -634,7 +668,7 @@ diagnosis(6)
 # %%
 print("padded to   healthy   patient 7")
 for length in (36, 64, 128):
-    longer = pad_to(lessons[0][0], length)
+    longer = pad_to(lessons[0][0], length, tokenizer.pad_token_id)
     with torch.no_grad():
         both = read(fresh, longer), read(teacher, longer)
     values = [
@@ -650,7 +684,7 @@ for length in (36, 64, 128):
 # **The probe** asks where the gradient goes: to positions that count, or elsewhere.
 
 # %%
-longer = pad_to(lessons[0][0], 64)
+longer = pad_to(lessons[0][0], 64, tokenizer.pad_token_id)
 with torch.no_grad():
     theirs = read(teacher, longer)
 logits = read(fresh, longer)
@@ -662,10 +696,10 @@ for name, loss in (("healthy", plain_loss), ("patient 7", admit(7))):
     print(f"{name:10} {size[~counts].sum() / size.sum():.0%} goes elsewhere")
 
 # %%
-long = [pad_to(batch, 64) for batch, _ in lessons]
+long = [pad_to(batch, 64, tokenizer.pad_token_id) for batch, _ in lessons]
 with torch.no_grad():
     padded = [(batch, read(teacher, batch)) for batch in long]
-patient = train(admit(7), on=padded)
+patient = ward.train(admit(7), on=padded)
 chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
 
 # %%
@@ -674,7 +708,7 @@ diagnosis(7)
 # %% [markdown] tags=["published"]
 # The soft term is a mean over *all* positions, prompts and padding included. What the
 # teacher says after padding is nonsense, and the student is made to learn it by heart.
-# The left curve cannot show it, and the right one need not: so small a student may have
+# The left curve cannot show it, and the right one need not. So small a student may have
 # room for both, and AdamW makes up for a gradient that has grown shorter.
 #
 # The public case is worth reading. Its author ran the comparison of several
@@ -683,19 +717,78 @@ diagnosis(7)
 # A bug need not ruin a run to ruin a *conclusion*.
 
 # %% [markdown]
-# **The test:** pad the batch once more, and the loss stays as it was: the first table
-# above, with an `assert`. Exercise 3 asks for a sharper one.
+# Curves that lie on each other teach one thing here: this yardstick is too coarse for
+# this bug. The probe was not.
 #
+# **The test:** pad the batch once more, and the loss stays as it was: the first table
+# above, with an `assert`. You write a sharper one now.
+
+# %% [markdown]
+# ## Exercise 3 · The test for patients 6 and 7
+#
+# *hard · a finite loss is not enough · 15 minutes*
+#
+# Write `padding_is_silent(loss, student, teacher, labels)`, which returns `True` or
+# `False`, for a loss as in exercise 2. Put −∞ into the **teacher's** logits at every
+# position that does not count, and other finite numbers into the **student's**. Neither
+# the loss nor its gradient with respect to the student's logits may change.
+#
+# By hand: of the labels −100, −100, 7, one position counts, the *second*: its next
+# label is 7. At the first and the last, anything may stand.
+
+
+# %% tags=["exercise"]
+def padding_is_silent(loss, student, teacher, labels):
+    return None  # your code here
+
+
+silent_padding = checks.padding_is_silent(padding_is_silent, fallback=True)
+
+# %% [markdown] tags=["hint"] title="A healthy loss fails my test"
+# Position t counts if label t + 1 does, and the last position of a row never does:
+# shift the labels, and put −100 at their end. `torch.where(counts, logits, other)`
+# needs `counts` with one dimension more: `counts.unsqueeze(-1)`.
+
+# %% [markdown] tags=["hint"] title="Patient 6 passes my test"
+# Its loss is finite. Take the gradient as well: `student.detach().requires_grad_()`,
+# then `torch.autograd.grad(loss(...), student)`. NaN equals nothing, so
+# `torch.allclose` says no by itself.
+
+
+# %% tags=["solution"]
+def padding_is_silent(loss, student, teacher, labels):
+    counts = torch.zeros_like(labels, dtype=torch.bool)
+    counts[:, :-1] = labels[:, 1:] != -100
+    counts = counts.unsqueeze(-1)
+
+    def ask(student, teacher):
+        student = student.detach().requires_grad_()
+        value = loss(student, teacher, labels)
+        return value.detach(), torch.autograd.grad(value, student)[0]
+
+    hole = torch.full_like(teacher, -torch.inf)
+    before = ask(student, teacher)
+    after = ask(
+        torch.where(counts, student, student.flip(-1) + 1),
+        torch.where(counts, teacher, hole),
+    )
+    pairs = zip(before, after, strict=True)
+    return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+silent_padding = checks.padding_is_silent(padding_is_silent, fallback=True)
+
+# %% [markdown]
 # ## Patient 8: "They told me to pad myself"
 #
-# Heads are padded to round numbers, because graphics cards like these, and not every
-# model to the same one: Qwen2.5's heads have 151,936 or 152,064 outputs for one and the
-# same tokenizer. Here the teacher's 16 tokens are padded to 20:
+# Heads are padded to round numbers, because graphics cards like these. Not every model
+# is padded to the same one: Qwen2.5's heads have 151,936 or 152,064 outputs for one
+# tokenizer. Here the teacher's 16 tokens are padded to 20:
 
 # %% tags=["nbval-check-output"]
 batch, theirs = lessons[0]
 logits = read(fresh, batch)
-wide = torch.nn.functional.pad(theirs, (0, 4))
+wide = F.pad(theirs, (0, 4))
 try:
     plain_loss(logits, wide, batch["labels"], 1.0, 1.0)
 except RuntimeError as error:
@@ -703,12 +796,12 @@ except RuntimeError as error:
 
 # %% [markdown]
 # That is a good bug: it is loud. The patient made it quiet. It fills up the student's
-# logits with zeros, until both are equally wide; and now it runs. (In the envelope both
-# models get four extra outputs: the teacher's stand for those that its makers added,
-# the student's are the patient's own doing.)
+# logits with zeros, until both are equally wide; and now it runs. Inside the envelope both
+# heads get four extra outputs: real padding on the teacher's side, zeros added by the
+# patient on the student's.
 
 # %%
-patient = train(admit(8))
+patient = ward.train(admit(8))
 chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
 
 # %% [markdown]
@@ -719,7 +812,7 @@ chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
 
 # %%
 with torch.no_grad():
-    ghosts = torch.nn.functional.pad(logits, (0, 4)).softmax(-1)
+    ghosts = F.pad(logits, (0, 4)).softmax(-1)
 print(f"a fresh student gives {ghosts[..., 16:].sum(-1).mean():.0%} to ghosts")
 for name, loss in (("healthy", plain_loss), ("patient 8", admit(8))):
     for add in (0.0, 5.0):
@@ -730,10 +823,24 @@ for name, loss in (("healthy", plain_loss), ("patient 8", admit(8))):
 diagnosis(8)
 
 # %% [markdown]
-# exp(0) is 1. Beside logits around zero that is a lot; beside a trained model's large
+# exp(0) is 1. Next to logits around zero that is a lot; next to a trained model's large
 # ones it may be next to nothing. So the patient's loss depends on something that means
 # nothing, the height of all logits, and its gradient spends itself on lifting them.
-# The curves above say how much it matters *here*: judge for yourself.
+#
+# The right-hand curves lie close together: a fresh student soon lifts its logits, and then
+# the ghosts are small. A high temperature brings them back, for T flattens all logits
+# towards zero:
+
+# %%
+hot = {
+    "healthy": (ward.train(plain_loss, T=8.0), "healthy"),
+    "patient": (ward.train(admit(8), T=8.0), "patient"),
+}
+chart(hot)
+
+# %% [markdown]
+# Two public tools filled up logits like this; the diagnosis links to them. The loud error
+# was reported to TRL, and its maintainers left it loud.
 #
 # **The test** compares tokenizers by content, then cuts both heads to what they share.
 
@@ -751,9 +858,9 @@ print(tokens, "tokens; the wide head cut:", tuple(wide[..., :tokens].shape))
 # %%
 sweep = {
     ("healthy", 1.0): healthy,
-    ("healthy", 0.1): train(plain_loss, alpha=0.1),
-    ("patient", 1.0): train(admit(9), alpha=1.0),
-    ("patient", 0.1): train(admit(9), alpha=0.1),
+    ("healthy", 0.1): ward.train(plain_loss, alpha=0.1),
+    ("patient", 1.0): ward.train(admit(9), alpha=1.0),
+    ("patient", 0.1): ward.train(admit(9), alpha=0.1),
 }
 
 # %%
@@ -761,7 +868,7 @@ _, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 for (name, alpha), run in sweep.items():
     ax = axes[int(name == "patient")]
     look = "healthy" if alpha == 1.0 else "other"
-    draw(ax, run, "reported", f"α = {alpha:g}", look)
+    draw(ax, run.reported, f"α = {alpha:g}", look)
     ax.set_title(f"{name}: what two settings of α report")
 axes[0].set_ylabel("loss, nats per token")
 axes[0].legend()
@@ -769,8 +876,9 @@ axes[1].legend()
 plt.show()
 
 # %% [markdown]
-# (On the right there are two curves: one lies exactly on the other.) **Predict** before
-# you probe: what would you look at first?
+# On the right there are two curves, and one lies exactly on the other. Two settings of a
+# knob that give one curve teach that the knob is not connected. **Predict** before you
+# probe: what would you look at first?
 #
 # **The probe** is the best one of the whole clinic, for it takes one line and finds
 # many bugs at once. Let the student be *a copy of the teacher*. There is nothing to
@@ -787,9 +895,9 @@ diagnosis(9)
 
 # %% [markdown]
 # A fused kernel had defaults of its own, one half and one half, and the trainer did not
-# override them: users who asked for pure distillation got half of it. The pull request
-# that mends it uses the very same probe: with student equal to teacher, the gap is all
-# cross-entropy.
+# override them: users who asked for pure distillation got half of it. The link leads to
+# the cure; the bug had come in with another pull request, #3946. The cure uses the very
+# same probe: with student equal to teacher, the gap is all cross-entropy.
 #
 # **The test:** at α = 1 a copy has loss zero, and at α = 0 the loss is exactly the
 # cross-entropy. Test knobs at both ends, where the right answer is known.
@@ -804,8 +912,8 @@ print(bool(plain_loss(theirs, theirs, batch["labels"], 1.0, 1.0).abs() < 1e-5))
 # sentence that was written before the results were there:
 
 # %%
-alone = labels_alone["real"][-1][1]
-distilled = misled["real"][-1][1]
+alone = labels_alone.real[-1][1]
+distilled = misled.real[-1][1]
 print(f"KL to the teacher, labels alone: {alone:.2f}")
 print(f"KL to the teacher, distilled:    {distilled:.2f}")
 print("As you see, distilling takes the student closer to its teacher.")
@@ -821,13 +929,14 @@ print("As you see, distilling takes the student closer to its teacher.")
 diagnosis(10)
 
 # %% [markdown] tags=["published"]
-# A well-known example distils a classifier of handwritten digits. Its text promises:
-# the student from scratch will have about 97.6 % accuracy, the distilled one about
-# 98.1 %. The output printed on the same page says 97.8 % for the student from scratch
-# and 96.9 % for the distilled one. (The link leads to the pull request that brought the
-# page in; the page is `examples/vision/md/knowledge_distillation.md`.) Elsewhere a
-# learner found the like in a run of their own, and asked what they had done wrong
-# (haitongli/knowledge-distillation-pytorch #18). Perhaps nothing.
+# A well-known example distils a classifier of handwritten digits. Its text promises: the
+# student from scratch will have about 97.6 % accuracy, the distilled one about 98.1 %. The
+# sentence came with the page in 2020. In 2023 the page was converted to Keras 3 and all of
+# its numbers were rerun: 97.8 % for the student from scratch, 96.9 % for the distilled
+# one. The sentence stayed. The two links lead to the two changes.
+#
+# Elsewhere a learner found the like in a run of their own, and asked what they had done
+# wrong (haitongli/knowledge-distillation-pytorch #18). Perhaps nothing.
 
 # %% [markdown]
 # **The cure:** let the numbers write the sentence, and give it all three endings. The
@@ -845,7 +954,7 @@ def sentence(distilled, alone, margin=0.05):
 
 
 print("patient 3:", sentence(distilled, alone))
-print("healthy:  ", sentence(healthy["real"][-1][1], alone))
+print("healthy:  ", sentence(healthy.real[-1][1], alone))
 
 # %% [markdown]
 # These are sentences about one run each, and one run is one seed; the course's studies
@@ -858,7 +967,7 @@ for pair in ((1.0, 2.0), (2.0, 1.0), (1.0, 1.0)):
     print(sentence(*pair))
 
 # %% [markdown]
-# ## The whole ward
+# ## Eight probes in one box
 #
 # You have met eight probes of a loss, one by one. `course.clinic` holds them as functions
 # that need no model: random logits, a few milliseconds each, and no knowledge of what
@@ -871,9 +980,118 @@ for probe in PROBES:
     print(f"{probe.name:9} {probe.promise}")
 
 # %% [markdown]
-# **Predict** how many of them it takes to catch all patients. (Patients 3 and 5 have
-# healthy losses; what surrounds them is written as a loss here: one that reads another
-# row's teacher, and one that takes the mean of each row first.)
+# The last two patients are yours. You get their code, and `examine` is your only help:
+# the check calls it, and says which promises are broken. Cured is a loss that keeps all
+# eight.
+#
+# ## Exercise 4 · Patient 11: "My loss is below zero, is that good?"
+#
+# *medium · it runs, it falls, it teaches something else · 10 minutes*
+#
+# Change as little as you can. What does such a loss converge to? Read the cell on
+# `F.kl_div` in lesson 02 again, if you do not remember.
+
+
+# %% tags=["exercise"]
+def eleven(student, teacher, labels, temperature, alpha):
+    keep = labels[:, 1:] != -100
+    s, y = student[:, :-1][keep], labels[:, 1:][keep]
+    t = teacher[:, :-1][keep].detach()
+    q = (s / temperature).softmax(-1)
+    p = (t / temperature).softmax(-1)
+    n = max(len(y), 1)
+    soft = temperature**2 * F.kl_div(q, p, reduction="sum") / n
+    hard = F.cross_entropy(s, y, reduction="sum") / n
+    return (1 - alpha) * hard + alpha * soft
+
+
+checks.cured_divergence(eleven)
+
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
+# Which promises are broken? A copy of its teacher should have a loss of zero. Print the
+# soft term for such a copy, with the same logits twice.
+
+# %% [markdown] tags=["hint"] title="The soft term of a copy is negative"
+# A KL never is. So the line with `F.kl_div` computes something else. What does that
+# function expect as its first argument?
+
+
+# %% tags=["solution"]
+def eleven(student, teacher, labels, temperature, alpha):
+    keep = labels[:, 1:] != -100
+    s, y = student[:, :-1][keep], labels[:, 1:][keep]
+    t = teacher[:, :-1][keep].detach()
+    log_q = (s / temperature).log_softmax(-1)
+    p = (t / temperature).softmax(-1)
+    n = max(len(y), 1)
+    soft = temperature**2 * F.kl_div(log_q, p, reduction="sum") / n
+    hard = F.cross_entropy(s, y, reduction="sum") / n
+    return (1 - alpha) * hard + alpha * soft
+
+
+checks.cured_divergence(eleven)
+
+# %%
+diagnosis(11)
+
+# %% [markdown]
+# ## Exercise 5 · Patient 12: "It worked for images"
+#
+# *hard · two illnesses, and the first one hides the second · 20 minutes*
+#
+# This loss came from a classifier of images, whose logits are `[rows, classes]`. There,
+# dimension 1 is right. Cure it, then ask again: one promise may still be broken. You have
+# met that patient, too.
+
+
+# %% tags=["exercise"]
+def twelve(student, teacher, labels, temperature, alpha):
+    keep = labels[:, 1:] != -100
+    y = labels[:, 1:][keep]
+    n = max(len(y), 1)
+    log_q = (student / temperature).log_softmax(1)[:, :-1]
+    log_p = (teacher.detach() / temperature).log_softmax(1)[:, :-1]
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)[keep]
+    soft = temperature**2 * kl.sum() / n
+    hard = F.cross_entropy(student[:, :-1][keep], y, reduction="sum") / n
+    return (1 - alpha) * hard + alpha * soft
+
+
+checks.cured_axis(twelve)
+
+# %% [markdown] tags=["hint"] title="I do not know where to begin"
+# The student's logits are `[rows, positions, vocabulary]`. Over which of the three should
+# the probabilities of one softmax add up to 1, and over which do they here?
+
+# %% [markdown] tags=["hint"] title="Only the promise about padding is still broken"
+# The softmax is right now, and the mask comes after it. What did patient 6 do, and what
+# cured it? Choose the rows that count first, and only then take any softmax.
+
+
+# %% tags=["solution"]
+def twelve(student, teacher, labels, temperature, alpha):
+    keep = labels[:, 1:] != -100
+    y = labels[:, 1:][keep]
+    n = max(len(y), 1)
+    log_q = (student[:, :-1][keep] / temperature).log_softmax(-1)
+    log_p = (teacher[:, :-1][keep].detach() / temperature).log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    soft = temperature**2 * kl.sum() / n
+    hard = F.cross_entropy(student[:, :-1][keep], y, reduction="sum") / n
+    return (1 - alpha) * hard + alpha * soft
+
+
+checks.cured_axis(twelve)
+
+# %%
+diagnosis(12)
+
+# %% [markdown]
+# ## The whole ward
+#
+# **Predict** how many probes it takes to catch all patients. Patients 3 and 5 have
+# healthy losses. What surrounds them is written as a loss here: one that reads another
+# row's teacher, and one that takes the mean of each row first.
 
 
 # %%
@@ -889,7 +1107,7 @@ for number, name in enumerate(PATIENTS, start=1):
 
 # %%
 names = [probe.name for probe in PROBES]
-_, ax = plt.subplots(figsize=(7.5, 4))
+_, ax = plt.subplots(figsize=(7.5, 4.4))
 for place, hits in enumerate(findings.values()):
     columns = [names.index(hit) for hit in hits]
     ax.plot(columns, [place] * len(hits), "X", ms=11, color=STUDENT)
@@ -928,7 +1146,7 @@ print("the reverse KL breaks:", broken(reverse) or "nothing")
 # %%
 def slope(loss, alpha):
     """The gradient of all weights of a fresh student at T = 4, in a row."""
-    student = build_student(tokenizer, layers=2, width=64, seed=0)
+    student = ward.fresh_student()
     batch, theirs = lessons[0]
     value = loss(read(student, batch), theirs, batch["labels"], 4.0, alpha)
     weights = list(student.parameters())
@@ -949,7 +1167,7 @@ def compare(number, alpha):
 
 print(f"{'':24}       length   cosine      length   cosine")
 print(f"{'':24}            at α = 1             at α = ½")
-for number in range(1, 10):
+for number in [*range(1, 10), 11, 12]:
     cells = compare(number, 1.0) + " " + compare(number, 0.5)
     print(f"{PATIENTS[number - 1]:24}{cells}")
 
@@ -959,14 +1177,14 @@ for number in range(1, 10):
 # * **length 0**: dead. Nothing reaches the student. (At α = ½ patient 2's labels still
 #   reach it, and hide that.)
 # * **cosine 1, another length**: *invisible under AdamW*. The missing T² at α = 1 is
-#   the pure case, with a sixteenth of the length; a missing world size (the number of
-#   processes that train together) or a division by the vocabulary are others. At α = ½
+#   the pure case, with a sixteenth of the length. A missing number of processes, or a
+#   division by the vocabulary, are others. At α = ½
 #   the same bug turns the gradient, and then it matters.
 # * **cosine 1, length 1**: dormant. Nothing is wrong on this batch, or with this
 #   setting: patient 6 is still waiting for its −∞, and at α = ½, patient 9's one half
 #   is just what was asked for.
-# * **cosine below 1**: the student is taught something else. No optimizer mends that,
-#   and no curve shows it unless a healthy run stands beside it.
+# * **cosine below 1**: the student is taught something else. No optimizer repairs that,
+#   and no curve shows it without a healthy run to compare.
 #
 # ## A checklist for ten minutes
 #
@@ -985,169 +1203,6 @@ for number in range(1, 10):
 # 8. **Terms.** Each logged by itself, NaN not filtered. And the sentence at the end of
 #    the report comes from the numbers.
 
-# %% [markdown] tags=["given"]
-# ## Exercise 1 · Where the shuffled student stops
-#
-# *easy · know a disease by its number · 10 minutes*
-#
-# Patient 3's loss falls until the student says, everywhere, what the teacher says on
-# average. Write `plateau(teacher_logits)` for logits `[rows, vocabulary]`: the mean
-# over the rows of KL(p ‖ m), in nats, a scalar. Here p is the teacher's softmax in a
-# row, and m is the mean of all rows' p.
-#
-# By hand: two rows with the logits (40, 0) and (0, 40), whose p is (1, 0) and (0, 1) up
-# to a hair. Then m is (½, ½), each row's KL is ln 2, and the plateau is 0.693. If all
-# rows are equal, it is 0.
-
-
-# %% tags=["exercise"]
-from distill_helpers.course import checks
-
-
-def plateau(teacher_logits):
-    return None  # your code here
-
-
-checks.plateau(plateau)
-
-# %% [markdown] tags=["hint"] title="I am getting something negative"
-# Weigh log p − log m with p. Single parts may be negative; the sum over the vocabulary
-# never is.
-
-# %% [markdown] tags=["hint"] title="I am getting a value that is nearly right"
-# m is a mean of *probabilities* over the rows, dimension 0. A softmax of the mean
-# logits is something else. Then sum over the vocabulary, and take the mean over the
-# rows.
-
-
-# %% tags=["solution"]
-from distill_helpers.course import checks
-
-
-def plateau(teacher_logits):
-    log_p = teacher_logits.log_softmax(-1)
-    log_m = log_p.exp().mean(0).log()
-    return (log_p.exp() * (log_p - log_m)).sum(-1).mean()
-
-
-checks.plateau(plateau)
-
-# %% [markdown]
-# Once it works, here is the number for the exam's rows. Compare it with where patient
-# 3's right-hand curve ended. (A student also knows *where* in a row it is, so it may
-# come out a little lower; one that is not yet done, higher.)
-
-# %%
-batch, theirs = exam[0]
-counts = batch["labels"][:, 1:] != -100
-value = plateau(theirs[:, :-1][counts])
-print("not written yet" if value is None else f"plateau: {value:.2f} nats")
-
-# %% [markdown]
-# ## Exercise 2 · The test for patient 5
-#
-# *medium · the test that TRL's issue 4719 asks for · 15 minutes*
-#
-# Write `pieces_add_up(loss, student, teacher, labels)`, which returns `True` or
-# `False`. Here `loss(student, teacher, labels)` is somebody's loss: it should be a mean
-# over the positions that count. Logits are `[rows, positions, vocabulary]`, labels
-# `[rows, positions]`, unshifted, with −100 ignored. Cut the batch into its rows: do
-# their losses, each weighted by its *share* of all positions that count, add up to the
-# loss of the whole batch, up to rounding (one part in ten thousand)? There may be rows
-# in which nothing counts.
-#
-# By hand: one position with a loss of 4 in the first row, three with 0 in the second.
-# The mean is 4 / 4 = 1. The mean of the means is (4 + 0) / 2 = 2, so for such a loss
-# your test says `False`.
-
-
-# %% tags=["exercise"]
-def pieces_add_up(loss, student, teacher, labels):
-    return None  # your code here
-
-
-checks.pieces_add_up(pieces_add_up)
-
-# %% [markdown] tags=["hint"] title="A healthy loss fails my test"
-# What counts is the *shifted* label: `labels[row, 1:] != -100`. Nothing predicts the
-# first label of a row. And compare with a tolerance, never with `==`.
-
-# %% [markdown] tags=["hint"] title="A sick loss passes my test"
-# Weigh the rows' losses by their counts, then divide by the sum of the counts. Slices
-# such as `labels[row : row + 1]` keep the dimension that the loss needs; a row in which
-# nothing counts is best left out.
-
-
-# %% tags=["solution"]
-def pieces_add_up(loss, student, teacher, labels):
-    whole = float(loss(student, teacher, labels))
-    total, count = 0.0, 0
-    for row in range(len(labels)):
-        piece = slice(row, row + 1)
-        n = int((labels[row, 1:] != -100).sum())
-        if n:
-            value = loss(student[piece], teacher[piece], labels[piece])
-            total, count = total + n * float(value), count + n
-    return abs(total / count - whole) <= 1e-4 * abs(whole)
-
-
-checks.pieces_add_up(pieces_add_up)
-
-# %% [markdown]
-# ## Exercise 3 · The test for patients 6 and 7
-#
-# *hard · a finite loss is not enough · 15 minutes*
-#
-# Write `padding_is_silent(loss, student, teacher, labels)`, which returns `True` or
-# `False`, for a loss as in exercise 2. Put −∞ into the **teacher's** logits at every
-# position that does not count, and other finite numbers into the **student's**. Neither
-# the loss nor its gradient with respect to the student's logits may change.
-#
-# By hand: of the labels −100, −100, 7, one position counts, the *second*: its next
-# label is 7. At the first and the last, anything may stand.
-
-
-# %% tags=["exercise"]
-def padding_is_silent(loss, student, teacher, labels):
-    return None  # your code here
-
-
-checks.padding_is_silent(padding_is_silent)
-
-# %% [markdown] tags=["hint"] title="A healthy loss fails my test"
-# Position t counts if label t + 1 does, and the last position of a row never does:
-# shift the labels, and put −100 at their end. `torch.where(counts, logits, other)`
-# needs `counts` with one dimension more: `counts.unsqueeze(-1)`.
-
-# %% [markdown] tags=["hint"] title="Patient 6 passes my test"
-# Its loss is finite. Take the gradient as well: `student.detach().requires_grad_()`,
-# then `torch.autograd.grad(loss(...), student)`. NaN equals nothing, so
-# `torch.allclose` says no by itself.
-
-
-# %% tags=["solution"]
-def padding_is_silent(loss, student, teacher, labels):
-    counts = torch.zeros_like(labels, dtype=torch.bool)
-    counts[:, :-1] = labels[:, 1:] != -100
-    counts = counts.unsqueeze(-1)
-
-    def ask(student, teacher):
-        student = student.detach().requires_grad_()
-        value = loss(student, teacher, labels)
-        return value.detach(), torch.autograd.grad(value, student)[0]
-
-    hole = torch.full_like(teacher, -torch.inf)
-    before = ask(student, teacher)
-    after = ask(
-        torch.where(counts, student, student.flip(-1) + 1),
-        torch.where(counts, teacher, hole),
-    )
-    pairs = zip(before, after, strict=True)
-    return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
-
-
-checks.padding_is_silent(padding_is_silent)
-
 # %% [markdown]
 # ## Recap
 #
@@ -1163,14 +1218,15 @@ checks.padding_is_silent(padding_is_silent)
 # | 8 | padded vocabularies | the height of the logits matters | add a constant, the same loss |
 # | 9 | half CE by accident | α does nothing | a copy of the teacher has loss 0 |
 # | 10 | prose against its numbers | reading | other numbers, another sentence |
+# | 11 | probabilities for log-probabilities | a negative divergence | a copy of the teacher has loss 0 |
+# | 12 | softmax over the wrong axis | numbers that do not sum to 1 | all eight promises |
 #
-# **When would you not do all this?**
+# * **One number to remember:** eight promises, in a second.
+# * **Use it when** a run costs more than ten minutes. **Do not, when** the loss is a
+#   library's and the library tests it so: then probe what is yours, the data, the cache,
+#   the pieces.
+# * All probes pass and the student is still poor? A student too small, a teacher that does
+#   not know the domain, too few steps: lessons 02, 03 and 11.
 #
-# * The loss is a library's, and the library tests it so: then probe what is yours, the
-#   data, the cache, the pieces.
-# * The run takes a minute: look at its result instead.
-# * All probes pass and the student is still poor: it may be no bug. A student too
-#   small, a teacher that does not know the domain, too few steps: lessons 02 and 11.
-#
-# *Read on:* the ten links above, for how such bugs are found and argued about; and
+# *Read on:* the links above, for how such bugs are found and argued about; and
 # `distill_helpers.course.bugs`, which has many more, most of them with a loss to try.

@@ -15,7 +15,7 @@ from distill_helpers.course.clinic import (
     sick_loss,
 )
 
-WITH_A_LOSS = [n for n in range(1, 11) if sick_loss(n) is not None]
+WITH_A_LOSS = [n for n in range(1, 13) if sick_loss(n) is not None]
 # The cache's order and the pieces of a batch lie around the loss.
 AROUND_THE_LOSS = {"shuffled_cache", "mean_of_means"}
 IN_THE_LOSS = [n for n in WITH_A_LOSS if PATIENTS[n - 1] not in AROUND_THE_LOSS]
@@ -83,16 +83,16 @@ def test_examining_leaves_the_random_state_alone():
 # --- The patients. ---
 
 
-def test_ten_patients_have_a_public_source_and_a_patch():
-    assert len(set(PATIENTS)) == 10
-    for number in range(1, 11):
+def test_twelve_patients_have_a_public_source_and_a_patch():
+    assert len(set(PATIENTS)) == 12
+    for number in range(1, 13):
         bug = diagnosis(number)
         assert bug.name == PATIENTS[number - 1]
         assert bug.links
         assert bug.patch
 
 
-@pytest.mark.parametrize("number", [0, 11, -1])
+@pytest.mark.parametrize("number", [0, 13, -1])
 def test_there_is_no_other_patient(number):
     for ask in (admit, diagnosis, sick_loss):
         with pytest.raises(ValueError, match=f"number={number}"):
@@ -105,6 +105,6 @@ def test_a_healthy_loss_is_not_admitted(number):
         admit(number)
 
 
-@pytest.mark.parametrize("number", [1, 2, 4, 6, 7, 8, 9])
+@pytest.mark.parametrize("number", [1, 2, 4, 6, 7, 8, 9, 11, 12])
 def test_an_admitted_loss_is_ill(number):
     assert not all(examine(admit(number)).values())

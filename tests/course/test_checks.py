@@ -26,6 +26,7 @@ from distill_helpers.course import checks
 from distill_helpers.course.bugs import KNOWN_BUGS
 from distill_helpers.course.checks.engine import judge
 from distill_helpers.course.checks.soft_labels import loss_exercise, loss_probes
+from distill_helpers.losses import hard_label_loss, soft_label_loss
 from distill_helpers.trainers import MixSchedule
 
 NO_LABEL = -100
@@ -1084,12 +1085,64 @@ def risen(progress, alpha, warm_up, ramp):
     return MixSchedule(alpha, warm_up, ramp).weight(progress)
 
 
-def together(teacher, student, labels, alpha, *, detach=True, own=1):
-    p = (teacher.detach() if detach else teacher).log_softmax(-1)
-    q = student.log_softmax(-1)
-    soft = F.kl_div(q, p, log_target=True, reduction="batchmean")
-    hard = F.nll_loss(q, labels)
-    return own * F.cross_entropy(teacher, labels) + (1 - alpha) * hard + alpha * soft
+def together(teacher, student, ids, alpha, *, detach=True, own=1, shift=True):
+    """By the package's losses, where they can be asked for it."""
+    theirs = teacher.detach() if detach else teacher
+    if shift:
+        teacher, theirs, student = teacher[:, :-1], theirs[:, :-1], student[:, :-1]
+        ids = ids[:, 1:]
+    p, q = theirs.log_softmax(-1), student.log_softmax(-1)
+    soft = F.kl_div(q, p, log_target=True, reduction="sum") / ids.numel()
+    hard, learned = (
+        -x.log_softmax(-1).gather(-1, ids[..., None]).mean() for x in (student, teacher)
+    )
+    return own * learned + (1 - alpha) * hard + alpha * soft
+
+
+def both_grow(teacher, student, batches, weight, rate, *, detach=True, kept=False):
+    """Two losses, two backward passes, AdamW without decay; logged as tensors."""
+    first, second = (
+        torch.optim.AdamW(one.parameters(), lr=rate, weight_decay=0.0)
+        for one in (teacher, student)
+    )
+    seen = []
+    for done, ids in enumerate(batches):
+        theirs = teacher(input_ids=ids).logits
+        ours = student(input_ids=ids).logits
+        share = weight(done / len(batches))
+        if not kept:
+            first.zero_grad()
+            second.zero_grad()
+        hard_label_loss(theirs, ids).backward(retain_graph=not detach)
+        if detach:
+            soft_label_loss(ours, theirs, ids, alpha=share).loss.backward()
+        else:
+            together(theirs, ours, ids, share, detach=False, own=0).backward()
+        seen.append(
+            [hard_label_loss(theirs, ids).detach(), hard_label_loss(ours, ids).detach()]
+        )
+        first.step()
+        second.step()
+    return seen
+
+
+def marked_step(
+    student, teacher, prompts, write, divergence, optimizer, *, prompt=False
+):
+    """Row by row and token by token, over the drawn texts."""
+    ids, written = write(student, prompts)
+    ours, theirs = student(input_ids=ids).logits, teacher(input_ids=ids).logits
+    marks = [
+        divergence(ours[row, place - 1], theirs[row, place - 1].detach())
+        for row in range(len(ids))
+        for place in range(1, ids.shape[1])
+        if prompt or written[row, place]
+    ]
+    loss = sum(marks) / len(marks)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
 
 
 def drawn_ratio(student, teacher, drawn):
@@ -1108,11 +1161,6 @@ def jsd(student, teacher, beta, mixed=None):
 def excess(own, his, counts):
     own, his, counts = (torch.tensor(x[1:], dtype=float) for x in (own, his, counts))
     return torch.dot(own - his, counts) / counts.sum()
-
-
-def ensemble(logits, labels):
-    log_p = torch.stack([one.log_softmax(-1) for one in logits])
-    return F.nll_loss(log_p.logsumexp(0) - math.log(len(logits)), labels)
 
 
 def affordable(budget, once, per_step):
@@ -1202,9 +1250,9 @@ def paid_back(once, teacher, student):
         ("pass_at_k", share_of_sets),
         ("mix_weight", risen),
         ("learn_together", together),
-        ("ensemble_nll", ensemble),
-        ("ensemble_nll", lambda z, y: F.nll_loss(z.softmax(-1).mean(0).log(), y)),
-        ("ensemble_nll", lambda z, y: ensemble(z, y).item()),
+        ("co_distil", both_grow),
+        ("lone_steps", lambda n, s, t: affordable(n * (s + t) + 1e-9, 0, s)),
+        ("on_policy_step", marked_step),
         ("drawn_reverse_kl", drawn_ratio),
         ("generalised_jsd", jsd),
         ("excess_kl", excess),
@@ -1315,11 +1363,31 @@ def test_later_exercises_pass_the_right_answers(check, answer):
             lambda t, *a: together(t.detach(), *a),
             "teacher_frozen",
         ),
-        ("ensemble_nll", lambda z, y: F.cross_entropy(z.mean(0), y), "mean_of_logits"),
+        ("learn_together", lambda *a: together(*a, shift=False), "not_shifted"),
+        ("lone_steps", lambda n, s, t: n * t // s, "teacher_alone"),
+        ("lone_steps", lambda n, s, t: n + n * t / s, "not_whole"),
+        ("co_distil", lambda *a: both_grow(*a, detach=False), "partner_attached"),
+        ("co_distil", lambda *a: both_grow(*a, kept=True), "gradients_kept"),
         (
-            "ensemble_nll",
-            lambda z, y: sum(F.cross_entropy(one, y) for one in z) / len(z),
-            "mean_of_losses",
+            "co_distil",
+            lambda t, s, b, w, r: both_grow(t, s, b, lambda done: w(done * len(b)), r),
+            "weight_of_step",
+        ),
+        (
+            "co_distil",
+            lambda t, s, b, w, r: both_grow(t, s, b, lambda done: w(0.0), r),
+            "weight_of_start",
+        ),
+        ("on_policy_step", lambda *a: marked_step(*a, prompt=True), "prompt_marked"),
+        (
+            "on_policy_step",
+            lambda s, t, p, w, d, o: marked_step(s, t, p, w, lambda a, b: d(b, a), o),
+            "swapped",
+        ),
+        (
+            "on_policy_step",
+            lambda s, t, p, w, d, o: marked_step(s, t, p, lambda _, x: w(t, x), d, o),
+            "teacher_writes",
         ),
         ("drawn_reverse_kl", lambda *a: -drawn_ratio(*a), "sign"),
         (
@@ -1435,7 +1503,9 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "pass_at_k",
         "mix_weight",
         "learn_together",
-        "ensemble_nll",
+        "co_distil",
+        "lone_steps",
+        "on_policy_step",
         "drawn_reverse_kl",
         "generalised_jsd",
         "excess_kl",

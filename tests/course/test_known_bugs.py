@@ -80,7 +80,9 @@ def test_every_entry_is_filled_in():
         assert bug.symptom.endswith("."), bug.name
         assert bug.remedy.endswith("."), bug.name
         assert bug.taught_in.startswith("notebook ")
-        assert not bug.issue or re.fullmatch(r"[\w.-]+/[\w.-]+( #\d+,?)+", bug.issue)
+        assert not bug.issue or re.fullmatch(
+            r"[\w.-]+/[\w.-]+( #\d+,?)+(; [\w.-]+/[\w.-]+( #\d+,?)+)*", bug.issue
+        )
 
 
 def test_entries_without_a_mutant():

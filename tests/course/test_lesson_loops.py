@@ -13,10 +13,18 @@ from lesson_source import read_cells, tags
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
+from distill_helpers.course import checks
+from distill_helpers.data import join_row
 from distill_helpers.losses import token_divergence
 from distill_helpers.models import build_student
 from distill_helpers.tasks.teachers import load_tiny_teacher
-from distill_helpers.trainers import HardLabelTrainer, SoftLabelTrainer
+from distill_helpers.trainers import (
+    CoDistillationTrainer,
+    HardLabelTrainer,
+    MixSchedule,
+    OnPolicyTrainer,
+    SoftLabelTrainer,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, ROWS, LENGTH = 20, 16, 24
@@ -56,13 +64,20 @@ def beginner(tokenizer):
 def trainer_losses(kind, prose, rows, folder, arguments=None, **options):
     """The package's losses on the same rows in the same order, at the same rate."""
 
+    student = beginner(prose.tokenizer)
+    history = trainer_history(kind, student, prose, rows, folder, arguments, **options)
+    return [one["loss"] for one in history]
+
+
+def trainer_history(kind, models, prose, rows, folder, arguments=None, **options):
+    """What a trainer of the package logs at every step."""
+
     class InOrder(kind):
         def _get_train_sampler(self, *_):
             return SequentialSampler(self.train_dataset)
 
-    student = beginner(prose.tokenizer)
     trainer = InOrder(
-        student,
+        models,
         tokenizer=prose.tokenizer,
         train_dataset=rows,
         args=TrainingArguments(
@@ -86,7 +101,7 @@ def trainer_losses(kind, prose, rows, folder, arguments=None, **options):
         **options,
     )
     trainer.train()
-    return [one["loss"] for one in trainer.state.log_history if "loss" in one]
+    return [one for one in trainer.state.log_history if "loss" in one]
 
 
 def whole(text):
@@ -240,3 +255,108 @@ def test_the_teacher_of_lesson_00_s_co_distillation_learns_as_if_alone(prose, te
     without = names["learn_text"](grown(0), some)
     pairs = zip(student.parameters(), without.parameters(), strict=True)
     assert not all(torch.allclose(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [MixSchedule(0.0), MixSchedule(1.0), MixSchedule(0.7, warm_up=0.25, ramp=0.5)],
+    ids=["text", "teacher", "ramp"],
+)
+def test_the_loop_of_lesson_07_is_the_co_distillation_trainer(
+    schedule, prose, text, tmp_path
+):
+    names = {"torch": torch, "F": torch.nn.functional}
+    exec(cell_with("07", "def text_ce("), names)
+    for words, last in (("def joint_loss(", "joint = "), ("def co_distil(", "train_")):
+        solution = cell_with("07", words, tag="solution")
+        solution = solution.replace("from distill_helpers.course import checks\n", "")
+        exec(solution[: solution.index(f"\n{last}")], names)
+        names["joint"] = names["joint_loss"]
+
+    def pair():
+        return {
+            "teacher": build_student(prose.tokenizer, layers=2, width=48, seed=1),
+            "student": beginner(prose.tokenizer),
+        }
+
+    history = trainer_history(
+        CoDistillationTrainer,
+        *(pair(), prose, whole(text), tmp_path),
+        {"adam_beta2": 0.999},
+        teacher="teacher",
+        schedule=schedule,
+    )
+    # The lesson goes on with the second where the learner has none yet.
+    for loop in (names["co_distil"], checks.co_distil(None, fallback=True)):
+        page = loop(*pair().values(), text.split(ROWS), schedule.weight, 8e-3)
+        assert len(page) == STEPS
+        for place, name in enumerate(("teacher", "student")):
+            package = [entry[f"{name}_hard"] for entry in history]
+            assert [one[place] for one in page] == pytest.approx(package, rel=1e-5)
+
+
+def test_the_teacher_of_lesson_07_learns_as_if_alone(prose, text):
+    names = {"torch": torch, "F": torch.nn.functional}
+    exec(cell_with("07", "def text_ce("), names)
+    solution = cell_with("07", "def joint_loss(", tag="solution")
+    exec(solution[solution.index("def ") : solution.index("\njoint = ")], names)
+    names["joint"] = names["joint_loss"]
+    solution = cell_with("07", "def co_distil(", tag="solution")
+    exec(solution[: solution.index("\ntrain_pair")], names)
+    lone = beginner(prose.tokenizer)
+    optimizer = torch.optim.Adam(lone.parameters(), 8e-3)
+    for ids in text.split(ROWS):
+        logits, labels = lone(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    teacher = beginner(prose.tokenizer)
+    student = build_student(prose.tokenizer, layers=1, width=16, seed=3)
+    names["co_distil"](teacher, student, text.split(ROWS), lambda _: 0.8, 8e-3)
+    for one, other in zip(lone.parameters(), teacher.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+def test_the_step_of_lesson_08_is_the_on_policy_trainer(
+    divergence, prose, text, tmp_path
+):
+    """The page reads what the trainer's student wrote, and learns the same from it."""
+    texts = []
+
+    class Recorded(OnPolicyTrainer):
+        def get_batch_samples(self, *given):
+            batches, items = super().get_batch_samples(*given)
+            (batch,) = batches
+            texts.append((batch["input_ids"], batch["labels"] != -100))
+            return batches, items
+
+    prompts = [
+        join_row(row[: 4 + place % 3].tolist(), []) for place, row in enumerate(text)
+    ]
+    history = trainer_history(
+        Recorded,
+        *(beginner(prose.tokenizer), prose, Dataset.from_list(prompts), tmp_path),
+        {"adam_beta2": 0.999},
+        teacher=prose.model,
+        divergence=divergence,
+        max_new_tokens=8,
+    )
+    names = {"torch": torch}
+    exec(cell_with("08", "def forward_kl("), names)
+    solution = cell_with("08", "def on_policy_step(", tag="solution")
+    exec(solution[: solution.index("\nstep = ")], names)
+    assert len(texts) == STEPS
+    # The lesson goes on with the second where the learner has none yet.
+    for step in (names["on_policy_step"], checks.on_policy_step(None, fallback=True)):
+        student = beginner(prose.tokenizer)
+        optimizer = torch.optim.Adam(student.parameters(), 8e-3)
+        page = [
+            step(
+                *(student, prose.model, [[1], [1, 2]], lambda *_, text=text: text),
+                *(names[divergence], optimizer),
+            )
+            for text in texts
+        ]
+        assert page == pytest.approx([one["loss"] for one in history], rel=1e-5)
+    assert page[-1] < page[0]

@@ -39,6 +39,12 @@ def test_a_forest_has_a_row_a_claim_with_gain_and_verdict(ax, verdicts):
     assert "nats" in ax.get_xlabel()
 
 
+def test_a_forest_can_call_the_claims_by_a_page_s_own_words(ax, verdicts):
+    words = [f"claim {place}" for place in range(len(verdicts))]
+    plots.forest(ax, verdicts, words=words)
+    assert [one.get_text() for one in ax.get_yticklabels()] == words
+
+
 def test_a_figure_of_arms_shows_those_that_are_asked_for_with_their_means(ax):
     results = load_results("soft_labels")
     arms = ["soft T=1", "labels"]

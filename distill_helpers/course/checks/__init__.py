@@ -14,6 +14,7 @@ two texts under the same name to ``words.toml``.
 * ``engine`` compares, and names the mistake;
 * ``answers`` reads what a function returned;
 * ``time_limits`` stops what does not come back;
+* ``small_models`` is what a check trains;
 * ``start_here`` (notebook 00) to ``capstone`` (13) hold the exercises of a notebook.
 
 Used in every notebook.
@@ -98,8 +99,10 @@ pass_at_k = _check(reasoning_traces.PASS_AT_K)
 
 mix_weight = _check(co_distillation.MIX_WEIGHT)
 learn_together = _check(co_distillation.LEARN_TOGETHER)
-ensemble_nll = _check(co_distillation.ENSEMBLE_NLL)
+co_distil = _check(co_distillation.CO_DISTIL)
+lone_steps = _check(co_distillation.LONE_STEPS)
 
+on_policy_step = _check(on_policy.ON_POLICY_STEP)
 drawn_reverse_kl = _check(on_policy.DRAWN_REVERSE_KL)
 generalised_jsd = _check(on_policy.GENERALISED_JSD)
 excess_kl = _check(on_policy.EXCESS_KL)
@@ -110,6 +113,8 @@ frontier = _check(choosing_a_method.FRONTIER)
 plateau = _check(bug_clinic.PLATEAU)
 pieces_add_up = _check(bug_clinic.PIECES_ADD_UP)
 padding_is_silent = _check(bug_clinic.PADDING_IS_SILENT)
+cured_divergence = _check(bug_clinic.CURED_DIVERGENCE)
+cured_axis = _check(bug_clinic.CURED_AXIS)
 
 resume_step = _check(capstone.RESUME_STEP)
 reaches = _check(capstone.REACHES)

@@ -1,4 +1,4 @@
-"""Notebook 12: the plateau of shuffled teachers, and two tests that catch bugs."""
+"""Notebook 12: a plateau, two tests that catch bugs, and two losses to cure."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from distill_helpers.course.checks.answers import yes_or_no
 from distill_helpers.course.checks.engine import Exercise
 from distill_helpers.course.checks.temperature import entropy, kl
 from distill_helpers.course.checks.words import say
+from distill_helpers.course.clinic import PROBES, examine
 from distill_helpers.losses import IGNORE_INDEX
 
 Tensor = torch.Tensor
@@ -176,3 +177,37 @@ PADDING_IS_SILENT = Exercise(
     },
     adapt=yes_or_no,
 )
+
+
+# --- two losses to cure -------------------------------------------------------------
+
+
+def _examined(loss: Callable[..., Tensor]) -> Callable[[], list[float]]:
+    """Asks for no value: which promises a loss keeps is all that counts."""
+    return lambda: [float(kept) for kept in examine(loss).values()]
+
+
+def _promises(kept: Tensor) -> str:
+    broken = [
+        probe.name
+        for probe, one in zip(PROBES, kept.flatten().tolist(), strict=True)
+        if not one
+    ]
+    if not broken:
+        return say("all_promises", count=len(PROBES))
+    return say("broken_promises", names=", ".join(broken))
+
+
+def _cure(name: str) -> Exercise:
+    return Exercise(
+        name,
+        reference=plain_loss,
+        inputs=((),),
+        wrong={},
+        play=_examined,
+        show=_promises,
+    )
+
+
+CURED_DIVERGENCE = _cure("cured_divergence")
+CURED_AXIS = _cure("cured_axis")

@@ -1,15 +1,20 @@
-"""Notebook 07: the weight of a partner's word, one joint step, and an ensemble."""
+"""Notebook 07: the weight of a partner's word, one joint loss, the loop for two."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from distill_helpers.course.checks.answers import UnusableError, kind
 from distill_helpers.course.checks.engine import Exercise
-from distill_helpers.course.checks.temperature import kl, picked
+from distill_helpers.course.checks.small_models import Bigrams
+from distill_helpers.course.checks.temperature import kl
+from distill_helpers.course.checks.words import say
 
 Tensor = torch.Tensor
 
@@ -57,14 +62,18 @@ MIX_WEIGHT = Exercise(
 def _joint_loss(
     teacher: Tensor,
     student: Tensor,
-    labels: Tensor,
+    ids: Tensor,
     alpha: float,
     *,
     detach: bool = True,
     own: float = 1.0,
     swapped: bool = False,
     frozen: bool = False,
+    shift: int = 1,
 ) -> Tensor:
+    labels = ids[:, shift:].flatten()
+    length = ids.shape[1] - shift
+    teacher, student = (z[:, :length].flatten(0, 1) for z in (teacher, student))
     partner = teacher.detach() if detach else teacher
     p, q = partner.softmax(-1), student.softmax(-1)
     soft = kl(q, p) if swapped else kl(p, q)
@@ -74,17 +83,17 @@ def _joint_loss(
 
 
 _SEED_6 = torch.Generator().manual_seed(6)
-_TEACHER, _STUDENT = (2 * torch.randn(5, 7, generator=_SEED_6) for _ in "ts")
-_LABELS = torch.tensor([0, 3, 6, 2, 2])
+_TEACHER, _STUDENT = (2 * torch.randn(2, 4, 7, generator=_SEED_6) for _ in "ts")
+_IDS = torch.tensor([[0, 3, 6, 2], [2, 5, 1, 1]])
 
 LEARN_TOGETHER = Exercise(
     "learn_together",
     reference=_joint_loss,
     inputs=(
-        (_TEACHER, _STUDENT, _LABELS, 0.0),
-        (_TEACHER, _STUDENT, _LABELS, 1.0),
-        (_TEACHER, _TEACHER.clone(), _LABELS, 0.3),
-        (_TEACHER, _STUDENT, _LABELS, 0.3),
+        (_TEACHER, _STUDENT, _IDS, 0.0),
+        (_TEACHER, _STUDENT, _IDS, 1.0),
+        (_TEACHER, _TEACHER.clone(), _IDS, 0.3),
+        (_TEACHER, _STUDENT, _IDS, 0.3),
     ),
     wrong={
         "partner_attached": partial(_joint_loss, detach=False),
@@ -92,42 +101,111 @@ LEARN_TOGETHER = Exercise(
         "teacher_frozen": partial(_joint_loss, frozen=True),
         "reverse": partial(_joint_loss, swapped=True),
         "alpha_swapped": lambda t, s, y, alpha: _joint_loss(t, s, y, 1 - alpha),
+        "not_shifted": partial(_joint_loss, shift=0),
     },
     differentiate=2,
 )
 
 
-def _nll(log_p: Tensor, labels: Tensor) -> Tensor:
-    return -picked(log_p, labels).mean()
+# --- the loop for two ---------------------------------------------------------------
 
 
-def _log_sum(logits: Tensor) -> Tensor:
-    """The logarithm of the sum of the models' probabilities."""
-    return logits.log_softmax(-1).logsumexp(0)
+def _co_distil(
+    teacher: Callable[[Tensor], Any],
+    student: Callable[[Tensor], Any],
+    batches: Sequence[Tensor],
+    weight: Callable[[float], float],
+    rate: float,
+    *,
+    joint: Callable[..., Tensor] = _joint_loss,
+    clear: bool = True,
+    learners: Collection[str] = ("teacher", "student"),
+    progress: Callable[[int, int], float] = lambda step, steps: step / steps,
+) -> list[tuple[float, float]]:
+    """The loop: both learn from every batch; what each lost on it is returned."""
+    pair: dict[str, Any] = {"teacher": teacher, "student": student}
+    optimizers = [torch.optim.Adam(pair[name].parameters(), rate) for name in learners]
+    log = []
+    for step, ids in enumerate(batches):
+        theirs, ours = teacher(ids).logits, student(ids).logits
+        alpha = weight(progress(step, len(batches)))
+        joint(theirs, ours, ids, alpha).backward()
+        labels = ids[:, 1:].flatten()
+        log.append(
+            tuple(
+                float(F.cross_entropy(z.detach()[:, :-1].flatten(0, 1), labels))
+                for z in (theirs, ours)
+            )
+        )
+        for optimizer in optimizers:
+            optimizer.step()
+        if clear:
+            for model in pair.values():
+                model.zero_grad()
+    return log
 
 
-_SEED_7 = torch.Generator().manual_seed(7)
-_THREE = 3 * torch.randn(3, 6, 5, generator=_SEED_7)
-_ROWS = torch.arange(6) % 5
-_OPPOSITE = torch.tensor([[[400.0, 0.0]], [[0.0, 400.0]]])
+def _as_log(result: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """Two numbers a step."""
+    steps = len(inputs[2])
+    try:
+        log = torch.tensor([[float(x) for x in pair] for pair in result])
+    except (TypeError, ValueError):
+        raise UnusableError(say("no_log", came=kind(result))) from None
+    if log.shape != (steps, 2):
+        raise UnusableError(say("log_shape", steps=steps, came=list(log.shape)))
+    return log
 
-ENSEMBLE_NLL = Exercise(
-    "ensemble_nll",
-    reference=lambda z, labels: _nll(_log_sum(z) - math.log(len(z)), labels),
+
+def _play(weight: Callable[[float], float]) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(8)
+    batches = list(torch.randint(5, (8, 3, 6), generator=generator))
+    return Bigrams(0), Bigrams(1), batches, weight, 0.3
+
+
+CO_DISTIL = Exercise(
+    "co_distil",
+    reference=_co_distil,
     inputs=(
-        (_THREE[:1], _ROWS),
-        (_THREE[:1].repeat(2, 1, 1), _ROWS),
-        (_OPPOSITE, torch.tensor([0])),
-        (_THREE, _ROWS),
+        _play(lambda progress: 0.0),
+        _play(lambda progress: 1.0),
+        _play(lambda progress: min(0.6, progress)),
     ),
     wrong={
-        "mean_of_losses": lambda z, labels: torch.stack(
-            [_nll(one.log_softmax(-1), labels) for one in z]
-        ).mean(),
-        "mean_of_logits": lambda z, labels: _nll(z.mean(0).log_softmax(-1), labels),
-        "sum_of_probabilities": lambda z, labels: _nll(_log_sum(z), labels),
-        "likelihood": lambda z, labels: (
-            -picked(z.softmax(-1).mean(0), labels).mean().log()
+        "partner_attached": partial(
+            _co_distil, joint=partial(_joint_loss, detach=False)
+        ),
+        "gradients_kept": partial(_co_distil, clear=False),
+        "teacher_stays": partial(_co_distil, learners=("student",)),
+        "student_stays": partial(_co_distil, learners=("teacher",)),
+        "weight_of_step": partial(_co_distil, progress=lambda step, steps: step),
+        "weight_of_start": partial(_co_distil, progress=lambda step, steps: 0.0),
+        "weight_too_late": partial(
+            _co_distil, progress=lambda step, steps: (step + 1) / steps
+        ),
+    },
+    adapt=_as_log,
+)
+
+
+LONE_STEPS = Exercise(
+    "lone_steps",
+    reference=lambda steps, student, teacher: int(
+        steps * (student + teacher) // student
+    ),
+    inputs=((100, 2.0, 3.0), (300, 4.0, 4.0), (7, 3.0, 5.0), (300, 2.57, 13.3)),
+    wrong={
+        "teacher_alone": lambda steps, student, teacher: int(
+            steps * teacher // student
+        ),
+        "not_whole": lambda steps, student, teacher: (
+            steps * (student + teacher) / student
+        ),
+        "too_many": lambda steps, student, teacher: math.ceil(
+            steps * (student + teacher) / student
+        ),
+        "teacher_s_steps": lambda steps, student, teacher: int(
+            steps * (student + teacher) // teacher
         ),
     },
 )

@@ -10,6 +10,7 @@ of a compiled function, which nothing can stop.
 from __future__ import annotations
 
 import contextlib
+import copy
 import html
 import io
 import warnings
@@ -124,6 +125,8 @@ class Exercise:
             comes out not finite.
         differentiate: How many leading arguments get a gradient. The exercise is about
             the first one's; the others are constants.
+        play: Makes of the function the one that is called on the inputs, for instance
+            one that takes several steps with it; default: the function itself.
         adapt: Turns what the function returned into a tensor to compare; see
             :mod:`distill_helpers.course.checks.answers`.
         hint: Puts into words what can be seen when no known mistake fits.
@@ -139,6 +142,7 @@ class Exercise:
     wrong: Mapping[str, Function | tuple[Function, ...]]
     edges: Mapping[str, Inputs] = field(default_factory=dict)
     differentiate: int = 0
+    play: Callable[[Function], Function] | None = None
     adapt: Callable[[Any, Inputs], Tensor] | None = None
     hint: Callable[[Sequence[Outcome], Sequence[Outcome]], str] | None = None
     random_bug: str = "random"
@@ -321,8 +325,9 @@ def _call(
     given = tuple(leaf.clone() for leaf in leaves) + tuple(
         _copy(x) for x in probe.inputs[exercise.differentiate :]
     )
+    played = exercise.play(fn) if exercise.play is not None else fn
     try:
-        result = fn(*given)
+        result = played(*given)
     except NotImplementedError:
         raise UnusableError(say("not_attempted"), status=NOT_ATTEMPTED) from None
     except (KeyboardInterrupt, OutOfTime):
@@ -398,14 +403,20 @@ def _copy(x: Any) -> Any:
         return x.clone()
     if isinstance(x, torch.Generator):
         return torch.Generator().set_state(x.get_state())
-    return list(x) if isinstance(x, list) else x
+    if isinstance(x, torch.nn.Module):
+        return copy.deepcopy(x)
+    return [_copy(one) for one in x] if isinstance(x, list) else x
 
 
 def _unchanged(before: Any, after: Any) -> bool:
+    # To draw from a generator and to train a model is what they are for.
+    if isinstance(before, torch.Generator | torch.nn.Module):
+        return True
     if isinstance(before, Tensor):
         return before.shape == after.shape and torch.equal(before, after)
-    # Drawing from a generator is what it is for.
-    return isinstance(before, torch.Generator) or bool(before == after)
+    if isinstance(before, list):
+        return len(before) == len(after) and all(map(_unchanged, before, after))
+    return bool(before == after)
 
 
 # --- Words. ---

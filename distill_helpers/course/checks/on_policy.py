@@ -1,16 +1,151 @@
-"""Notebook 08: reverse KL from draws, the generalised JSD, and exposure bias."""
+"""Notebook 08: an on-policy step, draws instead of sums, JSD, and exposure bias."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
+from distill_helpers.course.checks.answers import UnusableError, kind
 from distill_helpers.course.checks.engine import Exercise
+from distill_helpers.course.checks.small_models import Bigrams
 from distill_helpers.course.checks.temperature import kl, picked
+from distill_helpers.course.checks.words import say
 
 Tensor = torch.Tensor
+
+
+# --- one step -----------------------------------------------------------------------
+
+_END, _NEW_TOKENS = 0, 4
+
+
+class _Writer:
+    """Draws answers, new ones at every call, which may end early."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(11)
+
+    def __call__(self, model: Any, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        ids = prompts
+        written = torch.zeros_like(prompts, dtype=torch.bool)
+        goes_on = torch.ones(len(prompts), dtype=torch.bool)
+        with torch.no_grad():
+            for _ in range(_NEW_TOKENS):
+                p = model(ids).logits[:, -1].softmax(-1)
+                drawn = torch.multinomial(p, 1, generator=self.generator)[:, 0]
+                ids = torch.cat([ids, (drawn * goes_on)[:, None]], 1)
+                written = torch.cat([written, goes_on[:, None]], 1)
+                goes_on = goes_on & (drawn != _END)
+        return ids, written
+
+
+def _forward_kl(ours: Tensor, theirs: Tensor) -> Tensor:
+    return kl(theirs.softmax(-1), ours.softmax(-1))
+
+
+def _reverse_kl(ours: Tensor, theirs: Tensor) -> Tensor:
+    return kl(ours.softmax(-1), theirs.softmax(-1))
+
+
+def _step(
+    student: Any,
+    teacher: Any,
+    prompts: Any,
+    write: Callable[[Any, Any], tuple[Tensor, Tensor]],
+    divergence: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    counted: Callable[[Tensor, Any], Tensor] = lambda written, _: written[:, 1:],
+    turned: bool = False,
+    by_rows: bool = False,
+    sampled: bool = False,
+    clear: bool = True,
+    learn: bool = True,
+    writer: str = "student",
+) -> float:
+    ids, written = write(student if writer == "student" else teacher, prompts)
+    counts = counted(written, prompts)
+    ours = student(ids).logits[:, :-1]
+    with torch.no_grad():
+        theirs = teacher(ids).logits[:, :-1]
+    pair = (theirs, ours) if turned else (ours, theirs)
+    marks = divergence(*pair)
+    if sampled:
+        marks = picked(_ratio(ours, theirs), ids[:, 1:])
+    loss = marks[counts].mean()
+    if by_rows:
+        loss = torch.stack(
+            [row[chosen].mean() for row, chosen in zip(marks, counts, strict=True)]
+        ).mean()
+    if clear:
+        optimizer.zero_grad()
+    if learn:
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def _after_the_end(written: Tensor, prompts: Tensor) -> Tensor:
+    counts = torch.ones_like(written)
+    counts[:, : prompts.shape[1]] = False
+    return counts[:, 1:]
+
+
+def _several_steps(step: Callable[..., Any]) -> Callable[..., Any]:
+    def play(student: Any, teacher: Any, rounds: list[Tensor], divergence: Any) -> Any:
+        optimizer = torch.optim.Adam(student.parameters(), 0.1)
+        write = _Writer()
+        losses = [
+            step(student, teacher, prompts, write, divergence, optimizer)
+            for prompts in rounds
+        ]
+        return None if any(loss is None or loss is ... for loss in losses) else losses
+
+    return play
+
+
+def _as_losses(result: list[Any], _: tuple[Any, ...]) -> Tensor:
+    try:
+        return torch.tensor([float(loss) for loss in result])
+    except (TypeError, ValueError):
+        raise UnusableError(say("no_number", came=kind(result[0]))) from None
+
+
+_ROUNDS = list(
+    torch.randint(1, 5, (6, 12, 2), generator=torch.Generator().manual_seed(10))
+)
+
+ON_POLICY_STEP = Exercise(
+    "on_policy_step",
+    reference=_step,
+    inputs=(
+        (Bigrams(0), Bigrams(1), _ROUNDS[:1], _forward_kl),
+        (Bigrams(0), Bigrams(1), _ROUNDS, _forward_kl),
+        (Bigrams(2), Bigrams(3), _ROUNDS, _reverse_kl),
+    ),
+    wrong={
+        "prompt_marked": partial(
+            _step, counted=lambda written, _: torch.ones_like(written[:, 1:])
+        ),
+        "not_shifted": partial(_step, counted=lambda written, _: written[:, :-1]),
+        "marked_after_the_end": partial(_step, counted=_after_the_end),
+        "swapped": partial(_step, turned=True),
+        "mean_of_rows": partial(_step, by_rows=True),
+        "drawn_tokens_alone": partial(_step, sampled=True),
+        "gradients_kept": partial(_step, clear=False),
+        "nothing_learned": partial(_step, learn=False),
+        "teacher_writes": partial(_step, writer="teacher"),
+    },
+    play=_several_steps,
+    adapt=_as_losses,
+)
+
+
+# --- what the drawn tokens say ------------------------------------------------------
 
 
 def _ratio(student: Tensor, teacher: Tensor) -> Tensor:
