@@ -18,7 +18,12 @@ import torch
 
 from distill_helpers.cli.configs import PlanOptions, TextOptions, TrainOptions
 from distill_helpers.data import DataError, load_corpus, pack, pack_examples
-from distill_helpers.labels import SoftLabelCache, learn_answers
+from distill_helpers.labels import (
+    ApiTeacher,
+    LocalTeacher,
+    SoftLabelCache,
+    learn_answers,
+)
 from distill_helpers.machine import get_profile
 from distill_helpers.models import (
     Loaded,
@@ -49,9 +54,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+    from distill_helpers.labels import Teacher
     from distill_helpers.machine import Profile
     from distill_helpers.trainers import DistillationTrainer
 
+API = "api:"
 _RUN = "training_run.json"
 _LOGGER = logging.getLogger(__name__)
 # Where no learning rate is given. What a pretrained student knows does not survive
@@ -77,6 +84,36 @@ def resolve_teacher(name: str, profile: Profile) -> Loaded:
     if name in _TINY:
         return load_tiny_teacher(_TINY[name], device=profile.device)
     return _load(name, dtype=profile.teacher_dtype, device=profile.device, frozen=True)
+
+
+def resolve_writer(
+    name: str, profile: Profile, *, licence: str = "", loaded: Loaded | None = None
+) -> Teacher:
+    """Make of a teacher's name somebody who answers, for ``write_labels``.
+
+    Args:
+        name: What :func:`resolve_teacher` takes, or ``api:MODEL@URL``: a chat model
+            behind an OpenAI-compatible API, such as
+            ``api:small@http://127.0.0.1:8080/v1``. Without ``@URL`` it is the
+            client's default. The key comes from the environment.
+        profile: Where a model is loaded.
+        licence: What may be done with the answers, in your words; stored with each.
+        loaded: The teacher that the name names, if it is loaded already.
+
+    Raises:
+        ModelError: If there is no model of that name.
+        ValueError: If nothing stands between ``api:`` and ``@``.
+
+    Taught in notebook 13.
+    """
+    if not name.startswith(API):
+        return LocalTeacher(
+            *(loaded or resolve_teacher(name, profile)), licence=licence
+        )
+    model, _, url = name.removeprefix(API).partition("@")
+    if not model:
+        raise ValueError(f"teacher={name!r} must look like api:MODEL@URL")
+    return ApiTeacher(model, url or None, licence=licence)
 
 
 def _load(name: str, **options: Any) -> Loaded:

@@ -1,33 +1,42 @@
-"""The packaged teacher behind an HTTP API on this machine.
+"""A model behind an HTTP API on this machine.
 
-``xllamacpp`` (llama.cpp with Python bindings) serves the teacher's own GGUF file on a
-free port of the loopback, and speaks the protocol of commercial APIs. Used in notebook
-05, where it plays the black box.
+``xllamacpp`` (llama.cpp with Python bindings) serves a GGUF file on a free port of the
+loopback, and speaks the protocol of commercial APIs. In notebook 05 the packaged
+teacher plays the black box; in notebook 13 the exported student is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from distill_helpers.tasks.teachers import packaged_teacher_file
 
 MODEL = "smollm2-135m-instruct"
+# Seconds without an answer after which a request is given up.
+_PATIENCE = 120
 
 
 @contextmanager
-def serve_packaged_teacher(
-    *, threads: int = 2, parallel: int = 4, context: int = 1024
+def serve_gguf(
+    file: str | Path, *, threads: int = 2, parallel: int = 4, context: int = 1024
 ) -> Iterator[str]:
-    """Serve the packaged teacher; yields the ``base_url`` for an ``ApiTeacher``.
+    """Serve a GGUF file; yields the ``base_url`` for an ``ApiTeacher``.
 
     Args:
+        file: From :func:`~distill_helpers.export.export_gguf`, or anybody's.
         threads: The server's threads.
         parallel: Requests that it works on at a time.
         context: The most tokens of a request, prompt and answer together.
 
     Raises:
         ImportError: If ``xllamacpp`` is missing.
+        ValueError: If there is no such file.
+
+    Taught in notebook 13.
     """
     try:
         from xllamacpp import CommonParams, Server
@@ -36,8 +45,10 @@ def serve_packaged_teacher(
             "serving a model on this machine needs the xllamacpp package; run: pip "
             "install xllamacpp"
         ) from None
+    if not Path(file).is_file():
+        raise ValueError(f"file={str(file)!r} is not there; export the model first")
     parameters = CommonParams()
-    parameters.model.path = str(packaged_teacher_file())
+    parameters.model.path = str(file)
     parameters.n_ctx = context * parallel
     parameters.n_parallel = parallel
     parameters.cpuparams.n_threads = threads
@@ -49,3 +60,48 @@ def serve_packaged_teacher(
         yield f"{server.listening_address}/v1"
     finally:
         del server
+
+
+def serve_packaged_teacher(
+    *, threads: int = 2, parallel: int = 4, context: int = 1024
+) -> AbstractContextManager[str]:
+    """Serve the packaged teacher; yields the ``base_url`` for an ``ApiTeacher``.
+
+    Args:
+        threads: The server's threads.
+        parallel: Requests that it works on at a time.
+        context: The most tokens of a request, prompt and answer together.
+
+    Raises:
+        ImportError: If ``xllamacpp`` is missing.
+    """
+    file = packaged_teacher_file()
+    return serve_gguf(file, threads=threads, parallel=parallel, context=context)
+
+
+def complete(
+    base_url: str, prompts: Sequence[str], *, max_new_tokens: int
+) -> list[str]:
+    """Let a served model go on with plain texts, greedily; one answer for each.
+
+    A student that reads its prompts as they are has no chat template, so it is asked
+    for completions and not as a chat model.
+
+    Args:
+        base_url: What :func:`serve_gguf` yields.
+        prompts: Texts, read as they are.
+        max_new_tokens: Where an answer is cut off.
+
+    Taught in notebook 13.
+    """
+    answers = []
+    for prompt in prompts:
+        body = {"prompt": prompt, "max_tokens": max_new_tokens, "temperature": 0}
+        request = urllib.request.Request(
+            f"{base_url}/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as reply:
+            answers.append(json.load(reply)["choices"][0]["text"])
+    return answers

@@ -32,6 +32,9 @@ class ModelCard:
         limits: What it cannot do, a sentence each.
         examples: Questions with what the student wrote.
         versions: Package to version.
+        prompt: A question as the student reads it, to the last blank; shown with what
+            to run. Empty leaves that out.
+        answer_tokens: The most tokens of an answer.
     """
 
     name: str
@@ -46,6 +49,8 @@ class ModelCard:
     limits: Sequence[str]
     examples: Sequence[tuple[str, str]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""
+    answer_tokens: int = 16
 
 
 def escape(text: object) -> str:
@@ -110,6 +115,8 @@ def card_text(card: ModelCard) -> str:
     lines += _table("measure", "result", card.results)
     lines += ["", "## What it cannot do", ""]
     lines += [f"* {escape(limit)}" for limit in card.limits]
+    if card.prompt:
+        lines += ["", *_how_to_use(card)]
     if card.examples:
         lines += ["", "## Answers of its own", ""]
         lines += ["| question | answer |", "|---|---|"]
@@ -120,6 +127,47 @@ def card_text(card: ModelCard) -> str:
             ", ".join(f"{escape(k)} {escape(v)}" for k, v in card.versions.items())
         ]
     return "\n".join(lines) + "\n"
+
+
+def _how_to_use(card: ModelCard) -> list[str]:
+    """The prompt's format, and lines to run for three programs."""
+    # ASCII, so that no character can end a line or a fence; JSON strings are Python's.
+    prompt = json.dumps(card.prompt).replace("`", "\\u0060")
+    body = {"prompt": card.prompt, "max_tokens": card.answer_tokens, "temperature": 0}
+    asked = json.dumps(body).replace("`", "\\u0060").replace("'", "\\u0027")
+    return [
+        "## How to use it",
+        "",
+        "It reads a question as it is, without a chat template, and it was trained on "
+        "this form alone. Ask for a completion, not for a chat.",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        'write = pipeline("text-generation", model="FOLDER OR NAME")',
+        f"prompt = {prompt}",
+        f"print(write(prompt, max_new_tokens={card.answer_tokens}, do_sample=False,",
+        '            return_full_text=False)[0]["generated_text"])',
+        "```",
+        "",
+        "llama.cpp, with the GGUF file beside this card, or vLLM:",
+        "",
+        "```sh",
+        "llama-server --model student-q8_0.gguf --port 8000",
+        "vllm serve FOLDER_OR_NAME --port 8000",
+        "curl http://localhost:8000/v1/completions \\",
+        "  -H 'Content-Type: application/json' \\",
+        f"  -d '{asked}'",
+        "```",
+        "",
+        "Ollama adds no template either, if the Modelfile says so:",
+        "",
+        "```text",
+        "FROM ./student-q8_0.gguf",
+        'TEMPLATE "{{ .Prompt }}"',
+        "PARAMETER temperature 0",
+        "```",
+    ]
 
 
 def _table(one: str, two: str, rows: Mapping[str, object]) -> list[str]:

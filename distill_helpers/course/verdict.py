@@ -11,12 +11,14 @@ Taught in notebook 13.
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,53 @@ def score(
         )
     found = [(read(a), read(b)) for a, b in zip(answers, right, strict=True)]
     return Score(tuple(a is not None and a == b for a, b in found))
+
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+def reader_of(form: str) -> Answering:
+    """Return the function that reads what counts out of an answer.
+
+    Args:
+        form: ``"exact"``: the whole text without the blanks around it. ``"number"``:
+            the last number, so that 1,000 and 1000.0 are equal. ``"json:NAME"``: a
+            field of the JSON object that the answer is; a code fence around it does
+            not count.
+
+    Returns:
+        The function, for :func:`score`; it gives ``None`` where there is no such thing.
+
+    Raises:
+        ValueError: For another form.
+
+    Taught in notebook 13.
+    """
+    if form == "exact":
+        return str.strip
+    if form == "number":
+        return _last_number
+    kind, _, name = form.partition(":")
+    if kind == "json" and name:
+        return partial(_json_field, name=name)
+    raise ValueError(
+        f"form={form!r} must be 'exact', 'number' or 'json:NAME'; a function of your "
+        "own can be given to score as it is"
+    )
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _json_field(text: str, name: str) -> str | None:
+    bare = text.strip().removeprefix("```json").strip("`\n ")
+    try:
+        value = json.loads(bare)[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return json.dumps(value, sort_keys=True)
 
 
 def score_ratio(student: Score, teacher: Score, *, seed: int = 0) -> Interval:
@@ -365,8 +414,7 @@ class StudentVerdict:
         score: The student's score as a share of the teacher's.
         speed: How many times as fast as the teacher it is.
         size: Its bytes as a share of the teacher's, at equal precision.
-        status: ``"worth having"``, ``"not worth having"``, ``"undecided"``, or ``"not
-            judged"`` where a run is too short to tell.
+        status: ``"worth having"``, ``"not worth having"`` or ``"undecided"``.
         short_of: The parts of the bar that it falls short of, or may fall short of:
             ``"score"``, ``"speed"``, ``"bytes"``.
     """
@@ -410,7 +458,6 @@ def judge_student(
     score: Interval,
     speed: Interval,
     size: float,
-    judged: bool = True,
     min_score: float = MIN_SCORE,
     min_speed: float = MIN_SPEED,
     max_bytes: float = MAX_BYTES,
@@ -425,7 +472,6 @@ def judge_student(
         score: What :func:`score_ratio` returns.
         speed: What :attr:`Speed.ratio` is.
         size: The student's bytes by the teacher's, at equal precision.
-        judged: ``False`` (the smoke profile) says "not judged".
         min_score: The least share of the teacher's score.
         min_speed: The least multiple of the teacher's speed.
         max_bytes: The largest share of the teacher's bytes.
@@ -451,8 +497,6 @@ def judge_student(
         status, short = "undecided", open_ones
     else:
         status, short = "worth having", {}
-    if not judged:
-        status, short = "not judged", {}
     return StudentVerdict(
         task,
         score,

@@ -124,11 +124,13 @@ class Exam:
         prompts: For the student.
         right: Right answers.
         teacher: The teacher's answers.
+        told: What the teacher reads of each question; empty if it was not asked.
     """
 
     prompts: tuple[str, ...]
     right: tuple[str, ...]
     teacher: tuple[str, ...]
+    told: tuple[str, ...] = ()
 
 
 def gloss_project(
@@ -160,21 +162,22 @@ def gloss_project(
         )
     places = [*range(len(shipped) - learn, len(shipped)), *range(test)]
     glosses = [splits().pool[place] for place in places]
+    told = [gloss.instruction for gloss in glosses]
     if teacher is None:
         texts = shipped.select(places)["answer"]
     else:
-        told = [gloss.instruction for gloss in glosses]
         limits = {"max_new_tokens": MAX_ANSWER_TOKENS}
         labels = _ask(teacher, told, folder, told[learn:], "the exam", **limits)
         found = _by_prompt(labels)
         texts = [found.get(prompt, "") for prompt in told]
-    kinds = [read_answer(_unfenced(text)) or "" for text in texts]
+    kinds = named_kinds(texts)
     prompts = [short_prompt(gloss) for gloss in glosses]
     answers = [f" {kind}" for kind in kinds[:learn]]
     return _write_learned(folder, prompts[:learn], answers), Exam(
         prompts=tuple(prompts[learn:]),
         right=tuple(gloss.kind for gloss in glosses[learn:]),
         teacher=tuple(kinds[learn:]),
+        told=tuple(told[learn:]),
     )
 
 
@@ -240,6 +243,7 @@ def own_project(
         prompts=tuple(prompts[len(asked) :]),
         right=tuple(judged["answer"]),
         teacher=tuple(found[prompt].strip() for prompt in in_exam),
+        told=tuple(in_exam),
     )
 
 
@@ -297,6 +301,41 @@ def _text(messages: Sequence[Mapping[str, str]]) -> str:
 def _by_prompt(labels: Dataset) -> dict[str, str]:
     """Prompt to answer; without answers the Dataset has no columns either."""
     return {row["messages"][-1]["content"]: row["answer"] for row in labels}
+
+
+def named_kinds(answers: Sequence[str]) -> list[str]:
+    """The kinds that JSON answers to glosses name; empty where one names none.
+
+    Args:
+        answers: What a teacher wrote, also in a Markdown code fence.
+
+    Taught in notebook 13.
+    """
+    return [read_answer(_unfenced(text)) or "" for text in answers]
+
+
+def right_answers(folder: str | Path, *, learn: int, count: int) -> Path:
+    """Right kinds of some glosses that :func:`gloss_project` learns from.
+
+    For a rival of the distilled student: one that never met the teacher.
+
+    Args:
+        folder: Where the file is written.
+        learn: As in :func:`gloss_project`.
+        count: How many of these, at most ``learn``.
+
+    Returns:
+        A file for :func:`read_questions`.
+
+    Taught in notebook 13.
+    """
+    if not 1 <= count <= learn:
+        raise ValueError(f"count={count} must be between 1 and learn={learn}")
+    last = len(pool_labels())
+    glosses = splits().pool[last - learn : last][:count]
+    prompts = [short_prompt(gloss) for gloss in glosses]
+    path = Path(folder) / "right.jsonl"
+    return write_questions(path, prompts, [f" {gloss.kind}" for gloss in glosses])
 
 
 def _unfenced(text: str) -> str:

@@ -1,41 +1,23 @@
 # %%
 import json
 import tempfile
+import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import transformers
-from IPython.display import display
 
 from distill_helpers import get_profile
 from distill_helpers.course import plots
 
-# %%
 plots.use_style()
 profile = get_profile(PROFILE)
-judged = profile.name != "smoke"
 work = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# ## Your project, on one page
-#
-# This lesson is yours. The cell below is a form. As it stands, it describes a
-# project of ours, which runs on the course's data. Fill in your own names and
-# files, run everything again, and all that follows is about your student.
-#
-# | name | what to write there |
-# |---|---|
-# | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line; empty: our glosses |
-# | `EXAM` | another one, with the right `answer`, checked by a person |
-# | `TELL` | what the teacher reads before each of your prompts |
-# | `TEACHER` | `packaged`, a folder, or a name on the model hub |
-# | `STUDENT` | `pruned:8`, `fresh:2x96` (untrained, two layers, 96 wide), a folder, or a name on the hub |
-# | `LICENCE` | what the student may be passed on under, if teacher or student is not ours |
-# | `FOLDER` | where answers, checkpoints and the student are kept; empty: a folder that your system clears away one day |
-# | `DRIVE` | on Colab instead: a folder on your Google Drive |
-# | `PUSH_TO` | `owner/name` on the model hub; empty: nothing leaves this machine |
+# The sizes of this lesson:
 
 # %%
 ours = profile.pick(
@@ -43,26 +25,65 @@ ours = profile.pick(
     cpu=("packaged", "pruned:8"),
     gpu=("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B"),
 )
-QUESTIONS, EXAM, TELL = "", "", ""
-TEACHER, STUDENT = ours
-LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
-
-# %%
-teacher_is_ours = ours[0] == TEACHER
-both_are_ours = ours == (TEACHER, STUDENT)
-licence = LICENCE or ("apache-2.0" if both_are_ours else "other")
+sizes = profile.pick(
+    smoke={"learn": 60, "test": 40},
+    cpu={"learn": 3200, "test": 800},
+    gpu={"learn": 3200, "test": 800},
+)
+right_count = profile.pick(smoke=20, cpu=600, gpu=600)
+prompted_count = profile.pick(smoke=4, cpu=100, gpu=800)
+training = profile.pick(
+    smoke={"batch_size": 2, "learning_rate": 1e-3, "passes": 0.1},
+    cpu={"batch_size": 8, "learning_rate": 1e-3, "passes": 1.5},
+    gpu={"batch_size": 8, "learning_rate": 2e-5, "passes": 3.0},
+)
+timed = profile.pick(
+    smoke={"questions": 4, "rounds": 2},
+    cpu={"questions": 64, "rounds": 4},
+    gpu={"questions": 256, "rounds": 8},
+)
+served_count = profile.pick(smoke=4, cpu=40, gpu=200)
 
 # %% [markdown]
-# `pruned:8` is the teacher with its first four and its last four layers: lesson 02
-# repaired a student without ten of its middle layers, and for one narrow task we take
-# out more. Which depth, and how many steps, was decided on other
-# glosses than those of the exam.
+# ## Your project, on one page
+#
+# This lesson is yours. The cell below is a form. As it stands, it describes a project of
+# ours, on the course's data. Fill in your own names and files, run everything again, and
+# all that follows is about your student.
+#
+# | name | what to write there |
+# |---|---|
+# | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line; empty: our glosses |
+# | `EXAM` | another one, with the right `answer`, checked by a person |
+# | `RIGHT` | a third one, if you have right answers to learn from; for the rival that never met a teacher |
+# | `TELL` | what the teacher reads before each of your prompts |
+# | `TEACHER` | `packaged`, a folder, a name on the model hub, or `api:MODEL@URL` |
+# | `STUDENT` | `pruned:8`, `fresh:2x96`, a folder, or a name on the hub |
+# | `ANSWER_TOKENS` | the longest answer; what is longer is not learned |
+# | `LENGTH` | tokens of a row: a question with its answer must fit |
+# | `SCORE_BY` | `exact`, `number`, `json:FIELD`, or a function of your own |
+# | `LICENCE` | what the student may be passed on under |
+# | `FOLDER`, `DRIVE` | where everything is kept; on Colab a folder on your Drive |
+# | `PUSH_TO` | `owner/name` on the model hub; empty: nothing leaves this machine |
+
+# %%
+QUESTIONS, EXAM, RIGHT, TELL = "", "", "", ""
+TEACHER, STUDENT = ours
+ANSWER_TOKENS, LENGTH = 64, 128
+SCORE_BY = "exact"
+LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
+
+# %% [markdown]
+# Which tasks fit? Those with answers that can be checked: a kind, a number, a field, a
+# short text. Each question stands alone. The student may have any tokenizer, since it
+# learns from text. A teacher behind an API is asked like any other. Then the student
+# must be a folder or a name on the hub, for there is nothing to cut it from.
 #
 # ## Say first what would be worth it
 #
-# A student is a second model to train, test, store and look after. What has it to
-# be, so that you would rather have it than the teacher? Say so before you measure,
-# or every result will look like a success. Our bar has three parts.
+# A student is a second model to train, test, store and look after. What has it to be, so
+# that you would rather have it than the teacher? Say so before you measure, or every
+# result will look like a success. Our bar has three parts.
 
 # %%
 from distill_helpers.course.verdict import MAX_BYTES, MIN_SCORE, MIN_SPEED
@@ -72,674 +93,153 @@ print(f"at least {MIN_SPEED:g} times its speed")
 print(f"at most {MAX_BYTES:.0%} of its bytes, at equal precision")
 
 # %% [markdown]
-# Equal precision, because bytes are also saved by storing the *teacher* in fewer
-# bits. That is quantisation: it needs no training, and it can be done to the
-# student too. Only at equal precision do we see what distilling did.
+# Equal precision, because bytes are also saved by storing the *teacher* in fewer bits,
+# which needs no training and can be done to the student too.
 #
 # ## The task
 #
-# An application has to know one thing about a noun: is it a **living thing**, or
-# not? The answers come from SmolLM2 after it had learned in lesson 05 to sort glosses
-# into twelve kinds. Three of them live: animal, person and plant. So the student
-# learns to name the kind, as the teacher does, and the application asks no more
-# of it than this.
+# An application has to know one thing about a noun: is it a **living thing**, or not? The
+# answers come from SmolLM2 after it had learned in lesson 05 to sort glosses into twelve
+# kinds. Three of them live: animal, person and plant. So the student learns to name the
+# kind, and the application reads no more than this out of it.
 #
-# The model that we load below, cut down to the student and time is SmolLM2 *before*
-# that lesson: of the same shape, but it has never learned this task. (On a GPU another
-# model is asked, as it is.)
+# These answers ship with the course, and cost nothing. On a GPU, or with a teacher or
+# questions of your own, the teacher is asked now. That is `write_labels` from lesson 05:
+# it can be interrupted, and it keeps to a budget.
 
 # %%
-from distill_helpers import LocalTeacher
-from distill_helpers.cli.runs import resolve_teacher
-from distill_helpers.tasks.questions import (
-    gloss_project,
-    own_project,
-    write_questions,
-)
-
-teacher = resolve_teacher(TEACHER, profile)
-asked = LocalTeacher(*teacher, licence="see the model's own card")
-size = {
-    "learn": profile.pick(smoke=60, cpu=3200, gpu=3200),
-    "test": profile.pick(smoke=40, cpu=800, gpu=800),
-}
-
-# %% [markdown]
-# In the `cpu` profile the teacher's answers are already in the course's data, and
-# cost nothing. On a GPU, or with a teacher or questions of your own, the teacher is
-# asked now. That is `write_labels` from lesson 05: it can be interrupted, and it keeps
-# to a budget. Set `FOLDER` (on Colab `DRIVE`): then the answers, the checkpoints and the
-# student outlive this notebook, and no lost runtime makes you pay for them twice.
-
-# %%
+from distill_helpers.cli.runs import API, resolve_teacher, resolve_writer
 from distill_helpers.machine import drive_folder
 
 home = drive_folder(DRIVE) if DRIVE else Path(FOLDER or work).absolute()
 home.mkdir(parents=True, exist_ok=True)
+behind_api = TEACHER.startswith(API)
+teacher = None if behind_api else resolve_teacher(TEACHER, profile)
+writer = resolve_writer(TEACHER, profile, licence=LICENCE, loaded=teacher)
 
 # %%
+from distill_helpers.tasks import questions as tasks
+
+stored = ours[0] == TEACHER and profile.name != "gpu"
 if QUESTIONS:
-    files = {"questions": QUESTIONS, "exam": EXAM}
-    learn, exam = own_project(home, teacher=asked, tell=TELL, **files)
+    learn, exam = tasks.own_project(
+        home,
+        questions=QUESTIONS,
+        exam=EXAM,
+        teacher=writer,
+        tell=TELL,
+        max_new_tokens=ANSWER_TOKENS,
+    )
 else:
-    stored = teacher_is_ours and profile.name != "gpu"
-    live = None if stored else asked
-    learn, exam = gloss_project(home, teacher=live, **size)
-    write_questions(home / "exam.jsonl", exam.prompts, exam.right)
+    learn, exam = tasks.gloss_project(
+        home, teacher=None if stored else writer, **sizes
+    )
+    right_file = tasks.right_answers(
+        home, learn=sizes["learn"], count=right_count
+    )
 
 # %% [markdown]
 # Look at what the student will learn from: would you have answered so?
 
 # %%
-with learn.open(encoding="utf-8") as lines:
-    rows = [json.loads(line) for line in lines]
+lines = learn.read_text(encoding="utf-8").splitlines()
+rows = [json.loads(line) for line in lines]
 for row in rows[:3]:
     print(row["prompt"] + row["answer"], end="\n\n")
-print(f"{len(rows):,} to learn from, {len(exam.prompts):,} in the exam")
-
-# %% [markdown]
-# ### With questions of your own
-#
-# Your files look like this. A line to learn from needs a prompt. A line of the exam
-# needs the right answer too: a few hundred, made by a person, and none of them
-# among the questions. Here are two tiny ones, sums, and the tiny teacher of lesson
-# 06 to answer them.
 
 # %%
-mine = write_questions(work / "mine.jsonl", ["12+30+41=", "25+25+17="])
-my_exam = write_questions(work / "my_exam.jsonl", ["40+31+22="], ["93"])
-print(mine.read_text() + my_exam.read_text())
-
-# %%
-my_learn, my_exam_read = own_project(
-    work / "mine",
-    questions=mine,
-    exam=my_exam,
-    teacher=LocalTeacher(*resolve_teacher("tiny-sums", profile)),
-    max_new_tokens=32,
-    progress=False,
+asked_for = (
+    len(tasks.read_questions(QUESTIONS, answered=False))
+    if QUESTIONS
+    else sizes["learn"]
 )
-print(my_learn.read_text())
-print("exam:", my_exam_read.teacher, "right:", my_exam_read.right)
+print(f"{len(rows):,} to learn from; {asked_for - len(rows)} were lost")
+print(f"{len(exam.prompts):,} in the exam")
 
 # %% [markdown]
-# The teacher shows its steps and the exam wants the sum alone: what counts of an
-# answer is yours to say. You say it under *Judge it, beside others*, in the line that
-# begins with `read =`: for the glosses it is `is_living`; for questions of your own, put
-# your function in place of `str.strip`. For these sums that would be
-# `lambda text: text.split(";")[-1].strip()`.
+# *Lost* are answers that were empty, cut off, or no kind at all. What `TELL` says is read
+# by the teacher alone; the student learns to do without it, as in lesson 05. If your
+# teacher's answers are poor, stop here: without a checker, no student will repair them.
 #
-# What `TELL` says is read by the teacher alone; the student learns to do without it
-# (context distillation, lesson 05). And if your teacher's answers are poor, stop
-# here: without a checker (lesson 06) no student mends its teacher.
-#
+# What counts of an answer? For the glosses it is whether the kind lives. For questions of
+# your own it is what `SCORE_BY` says.
+
+# %%
+from distill_helpers.course.verdict import reader_of
+
+if not QUESTIONS:
+    read = tasks.is_living
+else:
+    read = reader_of(SCORE_BY) if isinstance(SCORE_BY, str) else SCORE_BY
+for text in exam.teacher[:3]:
+    print(f"{text!r} counts as {read(text)!r}")
+
+# %% [markdown]
 # ## One file that describes the run
 #
-# The numbers of a run belong into a file, not into cells: then the command line,
-# another machine and you, in a year, can run the same again.
+# The numbers of a run belong into a file, not into cells: then the command line, another
+# machine and you, in a year, can run the same again. How many steps? Enough to read the
+# answers a few times.
 
 # %%
 from distill_helpers.cli.configs import TrainOptions, write_config
-from distill_helpers.cli.runs import build_trainer
+from distill_helpers.cli.runs import build_trainer, resolve_student
 
+untrained, tokenizer = resolve_student(STUDENT, teacher, profile, seed=0)
+texts = [row["prompt"] + row["answer"] for row in rows]
+tokens = sum(map(len, tokenizer(texts)["input_ids"])) + len(rows)
+per_step = training["batch_size"] * LENGTH
+steps = max(4, round(training["passes"] * tokens / per_step))
+print(f"{tokens:,} tokens, {per_step:,} in a step: {steps} steps")
+
+# %%
 options = TrainOptions(
-    teacher=TEACHER,
+    teacher="packaged" if behind_api else TEACHER,
     student=STUDENT,
     answers=str(learn),
     plain_prompts=True,
-    length=128,
-    batch_size=profile.pick(smoke=2, cpu=8, gpu=8),
-    steps=profile.pick(smoke=4, cpu=140, gpu=300),
-    save_steps=profile.pick(smoke=2, cpu=70, gpu=100),
-    learning_rate=profile.pick(smoke=1e-3, cpu=1e-3, gpu=2e-5),
+    length=LENGTH,
+    batch_size=training["batch_size"],
+    steps=steps,
+    save_steps=max(2, steps // 2),
+    learning_rate=training["learning_rate"],
     output=str(home / "run"),
     profile=profile.name,
 )
 config = write_config(options, home / "run.json")
 
 # %% [markdown]
-# `plain_prompts`: the student reads a prompt as it is. The teacher's chat template
-# puts a system message before each question, more tokens than the question itself.
-# The student is trained for one task and needs none of it.
+# `plain_prompts`: the student reads a prompt as it is. The teacher's chat template puts a
+# system message before each question, more tokens than the question itself. The student
+# is trained for one task and needs none of it.
 #
-# ## Plan
-#
-# Before the long cell: does it fit, how long will it take? (For a rented machine the
-# last line also says what that costs.)
+# Before the long cell: does it fit, how long will it take?
 
 # %%
 from distill_helpers import plan
-from distill_helpers.cli.runs import resolve_student
 
-untrained, _ = resolve_student(STUDENT, teacher, profile, seed=0)
 planned = plan(
     (None, untrained),
     method="hard",
     packed=True,
-    length=options.length,
+    length=LENGTH,
     batch_size=options.batch_size,
-    steps=options.steps,
+    steps=steps,
 )
 print(planned)
-
-# %% [markdown]
-# ## Rehearse the accident
-#
-# Runtimes disconnect, laptops sleep, batteries end. A run that cannot be continued
-# will be lost one day. You need not wait for that day: cause it now, on a model
-# that trains in a second. Three runs of one config, with a checkpoint every second
-# step: one undisturbed, one torn off after the third, and the same one again. To make
-# it worse, the second leaves an empty folder behind, as a run does that dies
-# while it writes its next checkpoint.
-#
-# **Predict:** in how many digits will the weights at the end differ?
-
-# %%
-from distill_helpers.course.project import StopAfter
-from distill_helpers.trainers import last_complete_checkpoint
-
-some = write_questions(
-    work / "some.jsonl",
-    [row["prompt"] for row in rows[:30]],
-    [row["answer"] for row in rows[:30]],
-)
-small = replace(
-    options,
-    **{"teacher": "tiny-prose", "student": "fresh:1x32", "profile": "smoke"},
-    **{"answers": str(some), "steps": 6, "save_steps": 2, "batch_size": 2},
-)
-
-
-# %%
-def rehearse(folder, *callbacks):
-    """Train in a folder, from its last checkpoint if it has one."""
-    here = replace(small, output=str(folder))
-    found = build_trainer("hard", here, callbacks=callbacks, disable_tqdm=True)
-    found.train(resume_from_checkpoint=True)
-    return found
-
-
-# %%
-stage = Path(tempfile.mkdtemp(dir=work))  # a new one in every rehearsal
-whole = rehearse(stage / "whole")
-stopped = rehearse(stage / "stopped", StopAfter(3))
-print("torn off at step", stopped.state.global_step, "of", small.steps)
-(stage / "stopped" / "checkpoint-4").mkdir(exist_ok=True)
-print("goes on from", last_complete_checkpoint(stage / "stopped").name)
-resumed = rehearse(stage / "stopped")
-
-# %%
-pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
-apart = max((a - b).abs().max().item() for a, b in pairs)
-print("resumed to step", resumed.state.global_step)
-print("largest difference between the weights:", apart)
-
-# %% [markdown]
-# (The message about `lm_head.weight` is harmless: in this model the embedding and the
-# head are one and the same matrix, so a checkpoint holds it once. The difference above
-# shows that nothing was lost.)
-#
-# A checkpoint holds more than the weights: the optimizer's averages, where the
-# learning rate stood, the random state and the place in the data. Leave one out,
-# and the run goes on, but as another run. Step three was lost and done again. And the
-# empty folder was passed over, though its number is higher: a checkpoint counts only
-# when it is complete, which a marker file says that is written last.
-#
-# ## Train
-#
-# Now in earnest, and with an accident of its own: half-way the run is torn off, as
-# if the connection had been lost, and a new trainer takes over.
-
-# %%
-import time
-
-began = time.perf_counter()
-lost = StopAfter(options.steps // 2)
-half = build_trainer("hard", options, teacher=teacher, callbacks=[lost])
-half.train(resume_from_checkpoint=True)
-before = half.state.global_step
-half = whole = stopped = resumed = None  # their memory is free again
-
-# %%
-trainer = build_trainer("hard", options, teacher=teacher)
-trainer.train(resume_from_checkpoint=True)
-trained_for = time.perf_counter() - began
-print(f"stopped at step {before}, ended at {trainer.state.global_step}")
-print(f"minutes: planned {planned.minutes:.1f}, taken {trained_for / 60:.1f}")
-
-# %%
-log = [one for one in trainer.state.log_history if "loss" in one]
-fig, ax = plt.subplots(figsize=(6.5, 2.8))
-ax.plot([e["step"] for e in log], [e["loss"] for e in log], "o-", ms=4)
-ax.axvline(before, color="0.4", linestyle="--")
-ax.text(before, ax.get_ylim()[1], " stopped, resumed", va="top", color="0.4")
-ax.set_yscale("log")
-ax.set_xlabel("step")
-ax.set_ylabel("loss (nats per token)")
-ax.set_title("The loss goes on where it was")
-plt.show()
-
-# %% [markdown]
-# With `FOLDER` or `DRIVE`, *Run all* does the same after a disconnect: it finds the
-# teacher's answers, and takes the training up from the last complete checkpoint. On
-# Colab, the cell before the recap waits until Drive has everything.
-#
-# ## Save, and load again
-#
-# What you judge should be what you ship: the files, read anew, in the precision
-# in which they will be used.
-
-# %%
-from distill_helpers import generate, load_model
-
-shipped = home / "student"
-trained = trainer.model.to(profile.teacher_dtype).eval()
-trained.save_pretrained(shipped)
-trainer.processing_class.save_pretrained(shipped)
-student = load_model(
-    shipped, dtype=profile.teacher_dtype, device=profile.device, frozen=True
-)
-
-# %%
-few = list(exam.prompts[:20])
-ends = {"max_new_tokens": 6, "batch_size": 20}
-one = generate(trained, student.tokenizer, few, **ends)
-two = generate(student.model, student.tokenizer, few, **ends)
-print("the same answers before saving and after loading:", one == two)
-
-# %% [markdown]
-# ## Judge it, beside others
-#
-# A score says little alone. Four others to hold it against:
-#
-# * **the commonest answer**, always;
-# * **word counts** (naive Bayes) on what the student learned from: no network;
-# * **the student before training**: the pruned model, as it is;
-# * **the teacher**, the one to come near.
-#
-# **Predict:** how far does counting words get?
-
-# %%
-from collections import Counter
-
-from distill_helpers.course.verdict import WordCounts, score
-from distill_helpers.tasks.questions import is_living
-
-trainer = trained = None  # from here on the files count
-read = str.strip if QUESTIONS else is_living
-taught = [row["answer"].strip() for row in rows]
-counts = WordCounts([row["prompt"] for row in rows], taught)
-longest = max(len(student.tokenizer(text)["input_ids"]) for text in taught)
-
-
-def answers_of(model, tokenizer):
-    """Greedy answers to the whole exam."""
-    limits = {"max_new_tokens": longest + 2, "batch_size": 100}
-    return generate(model, tokenizer, list(exam.prompts), **limits)
-
-
-# %%
-common = Counter(map(read, taught)).most_common(1)[0][0]
-often = next(text for text in taught if read(text) == common)
-answers = {
-    "commonest answer": [often] * len(exam.prompts),
-    "word counts": [counts.answer(prompt) for prompt in exam.prompts],
-    "before training": answers_of(untrained, student.tokenizer),
-    "student": answers_of(*student),
-    "teacher": list(exam.teacher),
-}
-
-# %%
-scores = {
-    name: score(texts, exam.right, read=read)
-    for name, texts in answers.items()
-}
-for name, found in scores.items():
-    print(f"{name:16} {found}")
-
-# %%
-fig, ax = plt.subplots(figsize=(6.5, 2.8))
-colours = [plots.PALE] * 3 + [plots.STUDENT, plots.TEACHER]
-for place, (found, colour) in enumerate(
-    zip(scores.values(), colours, strict=True)
-):
-    s = found.interval
-    ax.barh(place, s.mean, color=colour)
-    ax.plot([s.low, s.high], [place, place], color="k")
-ax.set_yticks(range(len(scores)), list(scores))
-ax.invert_yaxis()
-ax.set_xlim(0, 1)
-ax.set_xlabel(f"right, of {len(exam.right):,} questions")
-ax.set_title("A score among its rivals")
-plt.show()
-
-# %% [markdown]
-# Lines are intervals: another set of questions of the same kind would give other
-# scores.
-#
-# If word counts come near your student, ship the word counts. They are a few
-# kilobytes and answer in no time.
-#
-# One rival is missing, because it costs a whole run: the same student on right
-# answers alone, without any teacher. If you have a few hundred, write them into a
-# file and train on that. Lesson 05's study has made the comparison for its tiny
-# student.
-#
-# The bar asks for the student's score *as a share of the teacher's*. Both answered
-# the same questions, and what is hard for one is often hard for the other. So the
-# interval comes from drawing questions anew, each with both its answers (a *paired
-# bootstrap*).
-
-# %%
-from distill_helpers.course.verdict import score_ratio
-
-share = score_ratio(scores["student"], scores["teacher"])
-print(f"{share.mean:.1%} of the teacher's score", end=" ")
-print(f"({share.low:.1%} to {share.high:.1%})")
-
-# %% [markdown]
-# ## Measure speed
-#
-# A stopwatch is easily fooled. The first call is slow: something is always being
-# prepared. A machine that does other work slows down in the middle. And a model
-# that stops early looks fast. So: both read the same text, both write the same
-# number of tokens, in turns, and the first turn is not counted.
-#
-# **Predict:** the student has eight layers of thirty. How many times as fast is it?
-
-# %%
-from distill_helpers.course.verdict import compare_speed
-
-untrained = None  # it has answered; the others get the room
-speed = compare_speed(
-    student,
-    teacher,
-    exam.prompts[: profile.pick(smoke=4, cpu=64, gpu=256)],
-    rounds=profile.pick(smoke=2, cpu=4, gpu=8),
-)
-print(f"student: {max(speed.student):6.1f} answers a second, at best")
-print(f"teacher: {max(speed.teacher):6.1f}")
-print(f"{speed.ratio.mean:.1f} times ({speed.ratio.low:.1f}", end=" ")
-print(f"to {speed.ratio.high:.1f})")
-
-# %% [markdown]
-# Fewer layers save their own share of the time and no more: the embedding and the
-# head over the whole vocabulary are as large as before.
-#
-# The shipped answers are of a SmolLM2 that had been trained for the task. We time
-# the one that had not: same shape, same speed. And we let it off its chat template,
-# which in earnest it would have to read as well.
-#
-# ## Count bytes
-#
-# Weights are one part. While a model writes, it also keeps *keys and values* of
-# every token so far, in every layer, for every text in the batch.
-
-# %%
-from distill_helpers.course.verdict import footprint
-
-sizes = {
-    name: footprint(loaded.model, dtype=torch.bfloat16)
-    for name, loaded in (("teacher", teacher), ("student", student))
-}
-for name, one in sizes.items():
-    batch = one.memory(texts=32, tokens=64) / 2**20
-    print(f"{name}: {one.parameters / 1e6:6.1f} million parameters", end=", ")
-    print(f"{one.weights / 2**20:5.0f} MiB, answering 32: {batch:5.0f} MiB")
-lighter = sizes["student"].weights / sizes["teacher"].weights
-
-# %% [markdown]
-# The same number in a second way, from the file:
-
-# %%
-on_disk = (shipped / "model.safetensors").stat().st_size
-per_number = torch.empty(0, dtype=profile.teacher_dtype).itemsize
-counted = sizes["student"].parameters * per_number
-print(f"file {on_disk / 2**20:.1f} MiB, counted {counted / 2**20:.1f} MiB")
-
-# %% [markdown]
-# ## The verdict
-#
-# **Predict:** worth having, not worth having, or undecided?
-
-# %%
-from distill_helpers.course.verdict import judge_student
-
-measured = {"speed": speed.ratio, "size": lighter, "judged": judged}
-task = "your task" if QUESTIONS else "living or not"
-verdict = judge_student(task, score=share, **measured)
-display(verdict)
-
-# %% [markdown]
-# The line is computed from what was measured. *Undecided* means that an interval
-# lies across the bar. That is no yes: keep the teacher, until more questions in the
-# exam, or a better student, have settled it.
-#
-# One student, two tasks. It learned to name twelve kinds, and the application asks
-# only whether it lives. What if somebody takes the same student and asks for the
-# kinds? **Predict** before you run.
-
-# %%
-if not QUESTIONS:
-    kinds = [score(answers[who], exam.right) for who in ("student", "teacher")]
-    print("student", kinds[0], "\nteacher", kinds[1])
-    wider = judge_student("exact kind", score=score_ratio(*kinds), **measured)
-    display(wider)
-
-# %% [markdown]
-# Same weights, same speed, same bytes. A small student can be worth having for a
-# narrow task, and for a wider one that can be unproven or false; nobody sees that from
-# its size. Hence the model card, further down: whoever finds this model has to be told
-# what it is for.
-#
-# ## When does it pay?
-#
-# Distilling costs once, answering costs each time. From which answer on is the
-# student the cheaper way? Begin with one part of the sum, the teacher's answers to
-# learn from. In seconds of this machine, how many answers must the student give until
-# it has saved what those took?
-
-# %%
-seconds = {
-    name: 1 / max(found)
-    for name, found in (("student", speed.student), ("teacher", speed.teacher))
-}
-labelling = len(rows) * seconds["teacher"]
-each = seconds["teacher"] - seconds["student"]
-print(f"saved per answer: {1000 * each:.1f} ms")
-print(f"labelling pays itself back after {labelling / each:,.0f} answers")
-
-# %% [markdown]
-# Training comes on top, and so do your own hours. Exercise 3 does the sum with the
-# training in it.
-#
-# ## A model card
-#
-# A model without a description is a risk to whoever finds it. A **model card**
-# (Mitchell et al. 2019) says what it is, what went in and under which licences, how
-# it was made, what was measured, and what it cannot do. Ours is written from the
-# records of this run, so that no number is copied by hand.
-
-# %%
-from distill_helpers.course.project import origins, teacher_name
-
-known = licence if licence != "other" else "look it up"
-went_in = {"teacher": (known, teacher_name(TEACHER, profile))}
-if QUESTIONS:
-    name = Path(QUESTIONS).name
-    went_in[name] = ("yours: say which", "yours: say where from")
-else:
-    went_in |= origins(["wordnet_glosses.jsonl"])
-
-# %%
-if not QUESTIONS and live is None:
-    went_in |= origins(["gloss_labels.jsonl"])
-licences = {name: facts[0] for name, facts in went_in.items()}
-came_from = {name: facts[1] for name, facts in went_in.items()}
-for name, (terms, _) in went_in.items():
-    print(f"{name}: {terms}")
-
-# %% [markdown]
-# Answers of the student go into the card as examples. They are text that a model
-# wrote, and a card is shown in browsers: whatever could be markup in it is written
-# so that it is shown and not obeyed.
-
-# %%
-from distill_helpers.course.model_card import ModelCard, escape, write_card
-
-print(escape("<img src=x onerror=alert(1)> | [click](http://x.example) **!**"))
-
-# %%
-summary = "Answers short English prompts like those below."
-if not QUESTIONS:
-    summary = (
-        "Names the kind of a noun, one of twelve, from its definition, with "
-        "prompts like those below. It was made for an application that reads "
-        "from the kind whether the noun is a living thing."
-    )
-millions = sizes["student"].parameters / 1e6
-
-# %%
-results = {
-    f"right, {name}": str(found).strip() for name, found in scores.items()
-}
-results["verdict"] = str(verdict)
-limits = [
-    "It was judged on one exam, from the source that it learned from.",
-    "It repeats its teacher's mistakes, and answers any question at all.",
-]
-if not QUESTIONS:
-    results["beyond it"] = str(wider)
-if not QUESTIONS and live is None:
-    limits.append(
-        "The answers that it learned, and the teacher's score, are of "
-        "SmolLM2-135M-Instruct after it was fine-tuned on glosses with right "
-        "kinds; nobody gets them from the public model."
-    )
-
-# %%
-card = ModelCard(
-    name=f"{task}, a distilled student",
-    summary=summary,
-    teacher=teacher_name(TEACHER, profile),
-    licence=licence,
-    licences=licences,
-    origins=came_from,
-    method=f"Hard labels: the student ({teacher_name(STUDENT, profile)}, "
-    f"{millions:.1f} million parameters) learned from {len(rows):,} of its "
-    "teacher's answers, by cross-entropy on the answer and its end. Answers "
-    f"of more than {options.length} tokens with their prompts were left out.",
-    options={"steps": options.steps, "learning rate": options.learning_rate},
-    results=results,
-    limits=limits,
-    examples=list(zip(exam.prompts, answers["student"], strict=True))[:3],
-    versions={p.__name__: p.__version__ for p in (torch, transformers)},
-)
-print(write_card(card, shipped).read_text())
-
-# %% [markdown]
-# ## Push it, or not
-#
-# With `PUSH_TO` set, the folder goes to the model hub, as a private repository at
-# first. The token comes from `HF_TOKEN`, from Colab's secrets or from `hf auth
-# login`; it is never part of a notebook. Read the card once more before: a licence
-# of the data may forbid what a licence of the model allows.
-
-# %%
-from distill_helpers.course.project import push_folder
-from distill_helpers.machine import flush_drive
-
-print(str(shipped).replace(str(work), "…"))
-print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
-if PUSH_TO:
-    print(push_folder(shipped, PUSH_TO, private=True))
-
-# %% [markdown]
-# ## The same, without a notebook
-#
-# The training stands in one file. (Fields that hard labels do not use keep their
-# defaults.)
-
-# %%
-print(config.read_text().replace(str(work), "…"))
-
-# %% [markdown]
-# The command line reads it. With several GPUs, or several machines, `accelerate
-# launch` starts one process for each, and the trainers see to it that they learn
-# what one would have learned. Here it is, for real, on the little model of the
-# rehearsal. What the line says after `--config` overrules the file. (In `smoke`,
-# where seconds count, one process is started without `accelerate`.)
-
-# %%
-import shlex
-import subprocess
-import sys
-
-little = write_config(replace(small, steps=2), work / "little.json")
-accelerate = (
-    "-m accelerate.commands.launch --num_processes 1 --num_machines 1 "
-    "--mixed_precision no --dynamo_backend no --cpu"
-)
-launch = profile.pick(smoke="", cpu=accelerate, gpu=accelerate)
-command = f"{launch} -m distill_helpers train hard --config {little}"
-
-# %%
-done = subprocess.run(
-    [
-        sys.executable,
-        *shlex.split(command),
-        "--output",
-        str(work / "launched"),
-    ],
-    capture_output=True,
-    text=True,
-)
-print((done.stdout or done.stderr[-300:]).replace(str(work), "…"))
-
-# %% [markdown]
-# In a terminal, in the `FOLDER` where this notebook has put `run.json`, `exam.jsonl`
-# and `student`, that is
-#
-# ```sh
-# distill train hard --config run.json
-# accelerate launch -m distill_helpers train hard --config run.json
-# distill evaluate --model student --answers exam.jsonl
-# ```
-#
-# `evaluate` counts answers that are right word by word. For the glosses that is the
-# exact kind, the second of the two verdicts.
-#
-# ### A text of your own, instead of questions
-#
-# You have no questions, but a text whose style and subject the student should pick
-# up? Then let it learn the teacher's distributions on it: soft labels, stored once
-# (lesson 04), read as often as you like. `distill cache` and `distill train soft`
-# take a `.txt` file. Here both are called from Python, with the tiny teacher:
-
-# %%
-import contextlib
-
-from distill_helpers.cli import main
-
-text = work / "mine.txt"
-text.write_text("It is a truth universally acknowledged. " * 60)
-words = ["--text", "mine.txt", "--teacher", "tiny-prose", "--rows", "8"]
-words += ["--length", "32", "--profile", "smoke"]
-with contextlib.chdir(work):
-    main(["cache", *words, "--output", "cache"])
-    stored = ["--cache", "cache", "--output", "soft", "--steps", "2"]
-    main(["train", "soft", *words, *stored])
 
 # %% [markdown]
 # ## Exercise 1 · From which checkpoint?
 #
 # *easy · the highest number is not always the right one · 5 minutes*
 #
-# Write `resume_step(checkpoints)`: `checkpoints` is a list of `(step, complete)`, in
-# any order. Return the step to go on from; 0 if there is nothing to go on from.
+# Runtimes disconnect, laptops sleep, batteries end. A run that cannot be continued will
+# be lost one day. Write `resume_step(checkpoints)`: `checkpoints` is a list of `(step,
+# complete)`, in any order. Return the step to go on from; 0 if there is nothing to go on
+# from.
 #
-# By hand: `[(100, True), (300, False), (200, True)]` gives 200. The run died while
-# it wrote number 300.
+# By hand: `[(100, True), (300, False), (200, True)]` gives 200. The run died while it
+# wrote number 300.
 
 # %% tags=["exercise"]
 from distill_helpers.course import checks
@@ -749,7 +249,7 @@ def resume_step(checkpoints):
     return None  # your code here
 
 
-checks.resume_step(resume_step)
+resume_at = checks.resume_step(resume_step, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Look at the complete ones alone, and compare numbers. `max` takes a `default`.
@@ -767,21 +267,266 @@ def resume_step(checkpoints):
     return max((step for step, complete in checkpoints if complete), default=0)
 
 
-checks.resume_step(resume_step)
+resume_at = checks.resume_step(resume_step, fallback=True)
 
 # %% [markdown]
+# ## Train, with an accident
+#
+# You need not wait for the day when a run is lost: cause it now. Half-way the run is torn
+# off, as if the connection had been lost. To make it worse, an empty folder is left
+# behind, as by a run that dies while it writes its next checkpoint. Then a new trainer
+# takes over.
+#
+# **Predict:** will the loss show where it happened?
+
+# %%
+from distill_helpers.course.project import StopAfter
+
+began = time.perf_counter()
+lost = StopAfter(steps // 2 + 1)
+trainer = build_trainer("hard", options, teacher=teacher, callbacks=[lost])
+trainer.train(resume_from_checkpoint=True)
+before = trainer.state.global_step
+trainer = None  # its memory is free again
+
+# %%
+run = home / "run"
+(run / f"checkpoint-{before + 1}").mkdir(exist_ok=True)
+found = [
+    (int(path.name.split("-")[1]), (path / "trainer_state.json").exists())
+    for path in run.glob("checkpoint-*")
+]
+print("checkpoints:", sorted(found))
+print("torn off at step", before, "- go on from", resume_at(found))
+
+# %%
+trainer = build_trainer("hard", options, teacher=teacher)
+trainer.train(resume_from_checkpoint=True)
+minutes = (time.perf_counter() - began) / 60
+print(f"minutes: planned {planned.minutes:.1f}, taken {minutes:.1f}")
+
+# %%
+log = [one for one in trainer.state.log_history if "loss" in one]
+fig, ax = plt.subplots(figsize=(6.5, 2.6))
+points = [(entry["step"], entry["loss"]) for entry in log]
+ax.plot(*zip(*points, strict=True), "o-", ms=4, color=plots.STUDENT)
+ax.axvline(resume_at(found), color="0.4", ls="--")
+ax.text(resume_at(found), max(log[0]["loss"], 0.5), " resumed", color="0.4")
+ax.set_yscale("log")
+ax.set_xlabel("step")
+ax.set_ylabel("loss (nats per token)")
+ax.set_title("The loss goes on where it was")
+plt.show()
+
+# %% [markdown]
+# A checkpoint holds more than the weights: the optimizer's averages, where the learning
+# rate stood, the random state and the place in the data. A test of the package holds
+# that a resumed run ends with the very weights of an undisturbed one. With `FOLDER` or
+# `DRIVE`, *Run all* after a disconnect does the same for you.
+#
+# ## Save, and load again
+#
+# What you judge should be what you ship: the files, read anew, in the precision in which
+# they will be used.
+
+# %%
+from distill_helpers import generate, load_model
+
+shipped = home / "student"
+trained = trainer.model.to(profile.teacher_dtype).eval()
+trained.save_pretrained(shipped)
+trainer.processing_class.save_pretrained(shipped)
+few = list(exam.prompts[:20])
+first = generate(trained, tokenizer, few, max_new_tokens=8)
+
+# %%
+trainer = trained = None  # from here on the files count
+student = load_model(
+    shipped, dtype=profile.teacher_dtype, device=profile.device, frozen=True
+)
+second = generate(*student, few, max_new_tokens=8)
+print("the same answers before and after:", first == second)
+
+# %%
+taught = [row["answer"].strip() for row in rows]
+longest = max(map(len, tokenizer(taught)["input_ids"])) + 2
+
+
+def answers_of(model, tokenizer):
+    """Greedy answers to the whole exam."""
+    limits = {"max_new_tokens": longest, "batch_size": 100}
+    return generate(model, tokenizer, list(exam.prompts), **limits)
+
+
+# %% [markdown]
+# ## The rivals
+#
+# A score says little alone. Is the student worth its trouble? Ask those who would do
+# without:
+#
+# * **the commonest answer**, always;
+# * **word counts**, naive Bayes on what the student learned from: no network;
+# * **before training**: the student as it was;
+# * **right answers alone**: the same student, the same steps, on a few hundred answers by
+#   people. It never met the teacher;
+# * **the ready-made model, prompted**: no training at all, but a longer prompt;
+# * **the teacher**, the one to come near.
+
+# %%
+answers = {}
+common = Counter(map(read, taught)).most_common(1)[0][0]
+often = next(text for text in taught if read(text) == common)
+answers["commonest answer"] = [often] * len(exam.prompts)
+
+# %%
+from distill_helpers.course.verdict import WordCounts
+
+counts = WordCounts([row["prompt"] for row in rows], taught)
+answers["word counts"] = [counts.answer(prompt) for prompt in exam.prompts]
+answers["before training"] = answers_of(untrained, student.tokenizer)
+
+# %% [markdown]
+# The rival that is most often forgotten costs a whole training:
+
+# %%
+right_answers = RIGHT if QUESTIONS else str(right_file)
+if right_answers:
+    alone = replace(
+        options, answers=right_answers, output=str(home / "run_right")
+    )
+    rival = build_trainer("hard", alone, teacher=teacher)
+    rival.train(resume_from_checkpoint=True)
+    rival.model.eval()
+    answers["right answers alone"] = answers_of(rival.model, student.tokenizer)
+    rival = None
+
+# %% [markdown]
+# Most teams *consume* a small model that somebody else has distilled. Here it is told the
+# task in its prompt. It reads far more tokens for every question, so only a part of the
+# exam is asked.
+
+# %%
+from distill_helpers.labels import write_labels
+
+prompted = list(exam.told[:prompted_count])
+if teacher is not None:
+    labels = write_labels(
+        resolve_writer(TEACHER, profile, loaded=teacher),
+        prompted,
+        home / "prompted.jsonl",
+        max_new_tokens=24,
+        progress=False,
+    )
+    texts = list(labels["answer"])
+    named = texts if QUESTIONS else tasks.named_kinds(texts)
+    answers["ready-made, prompted"] = named
+answers["student"] = answers_of(*student)
+answers["teacher"] = list(exam.teacher)
+
+# %% [markdown]
+# **Predict:** how far does counting words get? And who is best: the student of many
+# answers by a teacher, or of few by people?
+
+# %%
+from distill_helpers.course.verdict import score
+
+scores = {
+    name: score(texts, exam.right[: len(texts)], read=read)
+    for name, texts in answers.items()
+}
+for name, found_score in scores.items():
+    print(f"{name:21} {found_score}")
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 3.2))
+colors = {"student": plots.STUDENT, "teacher": plots.TEACHER}
+for place, (name, found_score) in enumerate(scores.items()):
+    s = found_score.interval
+    ax.barh(place, 100 * s.mean, color=colors.get(name, plots.PALE))
+    ax.plot([100 * s.low, 100 * s.high], [place, place], color="k")
+    ax.text(100 * s.high + 1, place, f"{100 * s.mean:.0f}", va="center")
+ax.set_yticks(range(len(scores)), list(scores))
+ax.invert_yaxis()
+ax.set_xlim(0, 108)
+ax.set_xlabel("right, percent of the exam; lines are 95 % intervals")
+ax.set_title("The student and those who would do without it")
+plt.show()
+
+# %% [markdown]
+# Three notes. *Before training* is mostly a failure of form: the model does not know that
+# a single word is wanted. If word counts come near your student, ship the word counts:
+# they are a few kilobytes and answer in no time. And look at *right answers alone*: is it
+# the teacher that you need, or people for an afternoon?
+#
+# The bar asks for the student's score *as a share of the teacher's*. Both answered the
+# same questions, and what is hard for one is often hard for the other. So the interval
+# comes from drawing questions anew, each with both its answers: a *paired bootstrap*.
+
+# %%
+from distill_helpers.course.verdict import score_ratio
+
+share = score_ratio(scores["student"], scores["teacher"])
+print(f"{share.mean:.1%} of the teacher's score", end=" ")
+print(f"({share.low:.1%} to {share.high:.1%})")
+
+# %% [markdown]
+# ## Speed and bytes
+#
+# A stopwatch is easily fooled. The first call is slow, a busy machine slows down in the
+# middle, and a model that stops early looks fast. So both models read the same text,
+# write the same number of tokens, in turns, and the first turn is not counted.
+#
+# **Predict:** how many times as fast is the student?
+
+# %%
+from distill_helpers.course.verdict import compare_speed
+
+untrained = None
+speed = None
+if teacher is not None:
+    speed = compare_speed(
+        student,
+        teacher,
+        exam.prompts[: timed["questions"]],
+        rounds=timed["rounds"],
+    )
+    print(f"student: {max(speed.student):6.1f} answers a second, at best")
+    print(f"teacher: {max(speed.teacher):6.1f}")
+
+# %%
+from distill_helpers.course.verdict import footprint
+
+pair = {"student": student, "teacher": teacher}
+bytes_of = {}
+for name, loaded in pair.items():
+    if loaded is not None:
+        one = footprint(loaded.model, dtype=torch.bfloat16)
+        batch = one.memory(texts=32, tokens=64) / 2**20
+        print(
+            f"{name}: {one.parameters / 1e6:6.1f} million parameters", end=", "
+        )
+        print(
+            f"{one.weights / 2**20:5.0f} MiB, answering 32: {batch:5.0f} MiB"
+        )
+        bytes_of[name] = one.weights
+
+# %% [markdown]
+# While a model writes, it also keeps *keys and values* of every token so far, for every
+# text in the batch: that is the last number. The teacher that we time has the shape of the
+# one that labelled, and so its speed.
+#
 # ## Exercise 2 · A verdict that knows what it does not know
 #
 # *medium · the mean is not the verdict · 10 minutes*
 #
-# Write `reaches(low, high, bar)`: `low` and `high` are the ends of an interval.
-# Return 1 if it reaches the bar as a whole, −1 if it misses it as a whole, and 0 if
-# that is undecided.
+# Write `reaches(low, high, bar)`: `low` and `high` are the ends of an interval. Return 1
+# if it reaches the bar as a whole, −1 if it misses it as a whole, and 0 if that is
+# undecided.
 
 # %% [markdown] tags=["given"]
-# By hand, for a bar of 0.95: the interval from 0.96 to 0.99 gives 1, from 0.90 to
-# 0.94 gives −1, from 0.94 to 0.97 gives 0. An interval that begins exactly at the
-# bar reaches it.
+# By hand, for a bar of 0.95: the interval from 0.96 to 0.99 gives 1, from 0.90 to 0.94
+# gives −1, from 0.94 to 0.97 gives 0. An interval that begins exactly at the bar reaches
+# it.
 
 
 # %% tags=["exercise"]
@@ -789,7 +534,7 @@ def reaches(low, high, bar):
     return None  # your code here
 
 
-checks.reaches(reaches)
+is_reached = checks.reaches(reaches, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
 # The worst end decides for, the best end against. The middle has no say.
@@ -807,21 +552,65 @@ def reaches(low, high, bar):
     return -1 if high < bar else 0
 
 
-checks.reaches(reaches)
+is_reached = checks.reaches(reaches, fallback=True)
 
 # %% [markdown]
+# ## The verdict
+#
+# **Predict:** worth having, not worth having, or undecided?
+
+# %%
+said = {1: "reached", 0: "undecided", -1: "missed"}
+print("score:", said[is_reached(share.low, share.high, MIN_SCORE)])
+if speed is not None:
+    ratio = speed.ratio
+    print("speed:", said[is_reached(ratio.low, ratio.high, MIN_SPEED)])
+    lighter = bytes_of["student"] / bytes_of["teacher"]
+    print("bytes:", "reached" if lighter <= MAX_BYTES else "missed")
+
+# %%
+from distill_helpers.course.verdict import judge_student
+
+task = "your task" if QUESTIONS else "living or not"
+verdict = "not timed: the teacher is behind an API"
+if speed is not None:
+    verdict = judge_student(task, score=share, speed=ratio, size=lighter)
+print(verdict)
+
+# %% [markdown]
+# The line is computed from what was measured. *Undecided* means that an interval lies
+# across the bar. That is no yes: keep the teacher, until more questions in the exam, or a
+# better student, have settled it.
+#
+# One student, two tasks. It learned to name twelve kinds, and the application asks only
+# whether it lives. What if somebody takes the same student and asks for the kinds?
+# **Predict** before you run.
+
+# %%
+wider = None
+if not QUESTIONS and speed is not None:
+    kinds = [score(answers[who], exam.right) for who in ("student", "teacher")]
+    print("student", kinds[0], "\nteacher", kinds[1])
+    wider = judge_student(
+        "exact kind", score=score_ratio(*kinds), speed=ratio, size=lighter
+    )
+    print(wider)
+
+# %% [markdown]
+# Same weights, same speed, same bytes. A small student can be worth having for a narrow
+# task, and for a wider one that can be unproven or false. Nobody sees that from its size.
+#
 # ## Exercise 3 · When has it paid?
 #
 # *medium · the sum that is done too late · 10 minutes*
 #
-# Write `break_even(once, teacher, student)`: `once` is what distilling costs in all,
-# `teacher` and `student` what one answer of each costs. After how many answers has
-# the student cost no more than the teacher would have? Give a number, not rounded;
-# `math.inf` if that never happens.
+# Distilling costs once, answering costs each time. Write `break_even(once, teacher,
+# student)`: `once` is what distilling costs in all, `teacher` and `student` what one
+# answer of each costs. After how many answers has the student cost no more than the
+# teacher would have? Give a number, not rounded; `math.inf` if that never happens.
 #
-# By hand: 100 once, 3 for an answer of the teacher, 1 for one of the student: after
-# 50 answers both have cost 150.
-
+# By hand: 100 once, 3 for an answer of the teacher, 1 for one of the student: after 50
+# answers both have cost 150.
 
 # %% tags=["exercise"]
 import math
@@ -831,16 +620,15 @@ def break_even(once, teacher, student):
     return None  # your code here
 
 
-checks.break_even(break_even)
+paid_after = checks.break_even(break_even, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
 # Each answer saves the difference. What if there is none?
 
 # %% [markdown] tags=["hint"] title="I get something negative, or a ZeroDivisionError"
-# Before you divide, look at a student that is as dear as its teacher, and at a dearer
-# one: neither ever pays for itself. If the example by hand gives less than 50, look at
-# what one answer saves: the student's answers are cheaper, not free.
-
+# Before you divide, look at a student that costs as much as its teacher, and at one that
+# costs more: neither ever pays for itself. If the example by hand gives less than 50, look
+# at what one answer saves: the student's answers are cheaper, not free.
 
 # %% tags=["solution"]
 import math
@@ -852,51 +640,173 @@ def break_even(once, teacher, student):
     return once / (teacher - student)
 
 
-checks.break_even(break_even)
-
-# %% [markdown]
-# Now with the numbers of this run: the teacher's time and the training, and what a
-# machine would cost that is rented by the hour. What does it come to with your own
-# hours in it?
+paid_after = checks.break_even(break_even, fallback=True)
 
 # %%
-once = labelling + trained_for
-hourly = 1.0  # dollars: write in what yours costs
-print(f"made in {once / 60:.1f} minutes: {once / 3600 * hourly:.2f} dollars")
-paid = break_even(once, seconds["teacher"], seconds["student"])
-if paid is None:
-    print("after how many answers? Solve exercise 3 first")
+if speed is not None:
+    each = {
+        "student": 1 / max(speed.student),
+        "teacher": 1 / max(speed.teacher),
+    }
+    once = len(rows) * each["teacher"] + 60 * minutes
+    needed = paid_after(once, each["teacher"], each["student"])
+    print(f"made in {once / 60:.1f} minutes, labels included")
+    print(f"it has paid after {needed:,.0f} answers, on this machine")
+
+# %% [markdown]
+# Your own hours are not in it yet. What does it come to with them?
+#
+# ## Serve it
+#
+# A student is of use when something can ask it. `export_gguf` writes one file with
+# weights, tokenizer and settings, which llama.cpp, Ollama and LM Studio read. Two
+# precisions: 16 bits, and 8 bits, about half as large.
+
+# %%
+from distill_helpers import export_gguf
+
+files = {}
+for precision in ("f16", "q8_0"):
+    file = shipped / f"student-{precision}.gguf"
+    files[precision] = export_gguf(*student, file, precision=precision)
+    print(f"{precision}: {file.stat().st_size / 2**20:.0f} MiB")
+
+# %% [markdown]
+# Now start a real server on this machine, and ask it a part of the exam. **Predict:** in
+# how many answers will the served student differ from the one that you judged?
+
+# %%
+from distill_helpers.course.local_server import complete, serve_gguf
+
+some = list(exam.prompts[:served_count])
+for precision, file in files.items():
+    with serve_gguf(file) as url:
+        replies = complete(url, some, max_new_tokens=longest)
+    mine = answers["student"][:served_count]
+    pairs = zip(replies, mine, strict=True)
+    same = sum(a.strip() == b.strip() for a, b in pairs)
+    print(f"{precision}: {same} of {len(some)} answers are the same")
+
+# %%
+print("asked:   ", some[0])
+print("answered:", replies[0])
+
+# %% [markdown]
+# Where they differ, two answers were nearly tied, and rounding has decided.
+#
+# ## A model card
+#
+# A **model card** (Mitchell et al. 2019) says what a model is, what went in and under which
+# licences, what was measured, what it cannot do, and how to ask it. Ours is written from
+# the records of this run, so that no number is copied by hand. What the student wrote is
+# shown and never obeyed: a card is read in browsers.
+
+# %%
+from distill_helpers.course.model_card import ModelCard, write_card
+from distill_helpers.course.project import origins, teacher_name
+
+# %%
+licence = LICENCE or ("apache-2.0" if ours == (TEACHER, STUDENT) else "other")
+known = licence if licence != "other" else "look it up"
+went_in = {"teacher": (known, teacher_name(TEACHER, profile))}
+if QUESTIONS:
+    went_in[Path(QUESTIONS).name] = ("yours: say which", "yours: say where")
 else:
-    print(f"it has paid after {paid:,.0f} answers")
-
-# %% [markdown]
-# On Colab, Drive is written to with delay. With `DRIVE`, this last cell waits until
-# everything is there, and closes it.
+    went_in |= origins(["wordnet_glosses.jsonl", "gloss_labels.jsonl"])
 
 # %%
+measured = {f"right, {name}": str(one).strip() for name, one in scores.items()}
+measured["verdict"] = str(verdict)
+if wider is not None:
+    measured["beyond it"] = str(wider)
+
+# %%
+limits = [
+    "It was judged on one exam, from the source that it learned from.",
+    "It repeats its teacher's mistakes, and answers any question at all.",
+]
+if stored and not QUESTIONS:
+    limits.append(
+        "The answers that it learned are of SmolLM2-135M-Instruct after it "
+        "was fine-tuned on glosses; nobody gets them from the public model."
+    )
+
+# %%
+card = ModelCard(
+    name=f"{task}, a distilled student",
+    summary="Answers short English prompts like those below.",
+    teacher=teacher_name(TEACHER, profile),
+    licence=licence,
+    licences={name: facts[0] for name, facts in went_in.items()},
+    origins={name: facts[1] for name, facts in went_in.items()},
+    method=f"Hard labels: {teacher_name(STUDENT, profile)}, trained on "
+    f"{len(rows):,} answers of its teacher, by cross-entropy.",
+    options={"steps": steps, "learning rate": options.learning_rate},
+    results=measured,
+    limits=limits,
+    examples=list(zip(exam.prompts, answers["student"], strict=True))[:3],
+    prompt=exam.prompts[0],
+    answer_tokens=longest,
+)
+print(write_card(card, shipped).read_text())
+
+# %% [markdown]
+# ## Push it, or not
+#
+# With `PUSH_TO` set, the folder goes to the model hub, as a private repository at first.
+# The token comes from `HF_TOKEN`, from Colab's secrets or from `hf auth login`; it is
+# never part of a notebook. Read the card once more before.
+
+# %%
+from distill_helpers.course.project import push_folder
+from distill_helpers.machine import flush_drive
+
+print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
+if PUSH_TO:
+    print(push_folder(shipped, PUSH_TO, private=True))
 if DRIVE:
     flush_drive()
 
 # %% [markdown]
+# ## The same, without a notebook
+#
+# The training stands in one file, and the command line reads it. With several GPUs,
+# `accelerate launch` starts one process for each. In a terminal, in `FOLDER`:
+#
+# ```sh
+# distill train hard --config run.json
+# accelerate launch -m distill_helpers train hard --config run.json
+# distill evaluate --model student --answers exam.jsonl
+# distill export --model student --output student.gguf
+# ```
+
+# %%
+tasks.write_questions(home / "exam.jsonl", exam.prompts, exam.right)
+print(config.read_text().replace(str(work), "…"))
+
+# %% [markdown]
+# ## A rubric for your project
+#
+# | question | yes? |
+# |---|---|
+# | Was the exam written first, by people, and kept apart? | |
+# | Was the bar said before anything was measured? | |
+# | Did you read fifty of the teacher's answers? | |
+# | Do word counts, right answers alone and the ready-made model stand next to it? | |
+# | Does the verdict rest on an interval, and not on a mean? | |
+# | Was a run torn off and continued? | |
+# | Does the card say the prompt's form, the licences and the limits? | |
+# | Did a server give the answers that you judged? | |
+
+# %% [markdown]
 # ## Recap
 #
-# | step | what to insist on |
-# |---|---|
-# | say what would be worth it | before measuring: score, speed and bytes |
-# | label | look at the answers; keep the exam apart |
-# | plan | memory and time before the long cell |
-# | train | rehearse the interruption; only complete checkpoints count |
-# | judge | the files that you ship, beside cheap rivals, with intervals |
-# | measure | same text, same tokens, in turns, at equal precision |
-# | pass on | a card with origins, licences and limits |
+# * **One number to remember:** your student's score as a share of its teacher's, with its
+#   interval, next to the rivals' scores.
+# * Judge the files that you ship, and ask them through the server that you will use.
+# * The rivals that are forgotten: word counts, right answers alone, the ready-made model.
+# * **Use it when** one narrow task is asked very often. **Do not, when** word counts or a
+#   rule do it, when the task changes every month, or when the teacher is not good at it.
 #
-# **When would you not distil at all?**
-#
-# * Few answers in all: with your own hours in it, the sum of exercise 3 never comes
-#   out.
-# * Word counts, a rule or a search do it: they are smaller than any student.
-# * The task changes every month: so would the student.
-# * The teacher is not good enough at it: prompt it, or train it, first.
-#
-# *Read on:* Mitchell et al. 2019 (arXiv:1810.03993) on model cards; Muralidharan
-# et al. 2024 (arXiv:2407.14679) on pruning and distilling.
+# *Read on:* Mitchell et al. 2019, arXiv:1810.03993, on model cards; Muralidharan et al.
+# 2024, arXiv:2407.14679, on pruning and distilling.

@@ -16,8 +16,10 @@ from tiny_models import byte_level_bpe
 
 from distill_helpers.cli import main
 from distill_helpers.cli.configs import TrainOptions, write_config
-from distill_helpers.cli.runs import build_trainer
+from distill_helpers.cli.runs import build_trainer, resolve_writer
 from distill_helpers.evaluation import generate
+from distill_helpers.labels import ApiTeacher, LocalTeacher
+from distill_helpers.machine import get_profile
 from distill_helpers.tasks.bundled import data_folder, data_path
 from distill_helpers.tasks.questions import write_questions
 from distill_helpers.tasks.teachers import load_tiny_teacher
@@ -380,3 +382,15 @@ def test_answers_share_rows_only_where_a_student_tells_them_apart(
     assert (len(trainer.train_dataset) < 6) == packed
     assert ("one to a row" in caplog.text) != packed
     assert trainer.train().training_loss > 0
+
+
+def test_who_answers_is_a_model_or_an_api():
+    smoke = get_profile("smoke")
+    local = resolve_writer("tiny-sums", smoke, licence="ours")
+    assert isinstance(local, LocalTeacher)
+    url = "http://127.0.0.1:8080/v1"
+    api = resolve_writer(f"api:small@{url}", smoke, licence="mine")
+    assert isinstance(api, ApiTeacher)
+    assert (api.name, api.base_url, api.licence) == ("small", url, "mine")
+    with pytest.raises(ValueError, match="must look like api:MODEL@URL"):
+        resolve_writer(f"api:@{url}", smoke)

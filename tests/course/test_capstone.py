@@ -21,6 +21,36 @@ from distill_helpers.tasks.teachers import load_tiny_teacher
 from distill_helpers.trainers import last_complete_checkpoint
 
 
+@pytest.mark.parametrize(
+    ("form", "answer", "right", "same"),
+    [
+        ("exact", " yes\n", "yes", True),
+        ("exact", "yes.", "yes", False),
+        ("number", "So it is 1,000.", "1000.0", True),
+        ("number", "first 12, then -3", "-3", True),
+        ("number", "none at all", "none at all", False),
+        (
+            "json:kind",
+            '```json\n{"kind": "food", "why": 1}\n```',
+            '{"kind": "food"}',
+            1,
+        ),
+        ("json:kind", '{"kind": "Food"}', '{"kind": "food"}', False),
+        ("json:kind", '{"sort": "food"}', '{"sort": "food"}', False),
+        ("json:kind", "[1]", "[1]", False),
+    ],
+)
+def test_what_counts_of_an_answer(form, answer, right, same):
+    found = verdict.score([answer], [right], read=verdict.reader_of(form))
+    assert found.hits == (bool(same),)
+
+
+@pytest.mark.parametrize("form", ["exactly", "json:", ""])
+def test_another_form_is_refused(form):
+    with pytest.raises(ValueError, match=r"must be 'exact', 'number' or 'json:NAME'"):
+        verdict.reader_of(form)
+
+
 def test_scores_and_their_intervals():
     found = verdict.score([" a", "b", "x"], ["a", "c", "y"])
     assert found.hits == (True, False, False)
@@ -220,7 +250,6 @@ GOOD = {
         ({"speed": Interval(1.5, 1.4, 1.6, 4)}, "not worth having", ("speed",)),
         ({"size": 0.51}, "not worth having", ("bytes",)),
         ({"size": 0.5}, "worth having", ()),
-        ({"size": 0.9, "judged": False}, "not judged", ()),
         ({"size": 0.9, "max_bytes": 0.95}, "worth having", ()),
     ],
 )

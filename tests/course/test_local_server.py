@@ -2,7 +2,12 @@
 
 import pytest
 
-from distill_helpers.course.local_server import MODEL, serve_packaged_teacher
+from distill_helpers.course.local_server import (
+    MODEL,
+    complete,
+    serve_gguf,
+    serve_packaged_teacher,
+)
 from distill_helpers.labels import ApiTeacher, LabelError, write_labels
 
 pytest.importorskip("xllamacpp")
@@ -74,3 +79,18 @@ def test_a_server_that_is_gone_is_reported(tmp_path):
             concurrency=2,
             progress=False,
         )
+
+
+def test_a_file_that_is_not_there_is_named():
+    with (
+        pytest.raises(ValueError, match=r"nothing\.gguf.* is not there"),
+        serve_gguf("nothing.gguf"),
+    ):
+        pass
+
+
+def test_a_completion_goes_on_with_the_text_as_it_is(base_url):
+    plain = ["The capital of France is", "One, two, three,"]
+    paris, four = complete(base_url, plain, max_new_tokens=4)
+    assert "Paris" in paris
+    assert "four" in four

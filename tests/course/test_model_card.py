@@ -1,6 +1,9 @@
 """Model cards: complete, and safe to show."""
 
+import ast
 import html
+import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +11,8 @@ import yaml
 from markdown_it import MarkdownIt
 
 from distill_helpers.course.model_card import ModelCard, card_text, escape, write_card
+from distill_helpers.models import generate
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 CARD = ModelCard(
     name="small one",
@@ -83,3 +88,30 @@ def test_long_and_odd_text():
     hostile = replace(CARD, teacher='x"\n---\n<script>', name="# <b>")
     header = card_text(hostile).split("\n---\n")[0]
     assert yaml.safe_load(header.removeprefix("---\n"))["base_model"] == hostile.teacher
+
+
+PROMPT = 'poodle: a "dog" that\'s `curly` ```\nKind: '
+
+
+def test_a_card_says_how_to_ask(tmp_path):
+    text = card_text(replace(CARD, prompt=PROMPT, answer_tokens=6))
+    fences = [one for one in MarkdownIt().parse(text) if one.type == "fence"]
+    code = {fence.info: fence.content for fence in fences}
+    assert set(code) == {"python", "sh", "text"}
+    (line,) = [x for x in code["python"].splitlines() if x.startswith("prompt = ")]
+    assert ast.literal_eval(line.removeprefix("prompt = ")) == PROMPT
+    (body,) = re.findall(r"-d '(.*)'$", code["sh"], re.MULTILINE)
+    assert json.loads(body) == {"prompt": PROMPT, "max_tokens": 6, "temperature": 0}
+    assert "## How to use it" not in card_text(CARD)
+
+
+def test_the_lines_of_a_card_run(tmp_path, capsys):
+    """As somebody would paste them, with the folder's name put in."""
+    teacher = load_tiny_teacher("sums")
+    teacher.model.save_pretrained(tmp_path)
+    teacher.tokenizer.save_pretrained(tmp_path)
+    text = card_text(replace(CARD, prompt="27+58+46=", answer_tokens=8))
+    (code,) = [x.content for x in MarkdownIt().parse(text) if x.info == "python"]
+    exec(code.replace("FOLDER OR NAME", str(tmp_path)), {})
+    (said,) = generate(*teacher, ["27+58+46="], max_new_tokens=8)
+    assert capsys.readouterr().out.strip() == said

@@ -80,6 +80,21 @@ def test_the_default_project_keeps_its_exam_apart(tmp_path):
         questions.gloss_project(tmp_path, learn=3999, test=2)
 
 
+def test_right_answers_are_of_the_questions_that_are_learned_from(tmp_path):
+    learn, exam = questions.gloss_project(tmp_path, learn=30, test=20)
+    right = questions.read_questions(
+        questions.right_answers(tmp_path, learn=30, count=10)
+    )
+    asked = [row["messages"] for row in questions.read_questions(learn)]
+    assert [row["messages"] for row in right] == asked[:10]
+    kinds = {gloss.kind for gloss in questions.splits().pool}
+    assert {row["answer"].strip() for row in right} <= kinds
+    assert len(exam.told) == 20
+    assert all("Choose one of" in told for told in exam.told)
+    with pytest.raises(ValueError, match="count=31 must be between 1 and learn=30"):
+        questions.right_answers(tmp_path, learn=30, count=31)
+
+
 class Parrot(LocalTeacher):
     """Says what it was taught to say; where that is nothing, it fails."""
 
