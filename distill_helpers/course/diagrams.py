@@ -450,8 +450,10 @@ def co_distillation() -> Diagram:
             Box("student", "student,\nlearning", (middle, bottom), "student"),
             Box("one", "CE with the text", (right, top), "plain", (3.2, 1.0)),
             Box(
-                *("two", "(1 − α) · CE with the text\n+ α · KL(teacher ‖ student)"),
-                *((right, bottom), "plain", (5.2, 1.3)),
+                "two",
+                "(1 − α) · CE with the text\n+ α · KL(teacher ‖ student)",
+                at=(right, bottom),
+                size=(5.2, 1.3),
             ),
         ),
         arrows=(

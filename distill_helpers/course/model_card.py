@@ -150,7 +150,7 @@ def _how_to_use(card: ModelCard) -> list[str]:
         '            return_full_text=False)[0]["generated_text"])',
         "```",
         "",
-        "llama.cpp, with the GGUF file beside this card, or vLLM:",
+        "llama.cpp, with the GGUF file next to this card, or vLLM:",
         "",
         "```sh",
         "llama-server --model student-q8_0.gguf --port 8000",

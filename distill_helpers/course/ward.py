@@ -35,7 +35,8 @@ ROWS = 16  # in a batch
 LENGTH = 36  # of a padded row, in tokens
 EXAM = 48  # problems
 LOOKS: dict[str, dict[str, Any]] = {
-    "healthy": {"color": TEACHER, "marker": "o"},
+    # Wide and pale, so that a curve on top of it leaves it to be seen.
+    "healthy": {"color": TEACHER, "marker": "o", "lw": 4, "alpha": 0.5},
     "patient": {"color": STUDENT, "marker": "s", "ls": "--"},
     "other": {"color": "0.45", "marker": "D", "ls": ":"},
 }

@@ -9,6 +9,7 @@ Taught in notebook 13.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from distill_helpers.labels import Teacher, own_labels, truncated, write_labels
 from distill_helpers.tasks.glosses import (
     MAX_ANSWER_TOKENS,
     Gloss,
+    kinds,
     pool_labels,
     read_answer,
     splits,
@@ -170,13 +172,13 @@ def gloss_project(
         labels = _ask(teacher, told, folder, told[learn:], "the exam", **limits)
         found = _by_prompt(labels)
         texts = [found.get(prompt, "") for prompt in told]
-    kinds = named_kinds(texts)
+    named = named_kinds(texts)
     prompts = [short_prompt(gloss) for gloss in glosses]
-    answers = [f" {kind}" for kind in kinds[:learn]]
+    answers = [f" {kind}" for kind in named[:learn]]
     return _write_learned(folder, prompts[:learn], answers), Exam(
         prompts=tuple(prompts[learn:]),
         right=tuple(gloss.kind for gloss in glosses[learn:]),
-        teacher=tuple(kinds[learn:]),
+        teacher=tuple(named[learn:]),
         told=tuple(told[learn:]),
     )
 
@@ -314,6 +316,21 @@ def named_kinds(answers: Sequence[str]) -> list[str]:
     return [read_answer(_unfenced(text)) or "" for text in answers]
 
 
+def mentioned_kinds(answers: Sequence[str]) -> list[str]:
+    """The kind that each text names first, in whatever form; empty if it names none.
+
+    For a model that was only told what is wanted, and not trained to write JSON.
+
+    Args:
+        answers: What it wrote.
+
+    Taught in notebook 13.
+    """
+    kind = re.compile("|".join(rf"\b{re.escape(one)}\b" for one in kinds()), re.I)
+    found = [kind.search(text) for text in answers]
+    return [one.group().lower() if one else "" for one in found]
+
+
 def right_answers(folder: str | Path, *, learn: int, count: int) -> Path:
     """Right kinds of some glosses that :func:`gloss_project` learns from.
 
@@ -321,7 +338,7 @@ def right_answers(folder: str | Path, *, learn: int, count: int) -> Path:
 
     Args:
         folder: Where the file is written.
-        learn: As in :func:`gloss_project`.
+        learn: How many questions :func:`gloss_project` learns from.
         count: How many of these, at most ``learn``.
 
     Returns:

@@ -45,10 +45,10 @@ log_every = profile.pick(smoke=1, cpu=3, gpu=20)
 #
 # In every lesson so far the student read what others had written: a novel, or the
 # teacher's answers. When the student is used, it *writes*, and each token that it writes
-# becomes part of what it reads next. It has learned after other people's words and is
-# used after its own. Where these differ, it may do worse. That is **exposure bias**.
+# becomes part of what it reads next. In training its context was text by others; in use
+# it is the student's own. Where these differ, it may do worse. That is **exposure bias**.
 #
-# The remedy is old advice: let pupils write, and mark what they wrote.
+# The remedy: let pupils write, and mark what they wrote.
 
 # %%
 from distill_helpers.course import diagrams
@@ -56,9 +56,8 @@ from distill_helpers.course import diagrams
 diagrams.on_policy()
 
 # %% [markdown]
-# In reinforcement learning a model that writes is called a *policy*. To train it on its
-# own text is **on-policy**. To train it on text from elsewhere, as in all lessons so far,
-# is **off-policy**.
+# A model that writes is called a *policy* in reinforcement learning. To train it on its own
+# text is **on-policy**, on text from elsewhere **off-policy**.
 #
 # Back to the sums of lesson 06 and the teacher that is right about four times in five. A
 # fresh student first learns its answers to 1,500 questions, with that lesson's loop: its
@@ -146,7 +145,7 @@ slip = next((i for i, (one, two) in enumerate(pairs) if one != two), 0)
 colors = [STUDENT if i == slip else PALE for i in range(len(text))]
 fig, ax = plt.subplots(figsize=(7, 2.6))
 ax.bar(range(len(text)), 100 * likely, color=colors)
-ax.text(slip, 100 * likely[slip] + 4, "the slip", ha="center", color=STUDENT)
+ax.text(slip, 100 * likely[slip] + 12, "the slip", ha="center", color=STUDENT)
 ax.set_xticks(range(len(text)), list(text))
 ax.set_ylim(0, 112)
 ax.set_xlabel("token written by the student")
@@ -156,9 +155,9 @@ ax.grid(axis="x", visible=False)
 plt.show()
 
 # %% [markdown]
-# The teacher would hardly have written the slip. And what comes after it? Over all these
-# slips, count how often the teacher, asked right after the comma, would copy the
-# student's wrong sum.
+# Each bar is what the teacher says after the *student's* tokens so far. It would hardly
+# have written the slip: here it corrects. And what comes after it? Over all these slips,
+# count how often the teacher, asked right after the comma, would copy the wrong sum.
 
 
 # %%
@@ -176,9 +175,9 @@ again = sum(copies(*slip) for slip in whole)
 print(f"{again} of {len(whole)} wrong sums would be copied")
 
 # %% [markdown]
-# A language model continues what it reads, wrong digits included. That is what an
-# on-policy teacher has to offer: not the right answer, but what the teacher would do in
-# the student's place.
+# The teacher marks a slip where it happens. After that it goes on from the wrong sum, as
+# any language model continues what it reads. An on-policy teacher does not give the right
+# answer. It shows what it would do next in the student's place.
 #
 # ## Exposure bias, measured
 #
@@ -207,8 +206,8 @@ plt.show()
 # %% [markdown]
 # The hills are the digits of the two sums. They are hard in any text. Look between and
 # behind them, where a sum is only *copied*. In the teacher's text the student copies
-# almost without error. After its own words it does not. It has learned to copy sums that
-# the teacher wrote, and its own wrong sums look different.
+# almost without error. After its own words it copies less surely. Probably it has learned
+# to copy sums that the teacher wrote, and its own wrong sums look different.
 #
 # At the first tokens the two curves agree: both have read the prompt and little else.
 
@@ -217,12 +216,11 @@ plt.show()
 #
 # *easy · short texts end early, so places do not weigh alike · 5 minutes*
 #
-# The shaded area as one number, after Arora et al. (2022), who divide it by the KL in the
-# teacher's text. Write `excess_kl(student_prefix, teacher_prefix, counts)` for three
-# lists, one entry for each place of the text: mean KL in the student's texts, in the
-# teacher's, and how many texts reach that place. Return the mean difference, each place
-# weighted by its count, from the **second** place on: the first follows the prompt, in
-# both.
+# The shaded area as one number, after Arora et al. (2022). Write `excess_kl(student_prefix,
+# teacher_prefix, counts)`. The three lists have an entry for each place of the text: mean
+# KL in the student's texts, in the teacher's, and how many pairs of texts reach it.
+# Return the mean difference, each place weighted by its count, from the **second** place
+# on: the first follows the prompt, in both.
 #
 # By hand: `[0.1, 0.4, 0.6]`, `[0.1, 0.2, 0.2]` and counts `[9, 6, 2]` give
 # (6 · 0.2 + 2 · 0.4) / 8 = 0.25.
@@ -331,11 +329,12 @@ def reverse_kl(ours, theirs):
 # Write `on_policy_step(student, teacher, prompts, write, divergence, optimizer)`.
 #
 # * `write(model, prompts)` gives `ids` and `written`, both `[rows, positions]`, as above.
-# * `divergence(ours, theirs)` gives a number for each pair of logits.
+# * `divergence(ours, theirs)` takes logits `[tokens, vocabulary]` of both, and gives a
+#   number for each token.
 # * The loss is the mean of these numbers over all *written* tokens of the batch. Mind the
 #   shift: the logits at position $t$ belong to the token at $t + 1$, and so does its mask.
 # * The student takes one step with `optimizer`. The teacher only reads.
-# * Return the loss as a number.
+# * Return the loss before the update, as a number.
 #
 # By hand: if the student is its own teacher, every loss is zero.
 
@@ -384,9 +383,10 @@ step = checks.on_policy_step(on_policy_step, fallback=True)
 # | **the teacher's text** | soft labels (lessons 02, 06); with hard labels it is fine-tuning, *SFT* | offline reinforcement learning is its relative |
 # | **the student's text** | *DAgger*: the expert's advice where the pupil went | **on-policy distillation**, as most reports use it |
 #
-# For whole texts one identity ties the two knobs: KL(student ‖ teacher) of texts is the
-# sum of the *reverse* KL over the tokens of texts that the *student* writes. The sum of
-# the forward KL belongs to texts of the teacher. The other two fields are allowed, too.
+# For whole texts, KL(student ‖ teacher) is the expected sum of the *reverse* KL over the
+# tokens of texts that the *student* writes. The forward KL belongs to texts of the teacher.
+# Your step is not the full gradient of either: it does not count that a token also changes
+# what comes after it.
 #
 # **Predict:** which knob matters more? Write down the field that you expect to win.
 
@@ -436,14 +436,14 @@ ax.invert_yaxis()
 ax.grid(axis="y", visible=False)
 ax.margins(x=0.12)
 ax.set_xlabel(f"right, percent of {tests:,} test problems")
-ax.set_title("All four fields teach; on these sums none stands far out")
+ax.set_title("All four fields teach; on this seed forward KL is ahead")
 plt.show()
 print(f"you expected: {guess}")
 
 # %% [markdown]
 # All four had the same questions and the same number of steps, and the teacher wrote anew
-# in every step, as the student did. This is one seed. Did it also heal what it was meant
-# to heal?
+# in every step, as the student did. On this seed the choice of the KL is worth more than
+# the choice of the writer. Did training also heal what it was meant to heal?
 
 # %%
 for name, student in students.items():
@@ -452,16 +452,15 @@ for name, student in students.items():
     print(f"{name:28} excess {number:.4f} nats per token")
 
 # %% [markdown]
-# Compare with the number before. All four have less, and in this run the
-# two with reverse KL have least, no matter who wrote. A student that says nothing its teacher
-# would not say gets lost less often.
+# The excess fell in all four, also where the teacher wrote: a student that knows more slips
+# less often. The differences among the four are small, and this is one seed.
 #
 # ## What five seeds say
 #
-# Is *own* text the point, or *new* text? In the study each warm start goes on in eight
-# ways. *Soft labels* are on the teacher's old answers, *new text* is written by the teacher
-# as above. Each point is a seed: how far it comes beyond a student that copies more of
-# the teacher's old answers. The filled point is the student that had come least far.
+# Is *own* text the point, or *new* text? The study compares five ways with the plainest
+# one: to train the warm start for longer on the teacher's old answers, as hard labels. *Soft
+# labels* are on these old answers, *new text* is written by the teacher as above. Each
+# point is a seed. The filled one had the lowest score after its warm start.
 
 # %%
 from distill_helpers.studies import load_results
@@ -484,25 +483,25 @@ ax.axvline(0, color="0.4", ls="--")
 ax.set_yticks(range(len(arms)), arms)
 ax.set_ylim(len(arms) - 0.5, -0.5)
 ax.grid(axis="y", visible=False)
-ax.set_xlabel("points above more of the teacher's answers, same seed")
-ax.set_title("The weakest writer gained most from its own text")
+ax.set_xlabel("points above longer training on hard labels, same seed")
+ax.set_title("The weakest student gained least from the teacher's text")
 plt.show()
 
 # %%
 from distill_helpers.course.plots import forest
 
 claims = {
-    "own_beats_traces": "own text beats more of the teacher's answers",
-    "own_beats_soft": "own text beats soft labels on these answers",
-    "own_beats_new": "own text beats new text of the teacher, forward KL",
-    "own_in_time": "own text beats soft labels that take as long",
+    "own_beats_traces": "own text, reverse KL, beats longer hard labels",
+    "own_beats_soft": "own text, reverse KL, beats soft labels",
+    "own_beats_new": "own text, forward KL, beats new text",
+    "own_in_time": "own text, reverse KL, beats as much time of soft labels",
 }
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.2))
 verdicts = [results.verdict(name) for name in claims]
 forest(ax, verdicts, words=list(claims.values()))
-ax.set_title("What was claimed before the five seeds were run")
+ax.set_title("Declared before the five seeds: one holds, three are open")
 plt.show()
 
 # %%
@@ -511,19 +510,17 @@ print(f"reverse over forward KL: {gain.mean:+.1f} points", end=" ")
 print(f"({gain.low:+.1f} to {gain.high:+.1f})")
 
 # %% [markdown]
-# One claim is settled: marks on one's own text teach more than further copies of the
-# teacher's words. *Why* they do is not settled. Own text differs from the copies in three
-# ways at once: it is marked with whole distributions, it is new each time, and it is the
-# student's own. The three other claims take these apart, and five seeds cannot decide
-# them. The weakest writer gained most from its own text, but that is one student.
+# One claim is settled: marks on one's own text teach more than further hard labels. *Why* is
+# not settled. Own text differs from those in three ways at once: it is marked with whole
+# distributions, it is new each time, and it is the student's own. The next two claims take
+# these apart, and five seeds cannot decide them.
 #
-# The last line is the gain of reverse over forward KL, both on own text, with its
-# interval: no difference can be seen.
+# The last line is the gain of reverse over forward KL, both on own text: no difference can
+# be seen, though your run has just shown one.
 #
 # ## What writing costs
 #
-# A text is read in one pass, but written in one pass *per token*. So equal steps flatter
-# on-policy training.
+# A text is read in one pass, but written in one pass *per token*.
 
 # %%
 seconds = {
@@ -540,18 +537,18 @@ ax.invert_yaxis()
 ax.margins(x=0.12)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("seconds for the same number of steps, one core")
-ax.set_title("First the teacher has to read, then the student has to write")
+ax.set_title("Reading in every step takes time; writing adds to it")
 plt.show()
 
 # %% [markdown]
-# Fixed text is read once by the teacher, and its distributions are remembered. New text
-# has to be read in every step. Own text has to be written in every step as well. With
-# large models and long texts, writing takes most of a step.
+# Fixed text is read once by the teacher, and its distributions are remembered. New text has
+# to be read in every step; that the teacher wrote it is not counted here. Own text has to
+# be written as well.
 #
 # ## What if the teacher tells less?
 #
-# Some teachers give only the probability of the token that they are shown. Some give a
-# few likely tokens. How far is the gradient then from that of the whole distribution?
+# Some teachers give only the probability of the token that they are shown, or of a few
+# likely ones. How far is the gradient then from that of the whole distribution?
 #
 # ## Exercise 3 · What the drawn tokens say
 #
@@ -559,8 +556,8 @@ plt.show()
 #
 # Reverse KL is a mean over tokens that the *student* draws, and the student has drawn
 # some already. Write `drawn_reverse_kl(student_logits, teacher_logits, drawn)` for logits
-# `[rows, vocabulary]` and the token ids `[rows]` that the student drew: the estimate of
-# KL(student ‖ teacher) from these tokens alone, mean over the rows.
+# `[rows, vocabulary]` and the token ids `[rows]` that the student drew: the mean of $\log p_S
+# - \log p_T$ of these tokens. It estimates KL(student ‖ teacher).
 #
 # By hand: two rows, in both the student says `(½, ½)` and the teacher `(¾, ¼)`; drawn
 # are 0 and 1. The first gives ln ⅔, the second ln 2; their mean is ½ ln 4⁄3. One draw
@@ -594,8 +591,8 @@ def drawn_reverse_kl(student_logits, teacher_logits, drawn):
 from_draws = checks.drawn_reverse_kl(drawn_reverse_kl, fallback=True)
 
 # %% [markdown]
-# Sums leave little open, so we look at prose: the tiny pair of lesson 02, after a short
-# training with that lesson's loop, and texts that the student has written.
+# Sums leave little open, so we look at prose: the tiny pair and the loop of lesson 02, and
+# texts that the student has written.
 
 # %%
 from distill_helpers import build_student, pack
@@ -661,7 +658,7 @@ def distance(other):
 # teacher's part has no gradient in the student, and the student's part is zero on
 # average. What has the right gradient on average is the *detached* log-ratio of a drawn
 # token times $\log p_S$ of that token. That is the **policy gradient**, with the log-ratio
-# as reward. We average it over more and more draws.
+# as a cost, or minus the log-ratio as a reward. We average it over more and more draws.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -707,17 +704,16 @@ ax.set_xticks([1, 4, 16, 64], [1, 4, 16, 64])
 ax.set_yticks([0.25, 0.5, 1, 2], [0.25, 0.5, 1, 2])
 ax.minorticks_off()
 ax.set_xlabel("tokens drawn at each position")
-ax.set_ylabel("distance from the full gradient")
+ax.set_ylabel("error, in lengths of the full gradient")
 ax.set_title("Draws: noise that falls. A few likely tokens: a bias that stays")
 plt.show()
 
 # %% [markdown]
-# It is lesson 02's picture again. A drawn token is right on average and very noisy. A
-# list of likely tokens has no noise, but an error that no averaging removes. And it
-# matters *whose* list it is: reverse KL punishes what the student says and the teacher
-# would not, and such tokens need not be on the teacher's list.
-#
-# Reports of 2026 disagree about which is best for large models; you will find them below.
+# As in lesson 02: a drawn token is right on average and very noisy. A
+# list of likely tokens has no noise, but an error that no averaging removes. An error of 1
+# is as large as that of no gradient at all. And it matters *whose* list it is: reverse KL
+# punishes what the student says and the teacher would not, and such tokens need not be on
+# the teacher's list.
 #
 # ## Between the two divergences
 #
@@ -736,7 +732,7 @@ plt.show()
 #
 # By hand: one row, the teacher says `(½, ½)`, the student `(1, 0)` (nearly), β = ½.
 # Then m is `(¾, ¼)`, the teacher's part ½ ln 4⁄3, the student's ln 4⁄3; half of each
-# makes ¾ ln 4⁄3.
+# makes ¾ ln 4⁄3. With β = ¼, m is `(⅞, ⅛)`, and the value ¼ · ½ ln 16⁄7 + ¾ ln 8⁄7.
 
 # %% tags=["exercise"]
 import math
@@ -776,8 +772,8 @@ jsd = checks.generalised_jsd(generalised_jsd, fallback=True)
 
 
 # %% [markdown]
-# Lesson 01's picture of two hills shows what each divergence does when a student *cannot*
-# match its teacher. The student is a single hill, the best of many for each β.
+# In lesson 01's picture of two hills a student *cannot* match its teacher. Here is the best
+# single hill for each β.
 
 # %%
 grid = torch.linspace(-4, 4, 81)
@@ -827,7 +823,7 @@ explore(
     name="β",
     values=betas,
     start=0.5,
-    still=[0.0, 0.5, 1.0],
+    still=[0.0, 0.1, 0.3, 1.0],
     alt="A teacher with two hills and the best student with one. Forward KL "
     "gives a wide student over both; reverse KL a narrow one on the "
     "larger hill.",
@@ -837,15 +833,15 @@ explore(
 # %% [markdown]
 # Forward KL **covers** both modes and is highest in the valley between them: as text,
 # sentences that nobody would write. Reverse KL **seeks** one mode. Somewhere on the way,
-# the JSD flips from one to the other. At the ends of β the package takes forward and
-# reverse KL themselves, as TRL does, Hugging Face's library for training language models.
+# the JSD flips from one to the other. Near the ends of β the value shrinks to zero; divided
+# by β or by 1 − β it tends to forward or reverse KL. At the ends the package takes these
+# themselves, as TRL does, Hugging Face's library for training language models.
 #
 # ## A real student writes
 #
 # The same on the real pair of lesson 02: SmolLM2, and a copy without some of its layers,
 # after a short repair with soft labels. On-policy training is for students that can
-# already write a little. From one that writes noise, the teacher's marks on noise are all
-# there is to learn. The prompts are sixteen tokens of Austen's novels; no answers are
+# already write a little: a student that writes noise gets marks on noise. The prompts are sixteen tokens of Austen's novels; no answers are
 # needed.
 
 # %%
@@ -857,7 +853,10 @@ real = pair.teacher
 # %%
 student = real_pair.start_student(pair, profile)
 repaired = real_pair.repair(
-    *(pair, student, "soft", profile),
+    pair,
+    student,
+    "soft",
+    profile,
     seed=0,
     weight_decay=0.0,
     **repair,
@@ -878,12 +877,11 @@ heard = prompt_rows(pair.test)["input_ids"]
 shown = prompt_rows(pair.train.shuffle(seed=0).select(range(20 * 16)))
 
 # %% [markdown]
-# What can go wrong, and what to watch? Four warning signs:
+# What can go wrong, and what to watch? Three signs:
 #
 # * **length**: texts grow or shrink, and fewer of them *end*;
 # * **repetition**: a run of four tokens that the same text has had before;
-# * **over-confidence**: the student's own entropy falls below its teacher's;
-# * **lost**: a teacher that is *less* certain in the student's text than in its own finds
+# * **lost**: the teacher is *less* certain in the student's text than in its own. It finds
 #   that text odd, and its marks there are guesses.
 
 # %%
@@ -894,9 +892,13 @@ def look():
     found = measure_exposure(
         student, real.model, real.tokenizer, heard, max_new_tokens=words
     )
-    places = zip(found.student_prefix, found.counts, strict=True)
-    kl = sum(kl * n for kl, n in places) / sum(found.counts)
-    print(f"KL in its own text:  {kl:.2f} nats")
+    for name, curve in (
+        ("own", found.student_prefix),
+        ("the teacher's", found.teacher_prefix),
+    ):
+        pairs = zip(curve, found.counts, strict=True)
+        kl = sum(kl * n for kl, n in pairs) / sum(found.counts)
+        print(f"KL in {name} text: {kl:.2f} nats")
     print(f"runs that return:    {found.student_repetition:.1%}", end=", ")
     print(f"in the teacher's text {found.teacher_repetition:.1%}")
     print(f"teacher's entropy:   {found.student_entropy:.2f} there", end=", ")
@@ -961,8 +963,9 @@ look()
 show(heard[1:3])
 
 # %% [markdown]
-# A handful of steps on one seed proves nothing; it shows the machinery on a real model.
-# On a GPU the same cells run longer, with models from the hub.
+# The KL fell, in this handful of steps. Of the three signs one is on, before and after: the
+# teacher is less certain in the student's text. Such a student should first learn more
+# from the teacher's text. The other two signs need longer texts to show.
 #
 # Why not simply reward text that the teacher finds *likely*? Watch SmolLM2 read:
 
@@ -982,10 +985,9 @@ for name, sample in samples.items():
     print(f"{name:11}{loss:.2f} nats per token")
 
 # %% [markdown]
-# In a loop nothing is surprising once it has turned, so a student that is rewarded for
-# likely text alone learns to say the same thing for ever. Reverse KL also has the
-# student's own $\log p_S$ in it: wherever the teacher leaves several tokens open, a student
-# that is sure of one of them pays.
+# After its first round a loop has no surprise left, so a student that is rewarded for
+# likely text alone would learn to say the same thing for ever. Reverse KL also has the
+# student's own $\log p_S$ in it: a student that is too sure pays.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -1026,12 +1028,13 @@ for name, sample in samples.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** the excess, before and after. You have printed both.
-# * Exposure bias: a student learns after words that others wrote, and is used after its
+# * **One number to remember:** how many of the wrong sums the teacher would copy. The
+#   teacher marks a slip where it happens, and then goes on from it.
+# * Exposure bias: in training the context is text by others, in use it is the student's
 #   own. It shows where the student must go on from its own mistake.
-# * An on-policy step: write, read along, mask, loss. Own text beat old text of the
-#   teacher. New text of the teacher came close, and which KL made no difference.
-# * The teacher does not correct. It shows what it would do in the student's place.
+# * An on-policy step: write, read along, mask, loss. Two knobs: who writes, which KL.
+# * Own text beat longer training on hard labels. Against soft labels and new text of the
+#   teacher the question is open, and so is the choice of the KL.
 # * **Use it when** you have the teacher's logits, the student already writes, answers are
 #   long, and fixed text has stopped helping. Plan for two to three times the time of soft
 #   labels. **Do not, when** soft labels on fixed text still help: they are cheaper, and

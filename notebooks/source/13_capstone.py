@@ -21,9 +21,13 @@ work = Path(tempfile.mkdtemp())
 
 # %%
 ours = profile.pick(
-    smoke=("tiny-prose", "pruned:2"),
-    cpu=("packaged", "pruned:8"),
-    gpu=("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B"),
+    smoke=("tiny-prose", "pruned:2", "tiny-prose"),
+    cpu=("packaged", "pruned:8", "packaged"),
+    gpu=(
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "Qwen/Qwen2.5-0.5B",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+    ),
 )
 sizes = profile.pick(
     smoke={"learn": 60, "test": 40},
@@ -31,18 +35,15 @@ sizes = profile.pick(
     gpu={"learn": 3200, "test": 800},
 )
 right_count = profile.pick(smoke=20, cpu=600, gpu=600)
-prompted_count = profile.pick(smoke=4, cpu=100, gpu=800)
-training = profile.pick(
-    smoke={"batch_size": 2, "learning_rate": 1e-3, "passes": 0.1},
-    cpu={"batch_size": 8, "learning_rate": 1e-3, "passes": 1.5},
-    gpu={"batch_size": 8, "learning_rate": 2e-5, "passes": 3.0},
-)
+prompted_count = profile.pick(smoke=4, cpu=60, gpu=800)
+passes = profile.pick(smoke=0.1, cpu=1.5, gpu=3.0)
+batch_size = profile.pick(smoke=2, cpu=8, gpu=8)
 timed = profile.pick(
     smoke={"questions": 4, "rounds": 2},
     cpu={"questions": 64, "rounds": 4},
     gpu={"questions": 256, "rounds": 8},
 )
-served_count = profile.pick(smoke=4, cpu=40, gpu=200)
+served_count = profile.pick(smoke=4, cpu=60, gpu=200)
 
 # %% [markdown]
 # ## Your project, on one page
@@ -54,43 +55,46 @@ served_count = profile.pick(smoke=4, cpu=40, gpu=200)
 # | name | what to write there |
 # |---|---|
 # | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line; empty: our glosses |
-# | `EXAM` | another one, with the right `answer`, checked by a person |
-# | `RIGHT` | a third one, if you have right answers to learn from; for the rival that never met a teacher |
+# | `EXAM` | another one, with the right `answer` too, written by a person |
+# | `RIGHT` | a third one like it, to learn from, if you have it: for a rival |
 # | `TELL` | what the teacher reads before each of your prompts |
-# | `TEACHER` | `packaged`, a folder, a name on the model hub, or `api:MODEL@URL` |
+# | `TEACHER` | `packaged`, a folder, a name on the model hub, or `api:MODEL@https://…/v1`; its key comes from `OPENAI_API_KEY` |
 # | `STUDENT` | `pruned:8`, `fresh:2x96`, a folder, or a name on the hub |
-# | `ANSWER_TOKENS` | the longest answer; what is longer is not learned |
-# | `LENGTH` | tokens of a row: a question with its answer must fit |
-# | `SCORE_BY` | `exact`, `number`, `json:FIELD`, or a function of your own |
+# | `READY_MADE` | a small model that somebody else made, as a rival; or empty |
+# | `ANSWER_TOKENS` | the longest answer; what is cut off is not learned |
+# | `LENGTH` | tokens of a row: a question with its answer must fit, or is left out |
+# | `SCORE_BY` | `exact`, `number`, `json:FIELD`, or a function: of a text, what counts; `None` if nothing does |
+# | `LEARNING_RATE` | 0: a high one for what was cut or is fresh, a low one for a whole model |
+# | `BAR` | the least score and speed, and the most bytes, next to the teacher's |
 # | `LICENCE` | what the student may be passed on under |
-# | `FOLDER`, `DRIVE` | where everything is kept; on Colab a folder on your Drive |
+# | `FOLDER`, `DRIVE` | where everything is kept; a new folder for every new project |
 # | `PUSH_TO` | `owner/name` on the model hub; empty: nothing leaves this machine |
 
 # %%
 QUESTIONS, EXAM, RIGHT, TELL = "", "", "", ""
-TEACHER, STUDENT = ours
-ANSWER_TOKENS, LENGTH = 64, 128
-SCORE_BY = "exact"
+TEACHER, STUDENT, READY_MADE = ours
+ANSWER_TOKENS, LENGTH, SCORE_BY = 64, 128, "exact"
+LEARNING_RATE = 0.0
+BAR = {"min_score": 0.95, "min_speed": 2.0, "max_bytes": 0.5}
 LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
 
 # %% [markdown]
 # Which tasks fit? Those with answers that can be checked: a kind, a number, a field, a
-# short text. Each question stands alone. The student may have any tokenizer, since it
-# learns from text. A teacher behind an API is asked like any other. Then the student
-# must be a folder or a name on the hub, for there is nothing to cut it from.
+# short text. Each question stands alone. End your prompts with what the answer should
+# follow, such as a line `Answer:`. The student may have any tokenizer, since it learns
+# from text. With a teacher behind an API the student must be a folder or a name on the
+# hub, for there is nothing to cut it from.
 #
 # ## Say first what would be worth it
 #
-# A student is a second model to train, test, store and look after. What has it to be, so
-# that you would rather have it than the teacher? Say so before you measure, or every
-# result will look like a success. Our bar has three parts.
+# A student is a second model to train, test, store and look after. What must it achieve
+# before you prefer it to the teacher? Say so before you measure, or every result will
+# look like a success. That is `BAR` in the form.
 
 # %%
-from distill_helpers.course.verdict import MAX_BYTES, MIN_SCORE, MIN_SPEED
-
-print(f"at least {MIN_SCORE:.0%} of the teacher's score")
-print(f"at least {MIN_SPEED:g} times its speed")
-print(f"at most {MAX_BYTES:.0%} of its bytes, at equal precision")
+print(f"at least {BAR['min_score']:.0%} of the teacher's score")
+print(f"at least {BAR['min_speed']:g} times its speed")
+print(f"at most {BAR['max_bytes']:.0%} of its bytes, at equal precision")
 
 # %% [markdown]
 # Equal precision, because bytes are also saved by storing the *teacher* in fewer bits,
@@ -104,13 +108,15 @@ print(f"at most {MAX_BYTES:.0%} of its bytes, at equal precision")
 # kind, and the application reads no more than this out of it.
 #
 # These answers ship with the course, and cost nothing. On a GPU, or with a teacher or
-# questions of your own, the teacher is asked now. That is `write_labels` from lesson 05:
-# it can be interrupted, and it keeps to a budget.
+# questions of your own, the teacher is asked now. That is `write_labels` from lesson 05: it
+# can be interrupted. `own_project` takes its `max_cost`, a budget in dollars.
 
 # %%
 from distill_helpers.cli.runs import API, resolve_teacher, resolve_writer
 from distill_helpers.machine import drive_folder
 
+if QUESTIONS and not (FOLDER or DRIVE):
+    raise ValueError("set FOLDER or DRIVE: answers that you pay for are kept")
 home = drive_folder(DRIVE) if DRIVE else Path(FOLDER or work).absolute()
 home.mkdir(parents=True, exist_ok=True)
 behind_api = TEACHER.startswith(API)
@@ -177,9 +183,9 @@ for text in exam.teacher[:3]:
 # %% [markdown]
 # ## One file that describes the run
 #
-# The numbers of a run belong into a file, not into cells: then the command line, another
-# machine and you, in a year, can run the same again. How many steps? Enough to read the
-# answers a few times.
+# The numbers of a run belong in a file, not into cells: then the command line, another
+# machine and you, in a year, can run the same again. How many steps? That follows from
+# how often the answers are to be read.
 
 # %%
 from distill_helpers.cli.configs import TrainOptions, write_config
@@ -188,21 +194,22 @@ from distill_helpers.cli.runs import build_trainer, resolve_student
 untrained, tokenizer = resolve_student(STUDENT, teacher, profile, seed=0)
 texts = [row["prompt"] + row["answer"] for row in rows]
 tokens = sum(map(len, tokenizer(texts)["input_ids"])) + len(rows)
-per_step = training["batch_size"] * LENGTH
-steps = max(4, round(training["passes"] * tokens / per_step))
+per_step = batch_size * LENGTH
+steps = max(4, round(passes * tokens / per_step))
 print(f"{tokens:,} tokens, {per_step:,} in a step: {steps} steps")
 
 # %%
+is_small = STUDENT.startswith(("pruned:", "fresh:"))
 options = TrainOptions(
     teacher="packaged" if behind_api else TEACHER,
     student=STUDENT,
     answers=str(learn),
     plain_prompts=True,
     length=LENGTH,
-    batch_size=training["batch_size"],
+    batch_size=batch_size,
     steps=steps,
     save_steps=max(2, steps // 2),
-    learning_rate=training["learning_rate"],
+    learning_rate=LEARNING_RATE or (1e-3 if is_small else 2e-5),
     output=str(home / "run"),
     profile=profile.name,
 )
@@ -309,20 +316,21 @@ print(f"minutes: planned {planned.minutes:.1f}, taken {minutes:.1f}")
 log = [one for one in trainer.state.log_history if "loss" in one]
 fig, ax = plt.subplots(figsize=(6.5, 2.6))
 points = [(entry["step"], entry["loss"]) for entry in log]
-ax.plot(*zip(*points, strict=True), "o-", ms=4, color=plots.STUDENT)
+ax.plot(*zip(*points[1:], strict=True), "o-", ms=4, color=plots.STUDENT)
 ax.axvline(resume_at(found), color="0.4", ls="--")
-ax.text(resume_at(found), max(log[0]["loss"], 0.5), " resumed", color="0.4")
+ax.text(resume_at(found) + 1, max(points[1:])[1] * 2, "resumed", color="0.4")
 ax.set_yscale("log")
 ax.set_xlabel("step")
 ax.set_ylabel("loss (nats per token)")
-ax.set_title("The loss goes on where it was")
+ax.set_title("Torn off and resumed: the run goes on")
 plt.show()
 
 # %% [markdown]
-# A checkpoint holds more than the weights: the optimizer's averages, where the learning
-# rate stood, the random state and the place in the data. A test of the package holds
-# that a resumed run ends with the very weights of an undisturbed one. With `FOLDER` or
-# `DRIVE`, *Run all* after a disconnect does the same for you.
+# The bumps are those of single batches. A checkpoint holds more than the weights: the
+# optimizer's averages, where the learning rate stood, the random state and the place in
+# the data. A test of the package checks that a resumed run ends with the very weights of
+# an undisturbed one. With `FOLDER` or `DRIVE`, *Run all* after a disconnect does the same
+# for you. The time above counts what was run today.
 #
 # ## Save, and load again
 #
@@ -361,14 +369,13 @@ def answers_of(model, tokenizer):
 # %% [markdown]
 # ## The rivals
 #
-# A score says little alone. Is the student worth its trouble? Ask those who would do
-# without:
+# A score says little alone. Compare the student with what you could use instead:
 #
 # * **the commonest answer**, always;
 # * **word counts**, naive Bayes on what the student learned from: no network;
 # * **before training**: the student as it was;
 # * **right answers alone**: the same student, the same steps, on a few hundred answers by
-#   people. It never met the teacher;
+#   people. It never met the teacher. None of these glosses is in the exam;
 # * **the ready-made model, prompted**: no training at all, but a longer prompt;
 # * **the teacher**, the one to come near.
 
@@ -381,7 +388,10 @@ answers["commonest answer"] = [often] * len(exam.prompts)
 # %%
 from distill_helpers.course.verdict import WordCounts
 
-counts = WordCounts([row["prompt"] for row in rows], taught)
+# With answers of your own, one text for each thing that counts.
+texts_of = {read(text): text for text in taught}
+classes = [texts_of[read(text)] for text in taught] if QUESTIONS else taught
+counts = WordCounts([row["prompt"] for row in rows], classes)
 answers["word counts"] = [counts.answer(prompt) for prompt in exam.prompts]
 answers["before training"] = answers_of(untrained, student.tokenizer)
 
@@ -409,17 +419,25 @@ if right_answers:
 from distill_helpers.labels import write_labels
 
 prompted = list(exam.told[:prompted_count])
-if teacher is not None:
+twice = QUESTIONS and READY_MADE == TEACHER  # then it is the teacher itself
+replies = []
+if READY_MADE and not twice:
+    known = teacher if READY_MADE == TEACHER else None
     labels = write_labels(
-        resolve_writer(TEACHER, profile, loaded=teacher),
+        resolve_writer(READY_MADE, profile, loaded=known),
         prompted,
         home / "prompted.jsonl",
-        max_new_tokens=24,
+        max_new_tokens=ANSWER_TOKENS if QUESTIONS else 24,
         progress=False,
     )
-    texts = list(labels["answer"])
-    named = texts if QUESTIONS else tasks.named_kinds(texts)
-    answers["ready-made, prompted"] = named
+    replies = list(labels["answer"])
+    answers["ready-made, prompted"] = (
+        replies if QUESTIONS else tasks.mentioned_kinds(replies)
+    )
+
+# %%
+for reply in replies[:3]:
+    print(repr(reply))
 answers["student"] = answers_of(*student)
 answers["teacher"] = list(exam.teacher)
 
@@ -449,14 +467,15 @@ ax.set_yticks(range(len(scores)), list(scores))
 ax.invert_yaxis()
 ax.set_xlim(0, 108)
 ax.set_xlabel("right, percent of the exam; lines are 95 % intervals")
-ax.set_title("The student and those who would do without it")
+ax.set_title("The student, its teacher and the cheaper rivals")
 plt.show()
 
 # %% [markdown]
-# Three notes. *Before training* is mostly a failure of form: the model does not know that
-# a single word is wanted. If word counts come near your student, ship the word counts:
-# they are a few kilobytes and answer in no time. And look at *right answers alone*: is it
-# the teacher that you need, or people for an afternoon?
+# *Before training* the student writes no usable text: it was cut and not yet trained. The
+# ready-made model was told what is wanted, and any text that names a kind counts for it.
+# You have read three of its replies. If word counts come near your student, ship the word
+# counts. And look at *right answers alone*: is it the teacher that you need, or people for
+# an afternoon?
 #
 # The bar asks for the student's score *as a share of the teacher's*. Both answered the
 # same questions, and what is hard for one is often hard for the other. So the interval
@@ -466,8 +485,11 @@ plt.show()
 from distill_helpers.course.verdict import score_ratio
 
 share = score_ratio(scores["student"], scores["teacher"])
-print(f"{share.mean:.1%} of the teacher's score", end=" ")
-print(f"({share.low:.1%} to {share.high:.1%})")
+for name in ("teacher", "right answers alone", "word counts"):
+    if name in scores:
+        over = score_ratio(scores["student"], scores[name])
+        print(f"student / {name:20} {over.mean:6.1%}", end=" ")
+        print(f"({over.low:.1%} to {over.high:.1%})")
 
 # %% [markdown]
 # ## Speed and bytes
@@ -490,8 +512,11 @@ if teacher is not None:
         exam.prompts[: timed["questions"]],
         rounds=timed["rounds"],
     )
-    print(f"student: {max(speed.student):6.1f} answers a second, at best")
-    print(f"teacher: {max(speed.teacher):6.1f}")
+    turns = {"student": speed.student, "teacher": speed.teacher}
+    for name, rates in turns.items():
+        print(f"{name}: {sum(rates) / len(rates):6.1f} answers a second")
+    ratio = speed.ratio
+    print(f"{ratio.mean:.1f} times ({ratio.low:.1f} to {ratio.high:.1f})")
 
 # %%
 from distill_helpers.course.verdict import footprint
@@ -512,8 +537,8 @@ for name, loaded in pair.items():
 
 # %% [markdown]
 # While a model writes, it also keeps *keys and values* of every token so far, for every
-# text in the batch: that is the last number. The teacher that we time has the shape of the
-# one that labelled, and so its speed.
+# text in the batch. The last number adds them to the weights. The teacher that we time has
+# the shape of the one that labelled, and reads the short prompt, not its own long one.
 #
 # ## Exercise 2 · A verdict that knows what it does not know
 #
@@ -525,8 +550,7 @@ for name, loaded in pair.items():
 
 # %% [markdown] tags=["given"]
 # By hand, for a bar of 0.95: the interval from 0.96 to 0.99 gives 1, from 0.90 to 0.94
-# gives −1, from 0.94 to 0.97 gives 0. An interval that begins exactly at the bar reaches
-# it.
+# gives −1, from 0.94 to 0.97 gives 0. An end that lies exactly at the bar reaches it.
 
 
 # %% tags=["exercise"]
@@ -537,7 +561,7 @@ def reaches(low, high, bar):
 is_reached = checks.reaches(reaches, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# The worst end decides for, the best end against. The middle has no say.
+# The low end decides for 1, the high end for −1. The middle has no say.
 
 # %% [markdown] tags=["hint"] title="I never get 0"
 # Then you ask only one question, and there are two, one for each end: does the low end
@@ -561,20 +585,20 @@ is_reached = checks.reaches(reaches, fallback=True)
 
 # %%
 said = {1: "reached", 0: "undecided", -1: "missed"}
-print("score:", said[is_reached(share.low, share.high, MIN_SCORE)])
+print("score:", said[is_reached(share.low, share.high, BAR["min_score"])])
 if speed is not None:
-    ratio = speed.ratio
-    print("speed:", said[is_reached(ratio.low, ratio.high, MIN_SPEED)])
+    print("speed:", said[is_reached(ratio.low, ratio.high, BAR["min_speed"])])
     lighter = bytes_of["student"] / bytes_of["teacher"]
-    print("bytes:", "reached" if lighter <= MAX_BYTES else "missed")
+    print("bytes:", "reached" if lighter <= BAR["max_bytes"] else "missed")
 
 # %%
 from distill_helpers.course.verdict import judge_student
 
 task = "your task" if QUESTIONS else "living or not"
-verdict = "not timed: the teacher is behind an API"
+verdict = "judged by its score alone: the teacher is behind an API"
 if speed is not None:
-    verdict = judge_student(task, score=share, speed=ratio, size=lighter)
+    measures = {"speed": ratio, "size": lighter, **BAR}
+    verdict = judge_student(task, score=share, **measures)
 print(verdict)
 
 # %% [markdown]
@@ -591,23 +615,22 @@ wider = None
 if not QUESTIONS and speed is not None:
     kinds = [score(answers[who], exam.right) for who in ("student", "teacher")]
     print("student", kinds[0], "\nteacher", kinds[1])
-    wider = judge_student(
-        "exact kind", score=score_ratio(*kinds), speed=ratio, size=lighter
-    )
+    wider = judge_student("exact kind", score=score_ratio(*kinds), **measures)
     print(wider)
 
 # %% [markdown]
 # Same weights, same speed, same bytes. A small student can be worth having for a narrow
 # task, and for a wider one that can be unproven or false. Nobody sees that from its size.
 #
-# ## Exercise 3 · When has it paid?
+# ## Exercise 3 · When does it pay off?
 #
 # *medium · the sum that is done too late · 10 minutes*
 #
 # Distilling costs once, answering costs each time. Write `break_even(once, teacher,
 # student)`: `once` is what distilling costs in all, `teacher` and `student` what one
 # answer of each costs. After how many answers has the student cost no more than the
-# teacher would have? Give a number, not rounded; `math.inf` if that never happens.
+# teacher would have? Give a number, not rounded; `math.inf` if a student's answer is not
+# cheaper.
 #
 # By hand: 100 once, 3 for an answer of the teacher, 1 for one of the student: after 50
 # answers both have cost 150.
@@ -644,17 +667,16 @@ paid_after = checks.break_even(break_even, fallback=True)
 
 # %%
 if speed is not None:
-    each = {
-        "student": 1 / max(speed.student),
-        "teacher": 1 / max(speed.teacher),
-    }
+    each = {name: len(rates) / sum(rates) for name, rates in turns.items()}
     once = len(rows) * each["teacher"] + 60 * minutes
     needed = paid_after(once, each["teacher"], each["student"])
     print(f"made in {once / 60:.1f} minutes, labels included")
     print(f"it has paid after {needed:,.0f} answers, on this machine")
 
 # %% [markdown]
-# Your own hours are not in it yet. What does it come to with them?
+# Your own hours are not in it yet: add them to `once`. With a teacher behind an API, put
+# its price for an answer in the place of its seconds, and the rent of your machine in that
+# of the student's.
 #
 # ## Serve it
 #
@@ -678,13 +700,14 @@ for precision in ("f16", "q8_0"):
 # %%
 from distill_helpers.course.local_server import complete, serve_gguf
 
-some = list(exam.prompts[:served_count])
+some, served = list(exam.prompts[:served_count]), {}
 for precision, file in files.items():
     with serve_gguf(file) as url:
         replies = complete(url, some, max_new_tokens=longest)
     mine = answers["student"][:served_count]
     pairs = zip(replies, mine, strict=True)
     same = sum(a.strip() == b.strip() for a, b in pairs)
+    served[f"served, {precision}"] = f"{same} of {len(some)} answers the same"
     print(f"{precision}: {same} of {len(some)} answers are the same")
 
 # %%
@@ -692,33 +715,39 @@ print("asked:   ", some[0])
 print("answered:", replies[0])
 
 # %% [markdown]
-# Where they differ, two answers were nearly tied, and rounding has decided.
+# An answer that differs was nearly tied with another one, and rounding has decided. What
+# you ship is the file that was asked here, so the number goes onto the card.
 #
 # ## A model card
 #
 # A **model card** (Mitchell et al. 2019) says what a model is, what went in and under which
 # licences, what was measured, what it cannot do, and how to ask it. Ours is written from
 # the records of this run, so that no number is copied by hand. What the student wrote is
-# shown and never obeyed: a card is read in browsers.
+# escaped, so that a browser cannot run it.
 
 # %%
 from distill_helpers.course.model_card import ModelCard, write_card
 from distill_helpers.course.project import origins, teacher_name
 
 # %%
-licence = LICENCE or ("apache-2.0" if ours == (TEACHER, STUDENT) else "other")
-known = licence if licence != "other" else "look it up"
+all_ours = ours[:2] == (TEACHER, STUDENT) and not QUESTIONS
+licence = LICENCE or ("apache-2.0" if all_ours else "other")
+known = "apache-2.0" if ours[0] == TEACHER else "look it up"
 went_in = {"teacher": (known, teacher_name(TEACHER, profile))}
+if not is_small:
+    went_in["student"] = ("look it up", teacher_name(STUDENT, profile))
 if QUESTIONS:
     went_in[Path(QUESTIONS).name] = ("yours: say which", "yours: say where")
 else:
-    went_in |= origins(["wordnet_glosses.jsonl", "gloss_labels.jsonl"])
+    went_in |= origins(["wordnet_glosses.jsonl"])
+    went_in |= origins(["gloss_labels.jsonl"]) if stored else {}
 
 # %%
 measured = {f"right, {name}": str(one).strip() for name, one in scores.items()}
 measured["verdict"] = str(verdict)
 if wider is not None:
-    measured["beyond it"] = str(wider)
+    measured["on a wider task"] = str(wider)
+measured |= served
 
 # %%
 limits = [
@@ -776,16 +805,21 @@ if DRIVE:
 # ```sh
 # distill train hard --config run.json
 # accelerate launch -m distill_helpers train hard --config run.json
-# distill evaluate --model student --answers exam.jsonl
+# distill evaluate --model student --answers judged.jsonl
 # distill export --model student --output student.gguf
 # ```
+#
+# `evaluate` counts answers that are right word by word. For the glosses that is the exact
+# kind, the second of the two verdicts.
 
 # %%
-tasks.write_questions(home / "exam.jsonl", exam.prompts, exam.right)
+tasks.write_questions(home / "judged.jsonl", exam.prompts, exam.right)
 print(config.read_text().replace(str(work), "…"))
 
 # %% [markdown]
-# ## A rubric for your project
+# ## Your project
+#
+# Fill in the form, write your bar, and hand in the card with this page:
 #
 # | question | yes? |
 # |---|---|

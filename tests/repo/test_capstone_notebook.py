@@ -49,10 +49,11 @@ def run(folder: Path, teacher: str) -> list[dict[str, str]]:
             f"RIGHT = {questions(folder, 'right.jsonl', learned)!r}",
             "TELL = 'Answer in one word. '",
             f"TEACHER, STUDENT = {teacher!r}, {str(folder / 'small')!r}",
-            "ANSWER_TOKENS, LENGTH = 24, 64",
-            # Its tokenizer knows digits alone, so nothing will be exactly right.
-            "def SCORE_BY(text):",
-            "    return len(text) > 0",
+            "READY_MADE = ''",
+            "ANSWER_TOKENS, LENGTH, LEARNING_RATE = 24, 64, 0.0",
+            # It learns next to nothing here, so nothing would be exactly right.
+            "SCORE_BY = lambda text: len(text) > 0",
+            "BAR = {'min_score': 0.9, 'min_speed': 2.0, 'max_bytes': 0.5}",
             f"LICENCE, FOLDER = 'mit', {str(folder / 'home')!r}",
             "DRIVE, PUSH_TO = '', ''",
         ]

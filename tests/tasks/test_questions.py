@@ -80,6 +80,12 @@ def test_the_default_project_keeps_its_exam_apart(tmp_path):
         questions.gloss_project(tmp_path, learn=3999, test=2)
 
 
+def test_a_kind_is_found_in_whatever_form_it_is_named():
+    said = ['{"kind": "food"}', "It is an Animal, not a plant.", "foodstuff", ""]
+    assert questions.mentioned_kinds(said) == ["food", "animal", "", ""]
+    assert questions.named_kinds(said) == ["food", "", "", ""]
+
+
 def test_right_answers_are_of_the_questions_that_are_learned_from(tmp_path):
     learn, exam = questions.gloss_project(tmp_path, learn=30, test=20)
     right = questions.read_questions(

@@ -131,12 +131,11 @@ def _co_distil(
         alpha = weight(progress(step, len(batches)))
         joint(theirs, ours, ids, alpha).backward()
         labels = ids[:, 1:].flatten()
-        log.append(
-            tuple(
-                float(F.cross_entropy(z.detach()[:, :-1].flatten(0, 1), labels))
-                for z in (theirs, ours)
-            )
+        teacher_ce, student_ce = (
+            float(F.cross_entropy(z.detach()[:, :-1].flatten(0, 1), labels))
+            for z in (theirs, ours)
         )
+        log.append((teacher_ce, student_ce))
         for optimizer in optimizers:
             optimizer.step()
         if clear:
