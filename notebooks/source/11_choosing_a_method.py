@@ -15,7 +15,8 @@ profile = get_profile(PROFILE)
 # The sizes of this lesson:
 
 # %%
-asked_count = profile.pick(smoke=4, cpu=60, gpu=200)
+asked_count = profile.pick(smoke=2, cpu=40, gpu=200)
+reply_tokens = profile.pick(smoke=4, cpu=80, gpu=80)
 open_rows = profile.pick(smoke=8, cpu=200, gpu=200)
 live_sizes = profile.pick(
     smoke={"steps": 3, "validation": 10},
@@ -127,15 +128,15 @@ fig.legend(lines, list(needs), title="needs of the teacher", **place)
 plt.show()
 
 # %% [markdown]
-# Points are means and lines are intervals, over five seeds at equal steps. **No technique
-# wins in both worlds.** For closed answers the teacher's text is enough, and the labels that
-# you have anyway are the best addition. For open text, soft labels are far ahead, and the
-# teacher's likeliest tokens, the winner's form on the left, come last.
+# Points are means, lines their intervals over five seeds, at equal steps. **What wins
+# depends on the world.** Soft labels are near the top in both. The teacher's text does well
+# for closed answers only: its likeliest tokens are last of all in open text.
 #
-# Three notes. Closed students begin from one small *base* model, which adds numbers up to
-# 39; open ones from nothing, with 800 rows. The open co-distilled student had too short a
-# grid of learning rates, so do not build on that point. And *own text* is a recipe that
-# lost here: a new trainer for the last quarter of the steps.
+# Read the picture with care. Closed students begin from one small *base* model, which adds
+# numbers up to 39. They read 500 labels, or 2,000 answers that the teacher wrote. Open
+# students begin from nothing and all read the same 800 rows; only the targets differ. The
+# open co-distilled student had too short a grid of learning rates: do not build on its
+# point. *Own text* is one recipe, a new trainer for the last quarter of the steps.
 
 # %% [markdown]
 # ## Why the worlds differ
@@ -176,15 +177,15 @@ for (name, found), dash in zip(sure.items(), ("-", "--"), strict=True):
     ax.hist(found.tolist(), bins, color=TEACHER, label=name, **options)
 ax.set_xlabel("teacher's probability of its likeliest token")
 ax.set_ylabel("positions, percent")
-ax.set_title("The sums leave nothing open, prose leaves most open")
+ax.set_title("The sums leave little open, prose leaves most open")
 ax.legend(loc="upper center")
 plt.show()
 
 # %% [markdown]
 # A distribution that is nearly one token says nearly what the token says. In prose, most
-# positions are open, and there the other probabilities carry what a label cannot. **Ask
-# first how open your teacher's next token is.** To measure that costs one forward pass
-# over a few texts, before anything is trained.
+# positions are open, and there the other probabilities carry what a label cannot. That is
+# our explanation; amount and start differ, too. **Ask first how open your teacher's next
+# token is.** It costs one forward pass over a few texts, before anything is trained.
 #
 # ## What was claimed
 #
@@ -213,9 +214,9 @@ ax.set_title("Closed answers: what a student read decided most")
 plt.show()
 
 # %% [markdown]
-# Many answers with some errors taught far more than few without. *In which form* the student
-# read them decided little. This study makes many claims, so each has to be that much
-# surer; what five seeds leave open is *undecided*, however good it looks.
+# Many answers with some errors taught far more than few without. For the *form* in which the
+# student read them, no gain could be shown; some points stay possible. With many claims
+# each needs stronger evidence, so these intervals are wider than one claim alone would have.
 #
 # ## The rival that needs no training
 #
@@ -237,18 +238,20 @@ from distill_helpers.labels import prompt_text
 
 turns = [[{"role": "user", "content": text}] for text in asked]
 prompts = [prompt_text(turn, chat.tokenizer) for turn in turns]
-replies = generate(*chat, prompts, max_new_tokens=24, batch_size=20)
+replies = generate(*chat, prompts, max_new_tokens=reply_tokens, batch_size=20)
 
 # %%
 numbers = [re.findall(r"\d+", reply.replace(",", "")) for reply in replies]
 hits = [n[-1:] == [p.result] for n, p in zip(numbers, problems, strict=True)]
 print(f"ready-made, prompted: {100 * sum(hits) / len(hits):.0f} % right")
-print("asked:", asked[0], "answered:", replies[0])
+for question, reply in zip(asked[:2], replies, strict=False):
+    print("ASKED   ", question)
+    print("ANSWERED", reply)
 
 # %% [markdown]
-# A general model of this size does not add three numbers. A student of the same task with
-# three hundred times fewer weights does, for two times in three. But try this rival first: if it
-# passes your exam, you need no distilling.
+# With this prompt it does not add three numbers. A student of the same task does, with a small
+# part of its weights. But try this rival first, with your best prompt: if it passes your
+# exam, you need no distilling.
 #
 # ## The bits that you could save instead
 #
@@ -269,6 +272,7 @@ print(f"your live student: {right:.0f} % of {judged:,} problems")
 # %%
 from distill_helpers.models import parameter_count
 
+# A group of 32 weights shares two numbers of 16 bits: one more bit a weight.
 curves = {}
 for name, model in (("teacher", teacher), ("student", live)):
     weights = parameter_count(model)
@@ -284,20 +288,24 @@ for name, points in curves.items():
     color = STUDENT if name == "student" else TEACHER
     size, percent = zip(*points, strict=True)
     ax.plot([s / 1e6 for s in size], percent, "o-", color=color)
-    ax.text(size[0] / 1e6, percent[0] + 3, name, color=color, ha="right")
+    ax.text(size[0] / 1e6 + 0.03, percent[0], name, color=color)
     for (s, p), bits in zip(points, ("16", "8", "4", "3"), strict=True):
-        ax.text(s / 1e6, p - 8, bits, ha="center", size=8.5, color=color)
+        high = p + 2 if name == "student" else p - 5
+        ax.text(s / 1e6, high, bits, ha="center", size=8.5, color=color)
 ax.set_xlabel("megabytes of weights; the numbers are bits")
 ax.set_ylabel("right (percent)")
-ax.set_ylim(0, 90)
-ax.set_title("Round first, distil if that is not enough, round again")
+ax.set_xlim(0, 1.85)
+ax.set_title(
+    "Rounded teacher, rounded student: who is smaller at equal score?"
+)
 plt.show()
 
 # %% [markdown]
-# The teacher in 4 bits is about as small as the student in 16, and better. If only the
-# *memory* has to go down, round the teacher. The student in 4 bits is where no rounding of
-# the teacher gets to. And bytes are not operations: rounding leaves their number as it was,
-# while a student of a quarter of the size needs a quarter of them.
+# The teacher in 4 bits is about as small and about as good as the student in 16. So if only
+# the *memory* has to go down, round the teacher. But the student can be rounded as well, and
+# no rounding of the teacher gets as small. And bytes are not operations: rounding leaves
+# their number as it was, while a student of a quarter of the size needs a quarter of them.
+# This is one student, and one exam.
 #
 # ## Equal operations
 #
@@ -330,8 +338,8 @@ afford = checks.steps_for(steps_for, fallback=True)
 # numbers too: −1 // 2 is −1.
 
 # %% [markdown] tags=["hint"] title="I get too many steps, or fewer than none"
-# In the example by hand, 5 steps mean that the teacher's text was not paid for. With 4, or
-# three and a half, a step counts of which the budget covers only a part. If the budget is
+# In the example by hand, 5 steps mean that the teacher's text was not paid for. If you get 4
+# or three and a half, you counted a step that is only partly paid for. If the budget is
 # overdrawn already, the answer is 0.
 
 
@@ -440,10 +448,18 @@ plt.show()
 
 # %% [markdown]
 # Labels gain from more steps, but the gap stays: it was not the steps that were missing.
-# Without a teacher in every step a student can train about twice as long, and the plainest
-# way of all, your labels and the teacher's text, is on top. **Stored soft labels** get the
-# distribution *and* the steps.
-#
+# Without a teacher in every step a student can train about twice as long. The plainest way
+# of all, your labels and the teacher's text, has the highest mean; **stored soft labels** get
+# the distribution *and* the steps. Is the lead
+# beyond chance?
+
+# %%
+for rival in (study.STORED, study.TEXT):
+    gain = closed.gain("exact_match", study.BOTH, rival, study.EQUAL)
+    print(f"{study.BOTH} over {rival:20} {gain.mean:+.1f}", end=" ")
+    print(f"({gain.low:+.1f} to {gain.high:+.1f}) points")
+
+# %% [markdown]
 # ## Bytes, seconds, memory
 #
 # Here they are for the closed task, on one processor core. Below is what `plan` says of the
@@ -472,11 +488,15 @@ for method in METHODS[:planned]:
     print(f"{method:16}{found.memory_gib:6.1f} GiB at the peak")
 
 # %% [markdown]
+# A second model in every step costs time, and most where it learns itself. Stored soft labels
+# cost bytes in its place, and leave the student alone in memory.
+#
 # ## The bill
 #
 # The other half of a decision is money, and it depends on numbers that only you have.
-# `prices` holds the arithmetic. Its prices are assumptions of November 2026: a rented H100
-# or T4 by the hour, an API by the million tokens, and people. Put in your own.
+# `prices` holds the arithmetic. Its prices are assumptions of November 2026: a rented GPU
+# that is never idle, an API by the million tokens, and people for every student that is
+# made. Put in your own.
 
 # %%
 from distill_helpers.course.prices import Project
@@ -520,7 +540,9 @@ answers = [10 ** (n / 4) for n in range(12, 37)]
 for way, color in BILLS.items():
     bill = prices.bill(project, way)
     ax.plot(answers, [bill.total(n) for n in answers], color=color)
-    ax.text(1.15e9, bill.total(1e9), way, color=color, va="center")
+    lift = {prices.BOUGHT: 1.9, prices.READY_MADE: 0.45}.get(way, 1.0)
+    high = lift * bill.total(1e9)
+    ax.text(1.15e9, high, way, color=color, va="center")
 ax.plot(crossing, made.total(crossing), "o", mfc="white", mec="#222222")
 ax.axvline(my_answers, color="0.6", ls=":")
 ax.text(my_answers, 2e6, " yours", color="0.4")
@@ -531,9 +553,11 @@ ax.set_ylim(1, 1e7)
 ax.minorticks_off()
 ax.set_xlabel("answers served")
 ax.set_ylabel("dollars in all")
-ax.set_title("A student is cheaper only to the right of the circle")
+ax.set_title("Cheaper than buying only to the right of the circle")
 plt.show()
-print(f"the circle: {crossing:,.0f} answers")
+rounded = prices.bill(project, prices.SERVED_4_BITS)
+print(f"the circle: {crossing / 1e6:.1f} million answers; against the teacher")
+print(f"in 4 bits: {prices.break_even(rounded, made) / 1e6:.0f} million")
 
 # %% [markdown]
 # Against a small model that somebody else has distilled, and that passes your exam, no
@@ -547,18 +571,18 @@ for way in (prices.API_TEXT, prices.TEXT, SOFT, STORED):
     machines = sum(once.values()) - once["people"]
     print(f"{way:32} people {once['people']:6,.0f} $, rest {machines:5,.0f} $")
 more = prices.bill(replace(project, examples=50_000_000), SOFT).once
-print("with a thousand times the examples, reading alone: ", end="")
-print(f"{more['teacher reads']:,.0f} $")
+print(f"a thousand times the examples: {sum(more.values()):,.0f} $,", end=" ")
+print(f"{more['teacher reads']:,.0f} $ of it for reading")
 
 # %% [markdown]
 # At this size the choice between text and soft labels is one of *access*, not of money. With
-# a thousand times the examples the teacher's reading is what you pay for, and then it
+# a thousand times the examples the teacher's reading is the largest part, and then it
 # matters whether the teacher reads every epoch or once.
 #
 # ## The guide
 #
-# Ask these questions in order; the first "yes" decides. Numbers are this lesson's, for
-# closed answers at no more than equal operations.
+# Ask these questions in order; the first "yes" decides. In brackets: right answers of the
+# closed task, at no more than equal operations.
 
 
 # %%
@@ -570,23 +594,27 @@ def percent(arm):
 
 # %%
 GUIDE = [
-    ("Does a small model of others pass your exam?", "use it"),
+    ("Does a ready-made small model pass your exam?", "use it"),
     (
         "Do you serve few answers, or is the teacher cheap enough?",
         f"prompt it; round its weights ({percent(study.FOUR_BITS)})",
     ),
     ("Do your right labels cover what will be asked?", "train on them"),
     (
-        "Does the teacher give its text alone, or other tokens?",
-        f"its text, and your labels ({percent(study.BOTH)})",
+        "Do you get only text, or does the teacher cut words otherwise?",
+        f"closed: its text, your labels ({percent(study.BOTH)})\n"
+        "open: your own text first",
     ),
     (
         "Are answers closed: does the teacher leave little open?",
-        f"the same: text and labels ({percent(study.BOTH)})",
+        f"its text and your labels ({percent(study.BOTH)})",
     ),
-    ("Must the teacher be trained at the same time?", "co-distil (lesson 07)"),
+    ("Must the teacher be trained at the same time?", "look at lesson 07"),
     ("Is the text open, and read more than once?", "soft labels, stored"),
-    ("None of these", "soft labels of the live teacher"),
+    (
+        "None of these",
+        "soft labels of the live teacher;\nthen own text (lesson 08)",
+    ),
 ]
 
 # %%
@@ -607,9 +635,9 @@ ax.axis("off")
 plt.show()
 
 # %% [markdown]
-# Is the guide consistent with the table that it was made from? For each kind of access, let
-# its choice compete with the others that this access allows, seed by seed. A rival
-# contradicts the guide only if its whole interval is better.
+# Is the guide consistent with the table that it was made from? That is no proof of it. For
+# closed answers and each kind of access, let its choice compete with the others, seed by
+# seed, at equal steps.
 
 # %%
 AT_HAND = {
@@ -621,7 +649,8 @@ AT_HAND = {
 for access, (choice, *rivals) in AT_HAND.items():
     for rival in rivals:
         gain = closed.gain("exact_match", choice, rival, SETTING)
-        word = "contradicted" if gain.high < 0 else "consistent"
+        word = "better" if gain.low > 0 else "undecided"
+        word = "contradicted" if gain.high < 0 else word
         interval = f"{gain.mean:+5.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
         print(f"{access}: {choice} over {rival:24}{interval}  {word}")
 
@@ -634,9 +663,10 @@ for access, (choice, *rivals) in AT_HAND.items():
 # 1. A firm sorts 3,000 support mails a day into twelve kinds. The teacher is an API.
 #
 # <details><summary>our answer</summary>
-# Closed answers, text alone. First: does a small ready-made model pass an exam of 300
-# mails? Word counts? If not: the API's answers to some thousand mails, and all the right
-# labels there are.
+# A million mails a year cost as many thousandths of a dollar with the API: the bill
+# says *prompt it*, for years. Unless mails may not leave the house, or an answer must be
+# fast: then the API's answers to some thousand mails, and all right labels. First: would a
+# classifier on word counts pass?
 # </details>
 #
 # 2. A draft model for speculative decoding of a model whose weights you have.
@@ -649,23 +679,25 @@ for access, (choice, *rivals) in AT_HAND.items():
 # 3. A lawyer has 200 labelled contracts, and may not send them to anybody.
 #
 # <details><summary>our answer</summary>
-# No API. Fine-tune a ready-made model on 150, and judge on 50. A teacher of open weights on
-# your own machine may write labels for further contracts. First: who checks them?
+# No API. Fine-tune a ready-made model, and judge by cross-validation: fifty contracts alone
+# would give an interval of a dozen points to both sides. A teacher of open weights on your
+# own machine may label further contracts. First: who checks them?
 # </details>
 #
 # 4. A family of three models, to be trained from scratch on the same text.
 #
 # <details><summary>our answer</summary>
-# The large one is trained anyway, so its soft labels are free: co-distil, or store soft
-# labels of its last weights. First: what do the small ones reach alone, for the same
-# operations?
+# The large one's training is paid for. What its soft labels add costs memory in
+# co-distillation, or a pass over the text afterwards, stored. First: what do the small ones
+# reach alone, for the same operations?
 # </details>
 #
 # 5. A keyboard for a phone, 50 megabytes, that proposes the next word.
 #
 # <details><summary>our answer</summary>
-# Open text, and closeness counts: soft labels, stored, a small vocabulary shared with the
-# teacher, and 4 bits at the end. First: what does a rounded small model of others reach?
+# Open text: soft labels, stored, and 4 bits at the end. First: what does a ready-made small
+# model reach in 4 bits? And is there a teacher with so small a vocabulary, or must tokens
+# be matched?
 # </details>
 #
 # 6. Three thousand answers a year to questions about a museum.
@@ -696,15 +728,15 @@ for access, (choice, *rivals) in AT_HAND.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One picture to remember:** the first. Closed answers: text is enough. Open text: soft
-#   labels.
+# * **One picture to remember:** the first. For closed answers the teacher's text does as well
+#   as its distributions; in open text soft labels are far ahead.
 # * Measure how open your teacher's next token is before you choose.
 # * The rivals that are forgotten: a ready-made model, the rounded teacher, labels for
 #   longer.
 # * Compare at equal operations, and at equal precision.
 # * **Use distillation when** you serve many answers of one kind, or need a model that
-#   stands in for its teacher. **Do not, when** few answers are served, a small model of
-#   others passes your exam, or nobody can say what a good answer is.
+#   stands in for its teacher. **Do not, when** few answers are served, or a ready-made small
+#   model passes your exam.
 #
 # *Read on:* Busbridge et al. 2025, arXiv:2502.08606; Furlanello et al. 2018,
 # arXiv:1805.04770; Müller et al. 2019, arXiv:1906.02629; Menon et al. 2021,

@@ -36,11 +36,11 @@ sizes = profile.pick(
 )
 right_count = profile.pick(smoke=20, cpu=600, gpu=600)
 prompted_count = profile.pick(smoke=4, cpu=60, gpu=800)
-passes = profile.pick(smoke=0.1, cpu=1.5, gpu=3.0)
+passes = profile.pick(smoke=0.1, cpu=1.2, gpu=3.0)
 batch_size = profile.pick(smoke=2, cpu=8, gpu=8)
 timed = profile.pick(
     smoke={"questions": 4, "rounds": 2},
-    cpu={"questions": 64, "rounds": 4},
+    cpu={"questions": 48, "rounds": 4},
     gpu={"questions": 256, "rounds": 8},
 )
 served_count = profile.pick(smoke=4, cpu=60, gpu=200)
