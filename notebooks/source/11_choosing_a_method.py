@@ -290,7 +290,7 @@ for name, points in curves.items():
     ax.plot([s / 1e6 for s in size], percent, "o-", color=color)
     ax.text(size[0] / 1e6 + 0.03, percent[0], name, color=color)
     for (s, p), bits in zip(points, ("16", "8", "4", "3"), strict=True):
-        high = p + 2 if name == "student" else p - 5
+        high = p + 0.6 if name == "student" else p - 1.3
         ax.text(s / 1e6, high, bits, ha="center", size=8.5, color=color)
 ax.set_xlabel("megabytes of weights; the numbers are bits")
 ax.set_ylabel("right (percent)")
