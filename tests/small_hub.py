@@ -198,6 +198,12 @@ def use_small_gpu():
         # A float is a rate, not a count.
         if isinstance(gpu, int) and isinstance(smoke, int):
             return min(smoke, gpu)
+        if isinstance(gpu, dict) and isinstance(smoke, dict) and gpu:
+            given = {name: smoke.get(name, one) for name, one in gpu.items()}
+            return {
+                name: pick(_, smoke=given[name], cpu=None, gpu=one)
+                for name, one in gpu.items()
+            }
         whole = gpu is None or gpu == {}
         return smoke if whole else gpu
 

@@ -409,6 +409,7 @@ MUTANTS: dict[str, tuple[LossFunction, ...]] = {
         through_kl_div(heated, heated),
     ),
     "wrong_dimension": (
+        with_divergence(partial(kl, dims=(0, 0))),
         softmax_over(0, 0),
         softmax_over(0, -1),
         softmax_over(-1, 0),
@@ -418,7 +419,6 @@ MUTANTS: dict[str, tuple[LossFunction, ...]] = {
         softmax_over(1, 1, positions=ALL),
         softmax_over(1, -1, positions=ALL),
         softmax_over(-1, 1, positions=ALL),
-        with_divergence(partial(kl, dims=(0, 0))),
     ),
     "one_sided_temperature": (
         with_divergence(lambda s, t, T: kl(s, T * t, T)),

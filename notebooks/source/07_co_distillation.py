@@ -23,6 +23,7 @@ own_shapes = profile.pick(
     cpu={"teacher": (4, 192), "student": (2, 96)},
     gpu={"teacher": (8, 512), "student": (4, 256)},
 )
+own_count = profile.pick(smoke=160, cpu=2000, gpu=40_000)
 own_text = profile.pick(smoke=None, cpu=None, gpu="roneneldan/TinyStories")
 own_training = profile.pick(
     smoke={"steps": 2, "batch_size": 4, "learning_rate": 4e-3},
@@ -757,9 +758,9 @@ from distill_helpers.data import stream_rows
 
 # %%
 if own_text is None:
-    text = rows.select(range(min(len(rows), 2000)))
+    text = rows.select(range(own_count))
 else:
-    text = stream_rows(own_text, tokenizer, length=256, count=40_000)
+    text = stream_rows(own_text, tokenizer, length=256, count=own_count)
 held_out = text.select(range(len(text) - 80, len(text)))
 to_read = text.select(range(len(text) - 80))
 

@@ -486,7 +486,7 @@ from distill_helpers.course.verdict import score_ratio
 
 share = score_ratio(scores["student"], scores["teacher"])
 for name in ("teacher", "right answers alone", "word counts"):
-    if name in scores:
+    if name in scores and any(scores[name].hits):
         over = score_ratio(scores["student"], scores[name])
         print(f"student / {name:20} {over.mean:6.1%}", end=" ")
         print(f"({over.low:.1%} to {over.high:.1%})")

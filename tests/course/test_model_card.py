@@ -11,7 +11,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from distill_helpers.course.model_card import ModelCard, card_text, escape, write_card
-from distill_helpers.models import generate
+from distill_helpers.evaluation import generate
 from distill_helpers.tasks.teachers import load_tiny_teacher
 
 CARD = ModelCard(

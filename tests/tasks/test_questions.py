@@ -143,7 +143,8 @@ def test_a_project_of_ones_own(given, tmp_path):
     rows = [json.loads(line) for line in learn.read_text().splitlines()]
     # The teacher is told; the student is not.
     assert rows[0] == {"prompt": "1+1=", "answer": "SUM: 1+1="}
-    assert read == questions.Exam(("2+2=",), ("4",), ("SUM: 2+2=",))
+    said, told = ("SUM: 2+2=",), ("sum: 2+2=",)
+    assert read == questions.Exam(("2+2=",), ("4",), said, told)
     with pytest.raises(DataError, match="no whole answer"):
         questions.own_project(
             tmp_path / "cut", teacher=Parrot(str, reason="length"), **given
