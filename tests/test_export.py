@@ -13,12 +13,13 @@ from gguf import GGUFReader
 from tiny_models import byte_level_bpe, tiny
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from distill_helpers.course.local_server import serve_gguf
 from distill_helpers.export import PRECISIONS, export_gguf
 from distill_helpers.machine import get_profile
 from distill_helpers.models import ModelError, load_model
 from distill_helpers.tasks.teachers import load_teacher
 
-xllamacpp = pytest.importorskip("xllamacpp")
+pytest.importorskip("xllamacpp")
 
 TEXT = (
     "It is a truth universally acknowledged, that a single man in possession of 10,000 "
@@ -29,30 +30,18 @@ TEXT = (
 
 @contextmanager
 def served(path):
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.n_ctx = 1024
-    parameters.n_parallel = 1
-    parameters.cpuparams.n_threads = 1
-    parameters.hostnames = ["127.0.0.1"]
-    parameters.port = 0
-    parameters.verbosity = 0
-    server = xllamacpp.Server(parameters)
-    address = server.listening_address
+    with serve_gguf(path, threads=1, parallel=1) as url:
 
-    def ask(what, **body):
-        request = urllib.request.Request(
-            f"{address}/{what}",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return json.load(reply)
+        def ask(what, **body):
+            request = urllib.request.Request(
+                f"{url.removesuffix('/v1')}/{what}",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return json.load(reply)
 
-    try:
         yield ask
-    finally:
-        del server
 
 
 def marks(ask, ids, position, count=3):

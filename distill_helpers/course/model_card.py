@@ -131,8 +131,8 @@ def card_text(card: ModelCard) -> str:
 
 def _how_to_use(card: ModelCard) -> list[str]:
     """The prompt's format, and lines to run for three programs."""
-    # ASCII, so that no character can end a line or a fence; JSON strings are Python's.
-    prompt = json.dumps(card.prompt).replace("`", "\\u0060")
+    # ASCII and no backtick, so that nothing in it can end a line or a fence.
+    prompt = ascii(card.prompt).replace("`", "\\x60")
     body = {"prompt": card.prompt, "max_tokens": card.answer_tokens, "temperature": 0}
     asked = json.dumps(body).replace("`", "\\u0060").replace("'", "\\u0027")
     return [

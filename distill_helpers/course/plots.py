@@ -23,7 +23,6 @@ TEACHER = "#0072B2"
 STUDENT = "#D55E00"
 TEXT = "#009E73"
 PALE = "#B8B8B8"
-# Where a figure needs a third colour and has no text labels.
 PALETTE = (STUDENT, TEACHER, TEXT, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 
 
@@ -161,32 +160,6 @@ def over_settings(ax: Axes, results: Results, metric: str, arms: Sequence[str]) 
         ax.fill_between(places, lows, highs, alpha=0.2)
     ax.set_xticks(range(len(settings)), list(settings))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(arms))
-
-
-def seeds_by_setting(ax: Axes, results: Results, metric: str) -> None:
-    """Draw one point per seed, the arms side by side within each setting.
-
-    This shows outcomes that a mean hides, such as a task that is learned or not.
-
-    Args:
-        ax: The axes to draw into.
-        results: What ``studies.load_results`` returns.
-        metric: A column of the study.
-    """
-    settings, arms = results.study.settings, results.study.arms
-    pairs = results.study.pairs()
-    width = 0.3 / max(1, len(arms) - 1)
-    for number, (arm, marker) in enumerate(zip(arms, "osD^vPX", strict=False)):
-        points = [
-            (place - 0.15 + number * width, value)
-            for place, setting in enumerate(settings)
-            if (arm, setting) in pairs
-            for value in results.values(metric, arm, setting)
-        ]
-        x, y = zip(*points, strict=True)
-        ax.plot(x, y, marker, label=arm, alpha=0.8)
-    ax.set_xticks(range(len(settings)), list(settings))
-    ax.set_xlim(-0.5, len(settings) - 0.5)
 
 
 def lines(

@@ -32,6 +32,7 @@ from distill_helpers.models import (
     reading_device,
 )
 from distill_helpers.studies import MIME, Interval, t_interval
+from distill_helpers.tasks.questions import unfenced
 
 # What a student has to reach; the capstone's own bar, to be changed for your own.
 MIN_SCORE, MIN_SPEED, MAX_BYTES = 0.95, 2.0, 0.5
@@ -142,9 +143,8 @@ def _last_number(text: str) -> float | None:
 
 
 def _json_field(text: str, name: str) -> str | None:
-    bare = text.strip().removeprefix("```json").strip("`\n ")
     try:
-        value = json.loads(bare)[name]
+        value = json.loads(unfenced(text))[name]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return json.dumps(value, sort_keys=True)

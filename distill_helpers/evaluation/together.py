@@ -1,6 +1,6 @@
 """How models that were trained together compare, and how much two runs differ.
 
-Taught in notebook 07.
+For peers, which notebook 07 names.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ knows without a network, ``rehearsal`` runs the step, ``ledger`` notes what it
 allocates, and ``plans`` has the question and its answer. The devices need no torch;
 everything else is loaded when it is first asked for.
 
-Taught in notebook 07, used in the capstone.
+Used in notebook 11 and the capstone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a training step runs on: memory, speed and price. Importing it needs no torch.
 
-Taught in notebook 07; notebook 11 computes its prices with the same table.
+Used in notebook 13; notebook 11 computes its prices with the same table.
 """
 
 from __future__ import annotations

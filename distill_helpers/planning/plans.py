@@ -170,7 +170,7 @@ def plan(
     Raises:
         ValueError: For unknown names, or a method that lacks its teacher.
 
-    Taught in notebook 07.
+    Used in notebooks 11 and 13.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose one of {METHODS}")

@@ -126,13 +126,13 @@ class Exam:
         prompts: For the student.
         right: Right answers.
         teacher: The teacher's answers.
-        told: What the teacher reads of each question; empty if it was not asked.
+        told: What the teacher reads of each question.
     """
 
     prompts: tuple[str, ...]
     right: tuple[str, ...]
     teacher: tuple[str, ...]
-    told: tuple[str, ...] = ()
+    told: tuple[str, ...]
 
 
 def gloss_project(
@@ -313,7 +313,7 @@ def named_kinds(answers: Sequence[str]) -> list[str]:
 
     Taught in notebook 13.
     """
-    return [read_answer(_unfenced(text)) or "" for text in answers]
+    return [read_answer(unfenced(text)) or "" for text in answers]
 
 
 def mentioned_kinds(answers: Sequence[str]) -> list[str]:
@@ -355,8 +355,8 @@ def right_answers(folder: str | Path, *, learn: int, count: int) -> Path:
     return write_questions(path, prompts, [f" {gloss.kind}" for gloss in glosses])
 
 
-def _unfenced(text: str) -> str:
-    """Chat models like to wrap JSON in a Markdown code fence."""
+def unfenced(text: str) -> str:
+    """The text without the Markdown fence that chat models like to put around JSON."""
     return text.strip().removeprefix("```json").strip("`\n ")
 
 

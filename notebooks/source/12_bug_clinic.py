@@ -52,13 +52,19 @@ print(inspect.getsource(plain_loss))
 # %%
 from distill_helpers.course import checks
 from distill_helpers.course.clinic import admit, diagnosis
-from distill_helpers.course.ward import chart, draw, open_ward, pad_to, read
+from distill_helpers.course.ward import (
+    ROWS,
+    chart,
+    draw,
+    open_ward,
+    pad_to,
+    read,
+)
 
 # %%
 ward = open_ward(steps)
 teacher, tokenizer, rows = ward.teacher, ward.tokenizer, ward.rows
 lessons, exam = ward.lessons, ward.exam
-ROWS = 16  # in a batch
 print(tokenizer.decode(rows[3]["input_ids"]))
 print(tokenizer.decode(rows[5]["input_ids"]))
 

@@ -257,6 +257,17 @@ def test_the_teacher_of_lesson_00_s_co_distillation_learns_as_if_alone(prose, te
     assert not all(torch.allclose(one, other) for one, other in pairs)
 
 
+def loop_of_lesson_07():
+    """The page's loop with the page's loss."""
+    names = {"torch": torch, "F": torch.nn.functional}
+    exec(cell_with("07", "def text_ce("), names)
+    for words, last in (("def joint_loss(", "joint = "), ("def co_distil(", "train_")):
+        solution = cell_with("07", words, tag="solution")
+        exec(solution[solution.index("def ") : solution.index(f"\n{last}")], names)
+    names["joint"] = names["joint_loss"]
+    return names["co_distil"]
+
+
 @pytest.mark.parametrize(
     "schedule",
     [MixSchedule(0.0), MixSchedule(1.0), MixSchedule(0.7, warm_up=0.25, ramp=0.5)],
@@ -265,13 +276,7 @@ def test_the_teacher_of_lesson_00_s_co_distillation_learns_as_if_alone(prose, te
 def test_the_loop_of_lesson_07_is_the_co_distillation_trainer(
     schedule, prose, text, tmp_path
 ):
-    names = {"torch": torch, "F": torch.nn.functional}
-    exec(cell_with("07", "def text_ce("), names)
-    for words, last in (("def joint_loss(", "joint = "), ("def co_distil(", "train_")):
-        solution = cell_with("07", words, tag="solution")
-        solution = solution.replace("from distill_helpers.course import checks\n", "")
-        exec(solution[: solution.index(f"\n{last}")], names)
-        names["joint"] = names["joint_loss"]
+    page_loop = loop_of_lesson_07()
 
     def pair():
         return {
@@ -287,7 +292,7 @@ def test_the_loop_of_lesson_07_is_the_co_distillation_trainer(
         schedule=schedule,
     )
     # The lesson goes on with the second where the learner has none yet.
-    for loop in (names["co_distil"], checks.co_distil(None, fallback=True)):
+    for loop in (page_loop, checks.co_distil(None, fallback=True)):
         page = loop(*pair().values(), text.split(ROWS), schedule.weight, 8e-3)
         assert len(page) == STEPS
         for place, name in enumerate(("teacher", "student")):
@@ -296,13 +301,6 @@ def test_the_loop_of_lesson_07_is_the_co_distillation_trainer(
 
 
 def test_the_teacher_of_lesson_07_learns_as_if_alone(prose, text):
-    names = {"torch": torch, "F": torch.nn.functional}
-    exec(cell_with("07", "def text_ce("), names)
-    solution = cell_with("07", "def joint_loss(", tag="solution")
-    exec(solution[solution.index("def ") : solution.index("\njoint = ")], names)
-    names["joint"] = names["joint_loss"]
-    solution = cell_with("07", "def co_distil(", tag="solution")
-    exec(solution[: solution.index("\ntrain_pair")], names)
     lone = beginner(prose.tokenizer)
     optimizer = torch.optim.Adam(lone.parameters(), 8e-3)
     for ids in text.split(ROWS):
@@ -312,7 +310,7 @@ def test_the_teacher_of_lesson_07_learns_as_if_alone(prose, text):
         optimizer.zero_grad()
     teacher = beginner(prose.tokenizer)
     student = build_student(prose.tokenizer, layers=1, width=16, seed=3)
-    names["co_distil"](teacher, student, text.split(ROWS), lambda _: 0.8, 8e-3)
+    loop_of_lesson_07()(teacher, student, text.split(ROWS), lambda _: 0.8, 8e-3)
     for one, other in zip(lone.parameters(), teacher.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 

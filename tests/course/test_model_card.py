@@ -90,7 +90,7 @@ def test_long_and_odd_text():
     assert yaml.safe_load(header.removeprefix("---\n"))["base_model"] == hostile.teacher
 
 
-PROMPT = 'poodle: a "dog" that\'s `curly` ```\nKind: '
+PROMPT = 'poodle: a "dog" 🐩 that\'s `curly` ```\nKind: '
 
 
 def test_a_card_says_how_to_ask(tmp_path):

@@ -65,9 +65,9 @@ def _step(
     sampled: bool = False,
     clear: bool = True,
     learn: bool = True,
-    writer: str = "student",
+    teacher_writes: bool = False,
 ) -> float:
-    ids, written = write(student if writer == "student" else teacher, prompts)
+    ids, written = write(teacher if teacher_writes else student, prompts)
     counts = counted(written, prompts)
     ours = student(ids).logits[:, :-1]
     with torch.no_grad():
@@ -138,7 +138,7 @@ ON_POLICY_STEP = Exercise(
         "drawn_tokens_alone": partial(_step, sampled=True),
         "gradients_kept": partial(_step, clear=False),
         "nothing_learned": partial(_step, learn=False),
-        "teacher_writes": partial(_step, writer="teacher"),
+        "teacher_writes": partial(_step, teacher_writes=True),
     },
     play=_several_steps,
     adapt=_as_losses,
