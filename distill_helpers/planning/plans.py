@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from distill_helpers.planning.shapes import (
     config_of,
     models_of,
     vocabulary_of,
+    weight_bytes,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Plan:
         rehearsal: Memory by part, and operations.
         storage: Each scheme with the bytes of disk that soft labels of all tokens
             would take.
+        resident: Bytes of models that only lie there.
         remedy: What to change, if it does not fit.
     """
 
@@ -62,11 +64,13 @@ class Plan:
     rehearsal: Rehearsal
     storage: Mapping[str, int]
     remedy: str | None
+    resident: int = 0
 
     @property
     def memory_gib(self) -> float:
         """The peak in GiB, with what the device needs for itself."""
-        return self.rehearsal.peak / 2**30 + _CONTEXT_GIB[self.device.kind]
+        tensors = self.rehearsal.peak + self.resident
+        return tensors / 2**30 + _CONTEXT_GIB[self.device.kind]
 
     @property
     def fits(self) -> bool:
@@ -103,6 +107,8 @@ class Plan:
             for part in PARTS
             if self.rehearsal.parts.get(part)
         }
+        if self.resident:
+            amounts["models that only stay"] = self.resident / 2**30
         amounts["context and libraries"] = _CONTEXT_GIB[device.kind]
         amounts["at the peak"] = self.memory_gib
         lines += [f"  {part:22} {amount:7.2f} GiB" for part, amount in amounts.items()]
@@ -137,6 +143,7 @@ def plan(
     mixed_precision: bool = True,
     packed: bool = False,
     student: int = 0,
+    resident: Sequence[Model] = (),
 ) -> Plan:
     """Plan a training run before it begins: memory, time, money and storage.
 
@@ -162,6 +169,9 @@ def plan(
         packed: Whether rows hold several examples, as ``pack_examples`` makes them:
             attention needs a mask.
         student: The index of the profile's student.
+        resident: Models that lie on the device meanwhile and have no part in the step,
+            such as a teacher that is needed again later. Models in memory count as
+            they are, others in the precision of a frozen teacher.
 
     Returns:
         The plan. Takes seconds; nothing is loaded or downloaded for the models that
@@ -204,7 +214,10 @@ def plan(
         for name in SCHEMES:
             scheme = scheme_for(name, vocabulary_of(teacher))
             storage[name] = scheme.bytes_per_position * step.tokens * steps
-    found = Plan(step, where, steps, rehearse(step, where), storage, None)
+    if isinstance(resident, (str, nn.Module)):
+        raise ValueError(f"resident={resident!r:.80} must be a list of models")
+    stay = sum(weight_bytes(model, teacher_dtype) for model in resident)
+    found = Plan(step, where, steps, rehearse(step, where), storage, None, stay)
     return found if found.fits else replace(found, remedy=_find_remedy(found))
 
 
@@ -236,6 +249,12 @@ def _find_remedy(too_large: Plan) -> str:
         if other.fits:
             options = ", ".join(f"{name}={value!r}" for name, value in changed.items())
             return f"it fits with {options}: {other.memory_gib:.2f} GiB"
+    if too_large.resident:
+        other = replace(too_large, resident=0)
+        if other.fits:
+            return (
+                f"it fits without the models that only stay: {other.memory_gib:.2f} GiB"
+            )
     return (
         "nothing that was tried helps; what is left: shorter rows, an optimizer with "
         "less state, a smaller student, a larger device"

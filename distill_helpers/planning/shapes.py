@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -76,6 +77,21 @@ def models_of(
     learner = copy.deepcopy(teacher)
     learner.num_hidden_layers -= learner.num_hidden_layers // 3
     return teacher, learner
+
+
+def weight_bytes(model: Model, dtype: torch.dtype) -> int:
+    """Count the bytes of a model's weights; tied ones count once.
+
+    Args:
+        model: Same as in :func:`config_of`. A model in memory is counted as it is.
+        dtype: The precision of one that is only named.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not isinstance(model, nn.Module):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config_of(model), dtype=dtype)
+    return sum(one.nbytes for one in model.parameters())
 
 
 def vocabulary_of(config: PreTrainedConfig) -> int:

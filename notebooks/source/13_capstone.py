@@ -225,6 +225,7 @@ config = write_config(options, home / "run.json")
 # %%
 from distill_helpers import plan
 
+teacher = writer = None  # it has said what it had to say
 planned = plan(
     (None, untrained),
     method="hard",
@@ -232,8 +233,13 @@ planned = plan(
     length=LENGTH,
     batch_size=options.batch_size,
     steps=steps,
+    resident=[untrained],
 )
 print(planned)
+
+# %% [markdown]
+# The teacher's memory is free for the training; later it is loaded once more, to be
+# timed. What stays is the untrained student, which is a rival.
 
 # %% [markdown]
 # ## Exercise 1 · From which checkpoint?
@@ -291,7 +297,7 @@ from distill_helpers.course.project import StopAfter
 
 began = time.perf_counter()
 lost = StopAfter(steps // 2 + 1)
-trainer = build_trainer("hard", options, teacher=teacher, callbacks=[lost])
+trainer = build_trainer("hard", options, callbacks=[lost])
 trainer.train(resume_from_checkpoint=True)
 before = trainer.state.global_step
 trainer = None  # its memory is free again
@@ -307,7 +313,7 @@ print("checkpoints:", sorted(found))
 print("torn off at step", before, "- go on from", resume_at(found))
 
 # %%
-trainer = build_trainer("hard", options, teacher=teacher)
+trainer = build_trainer("hard", options)
 trainer.train(resume_from_checkpoint=True)
 minutes = (time.perf_counter() - began) / 60
 print(f"minutes: planned {planned.minutes:.1f}, taken {minutes:.1f}")
@@ -404,7 +410,7 @@ if right_answers:
     alone = replace(
         options, answers=right_answers, output=str(home / "run_right")
     )
-    rival = build_trainer("hard", alone, teacher=teacher)
+    rival = build_trainer("hard", alone)
     rival.train(resume_from_checkpoint=True)
     rival.model.eval()
     answers["right answers alone"] = answers_of(rival.model, student.tokenizer)
@@ -422,9 +428,8 @@ prompted = list(exam.told[:prompted_count])
 twice = QUESTIONS and READY_MADE == TEACHER  # then it is the teacher itself
 replies = []
 if READY_MADE and not twice:
-    known = teacher if READY_MADE == TEACHER else None
     labels = write_labels(
-        resolve_writer(READY_MADE, profile, loaded=known),
+        resolve_writer(READY_MADE, profile),
         prompted,
         home / "prompted.jsonl",
         max_new_tokens=ANSWER_TOKENS if QUESTIONS else 24,
@@ -503,9 +508,9 @@ for name in ("teacher", "right answers alone", "word counts"):
 # %%
 from distill_helpers.course.verdict import compare_speed
 
-untrained = None
-speed = None
-if teacher is not None:
+untrained = speed = None
+if not behind_api:
+    teacher = resolve_teacher(TEACHER, profile)
     speed = compare_speed(
         student,
         teacher,

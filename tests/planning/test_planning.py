@@ -33,8 +33,10 @@ GPU_STEPS = {
     "05": {"method": "hard", "batch_size": 2, "length": 512, "packed": True},
     "06": {"method": "hard", "batch_size": 2, "length": 1024, "packed": True},
     "07": {"method": "codistillation", "batch_size": 32, "length": 256},
+    # Beside it: the untrained student, and the trained one in half precision.
+    "13": {"method": "hard", "batch_size": 8, "length": 128, "packed": True},
 }
-COPIES = {"02": 2}
+COPIES = {"02": 2, "13": 1.5}
 
 
 def shape(width=64, layers=2, vocabulary=3000, **more):
@@ -69,6 +71,30 @@ def step(**changes):
 def weights(config):
     model = AutoModelForCausalLM.from_config(config)
     return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_models_that_only_stay_come_on_top():
+    step = {"method": "hard", "batch_size": 1, "length": 8, "device": "T4"}
+    learner, other = shape(), shape(96, 3)
+    alone = plan((None, learner), **step)
+    model = AutoModelForCausalLM.from_config(other)
+    beside = plan((None, learner), **step, resident=[model, other])
+    # One lies there in fp32; the other would be put there in half precision.
+    assert beside.resident == weights(other) * 3 // 2
+    gained = beside.memory_gib - alone.memory_gib
+    assert gained == pytest.approx(beside.resident / 2**30)
+    assert "models that only stay" in str(beside)
+    assert "models that only stay" not in str(alone)
+
+
+def test_models_that_only_stay_are_named_as_the_remedy():
+    large = shape(4096, 60, 50_000)
+    step = {"method": "hard", "batch_size": 1, "length": 8, "device": "T4"}
+    found = plan((None, shape()), **step, resident=[large])
+    assert not found.fits
+    assert found.remedy.startswith("it fits without the models that only stay")
+    with pytest.raises(ValueError, match="resident='x' must be a list"):
+        plan((None, shape()), **step, resident="x")
 
 
 def test_weights_gradients_and_optimizer_are_counted_exactly():
@@ -187,7 +213,7 @@ def test_a_gpu_works_in_larger_chunks():
 @pytest.mark.parametrize("lesson", GPU_STEPS)
 def test_every_gpu_lesson_fits_a_t4(lesson):
     models = get_profile("gpu", planned=True)
-    if lesson in ("05", "06"):
+    if lesson in ("05", "06", "13"):
         models = (None, models.second_students[0])
     if lesson == "07":
         big = {"width": 512, "layers": 8, "vocabulary": 2048}
