@@ -1,15 +1,17 @@
-"""The capstone with files of one's own, and a teacher behind a real server."""
+"""The capstone with files of one's own, a teacher behind a real server, and killed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import nbformat
 import pytest
 from build_notebooks import render
 from course import load_course
 from kernels import KERNEL_NAME, kernel_environment, use_this_python
 from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 from run_notebooks import collect_findings
 
 from distill_helpers.course.local_server import MODEL, serve_packaged_teacher
@@ -58,6 +60,11 @@ def run(folder: Path, teacher: str) -> list[dict[str, str]]:
             "DRIVE, PUSH_TO = '', ''",
         ]
     )
+    execute(notebook, folder)
+    return collect_findings(notebook)
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
     use_this_python()
     NotebookClient(
         notebook,
@@ -65,7 +72,6 @@ def run(folder: Path, teacher: str) -> list[dict[str, str]]:
         timeout=240,
         resources={"metadata": {"path": str(folder)}},
     ).execute(env=kernel_environment("smoke"))
-    return collect_findings(notebook)
 
 
 @pytest.mark.slow
@@ -89,3 +95,50 @@ def test_it_runs_with_an_api_as_teacher_and_goes_on(tmp_path, monkeypatch):
     # The server is gone: what it said and what was trained is there, and is used.
     again = run(tmp_path, f"api:{MODEL}@{url}")
     assert [one["status"] for one in again if one["kind"] == "check"] == checks
+
+
+def run_until(folder: Path, line: str) -> nbformat.NotebookNode:
+    """Run our own project in a folder; the kernel dies after the cell with a line."""
+    (lesson,) = COURSE.select(["13"])
+    notebook = render(COURSE, lesson, solved=True)
+    (form,) = [cell for cell in notebook.cells if cell.source.startswith(FORM)]
+    form.source += f"\nFOLDER = {str(folder / 'home')!r}"
+    if not line:
+        execute(notebook, folder)
+        return notebook
+    places = [place for place, cell in enumerate(notebook.cells) if line in cell.source]
+    assert len(places) == 1, line
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    notebook.cells.insert(places[0] + 1, nbformat.v4.new_code_cell(kill))
+    with pytest.raises(DeadKernelError):
+        execute(notebook, folder)
+    return notebook
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_in_many_places_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    home = tmp_path / "home"
+    run_until(tmp_path, "resolve_student(STUDENT, teacher, profile, seed=0)")
+    learned = (home / "learn.jsonl").read_bytes()
+    run_until(tmp_path, "trainer = None  # its memory is free again")
+    assert not (home / "student").exists()
+    run_until(tmp_path, "trained.save_pretrained(shipped)")
+    student = (home / "student" / "model.safetensors").read_bytes()
+    run_until(tmp_path, "rival.train(resume_from_checkpoint=True)")
+    run_until(tmp_path, "export_gguf(*student, file, precision=precision)")
+    notebook = run_until(tmp_path, "")
+    # Nothing was asked or learned twice, and nothing was lost.
+    assert (home / "learn.jsonl").read_bytes() == learned
+    assert (home / "student" / "model.safetensors").read_bytes() == student
+    findings = collect_findings(notebook)
+    checks = [one["status"] for one in findings if one["kind"] == "check"]
+    assert checks == ["passed"] * 3
+    card = (home / "student" / "README.md").read_text(encoding="utf-8")
+    assert "right, right answers alone" in card
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    run_until(undisturbed, "export_gguf(*student, file, precision=precision)")
+    again = undisturbed / "home" / "student" / "model.safetensors"
+    assert again.read_bytes() == student
