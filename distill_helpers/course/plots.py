@@ -191,6 +191,73 @@ def lines(
     ax.legend()
 
 
+def two_cuts(
+    ax: Axes,
+    ours: Sequence[bytes],
+    theirs: Sequence[bytes],
+    pairs: Sequence[tuple[int, int]] = (),
+    *,
+    names: tuple[str, str] = ("student", "teacher"),
+) -> None:
+    """Draw the pieces of one text by two tokenizers, one row above the other.
+
+    Args:
+        ax: The axes to draw into.
+        ours: The bytes of the student's tokens.
+        theirs: Those of the teacher's.
+        pairs: How many tokens of either side each chunk has; every other chunk is
+            shaded, and one of several tokens has a frame.
+        names: What the two rows are called.
+
+    Taught in notebook 10.
+    """
+    from itertools import accumulate
+
+    from matplotlib.patches import Rectangle
+
+    ends = []
+    for y, pieces, color in ((1.0, ours, STUDENT), (0.0, theirs, TEACHER)):
+        x = 0
+        for piece in pieces:
+            corner, size = (x + 0.06, y + 0.1), (len(piece) - 0.12, 0.7)
+            ax.add_patch(Rectangle(corner, *size, facecolor=color, alpha=0.85))
+            word = piece.decode(errors="backslashreplace")
+            word = word.replace(" ", "␣") if piece.isascii() else word
+            word = word.replace("\\x", "")
+            turn = 90 if len(word) > len(piece) + 1 else 0
+            ax.text(
+                x + len(piece) / 2,
+                y + 0.45,
+                word,
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=8,
+                family="monospace",
+                rotation=turn,
+            )
+            x += len(piece)
+        ends.append([0, *accumulate(map(len, pieces))])
+    i = j = 0
+    for number, (k, m) in enumerate(pairs):
+        start, end = ends[0][i], ends[0][i + k]
+        frame = {"edgecolor": "0.2", "lw": 1.4} if k + m > 2 else {"edgecolor": "none"}
+        face = "0.88" if number % 2 else "0.96"
+        ax.add_patch(
+            Rectangle(
+                (start, -0.1), end - start, 2.1, facecolor=face, zorder=0, **frame
+            )
+        )
+        i, j = i + k, j + m
+    ax.set_xlim(-0.1, max(ends[0][-1], ends[1][-1]) + 0.1)
+    ax.set_ylim(-0.15, 2.05)
+    ax.set_yticks([0.45, 1.45], names[::-1])
+    ax.set_xlabel("bytes of the text")
+    ax.grid(visible=False)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(left=False)
+
+
 def shaded_text(
     ax: Axes,
     tokens: Sequence[str],

@@ -88,10 +88,13 @@ def weight_bytes(model: Model, dtype: torch.dtype) -> int:
     """
     from transformers import AutoModelForCausalLM
 
-    if not isinstance(model, nn.Module):
+    found: nn.Module
+    if isinstance(model, nn.Module):
+        found = model
+    else:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config_of(model), dtype=dtype)
-    return sum(one.nbytes for one in model.parameters())
+            found = AutoModelForCausalLM.from_config(config_of(model), dtype=dtype)
+    return sum(one.numel() * one.element_size() for one in found.parameters())
 
 
 def vocabulary_of(config: PreTrainedConfig) -> int:

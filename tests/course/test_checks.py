@@ -1163,6 +1163,49 @@ def excess(own, his, counts):
     return torch.dot(own - his, counts) / counts.sum()
 
 
+def cut_together(ours, theirs, *, by="bytes"):
+    """Two counters that walk along both lists; whoever is behind takes a token."""
+    pairs, mine, others, ahead = [], [0, 0], [0, 0], 0
+    pieces = [iter(ours), iter(theirs)]
+    for _ in range(len(ours) + len(theirs)):
+        side = 0 if ahead <= 0 and mine[0] < len(ours) else 1
+        piece = next(pieces[side])
+        mine[side] += 1
+        ahead += (1 - 2 * side) * (len(piece) if by == "bytes" else 1)
+        if ahead == 0:
+            pairs.append(tuple(np.subtract(mine, others)))
+            others = list(mine)
+    return pairs
+
+
+def chunk_sums(log_p, chunk, *, last=False):
+    """Chunk by chunk."""
+    numbers = range(int(chunk.max()) + 1)
+    found = [log_p[chunk == number].sum() for number in numbers]
+    if last:
+        found[-1] = found[-1] + log_p[chunk < 0].sum()
+    return torch.stack(found)
+
+
+def by_matrix(p, to_student, size):
+    """A matrix of zeros and ones in place of a map."""
+    return p @ F.one_hot(to_student + 1, size + 1)[:, 1:].to(p.dtype)
+
+
+class Straight(torch.autograd.Function):
+    """Rounds; its gradient is that of what it was given."""
+
+    @staticmethod
+    def forward(ctx, weight, bits):
+        most = torch.tensor(2.0).pow(bits - 1) - 1
+        step = torch.linalg.vector_norm(weight, float("inf"), 1, keepdim=True) / most
+        return torch.round(weight / step).clamp(-most, most) * step
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
 def affordable(budget, once, per_step):
     steps = 0
     while once + (steps + 1) * per_step <= budget:
@@ -1257,6 +1300,14 @@ def paid_back(once, teacher, student):
         ("generalised_jsd", jsd),
         ("excess_kl", excess),
         ("excess_kl", lambda *a: excess(*a).item()),
+        ("answer_places", lambda p, a: [p + i - 1 for i in range(a)]),
+        ("answer_places", lambda p, a: torch.arange(p + a - 1)[-a:]),
+        ("adapter_size", lambda s, r: r * int(np.sum(s))),
+        ("fake_round", Straight.apply),
+        ("align", cut_together),
+        ("align", lambda a, b: [list(pair) for pair in cut_together(a, b)]),
+        ("chunk_log_p", chunk_sums),
+        ("project", by_matrix),
         ("plateau", shuffled_floor),
         (
             "plateau",
@@ -1410,6 +1461,47 @@ def test_later_exercises_pass_the_right_answers(check, answer):
             "first_",
         ),
         ("excess_kl", lambda o, h, c: np.mean(np.subtract(o, h)[1:]), "unweighted"),
+        ("answer_places", lambda p, a: range(p, p + a), "places_of_the_answer"),
+        ("answer_places", lambda p, a: range(p - 1, p + a), "end_predicted"),
+        ("answer_places", lambda p, a: range(p - 1, p + a - 2), "last_lost"),
+        ("answer_places", lambda p, a: range(p + a), "whole_row"),
+        ("answer_places", lambda p, a: range(a), "from_the_answer_alone"),
+        ("adapter_size", lambda s, r: int(np.prod(s, 1).sum()), "whole_matrices"),
+        ("adapter_size", lambda s, r: r * int(np.sum(s, 0)[1]), "one_of_the_two"),
+        ("adapter_size", lambda s, r: int(np.sum(s)), "rank_forgotten"),
+        ("adapter_size", lambda s, r: r * sum(s[0]), "first_matrix_alone"),
+        ("adapter_size", lambda s, r: r * int(np.prod(s, 1).sum()), "product_"),
+        ("fake_round", lambda w, b: Straight.apply(w, b).detach(), "no_slope"),
+        ("fake_round", lambda w, b: Straight.apply(w, b + 1), ""),
+        (
+            "fake_round",
+            lambda w, b: Straight.apply(w.view(1, -1), b).view_as(w),
+            "one_",
+        ),
+        ("fake_round", lambda w, b: w + 0, "not_rounded"),
+        ("align", lambda a, b: cut_together(a, b)[:-1], "last_lost"),
+        ("align", lambda a, b: cut_together(b, a), "sides_swapped"),
+        ("align", lambda a, b: [(len(a), len(b))], "whole_text"),
+        ("align", lambda a, b: [(1, 1)] * min(len(a), len(b)), "token_by_token"),
+        ("chunk_log_p", lambda p, c: chunk_sums(p, c).exp(), "probability"),
+        ("chunk_log_p", lambda p, c: chunk_sums(p.detach(), c), "detached"),
+        ("chunk_log_p", lambda p, c: chunk_sums(p, c, last=True), "outsiders_in_the_l"),
+        (
+            "chunk_log_p",
+            lambda p, c: torch.stack([p[c == n].mean() for n in c.unique() if n >= 0]),
+            "mean",
+        ),
+        (
+            "chunk_log_p",
+            lambda p, c: torch.stack([p[c == n][0] for n in c.unique() if n >= 0]),
+            "first_token_alone",
+        ),
+        ("project", lambda p, m, n: F.normalize(by_matrix(p, m, n), 1, -1), "scaled"),
+        (
+            "project",
+            lambda p, m, n: by_matrix(p, torch.where(m < 0, n - 1, m), n),
+            "outsiders_in_the_last",
+        ),
         ("plateau", lambda z: shuffled_floor(z, "reverse"), "reversed_kl"),
         ("plateau", lambda z: shuffled_floor(z, "logits"), "mean_of_logits"),
         ("plateau", lambda z: len(z) * shuffled_floor(z), "summed"),
@@ -1509,6 +1601,12 @@ def test_later_exercises_name_the_mistake(check, answer, bug):
         "drawn_reverse_kl",
         "generalised_jsd",
         "excess_kl",
+        "answer_places",
+        "adapter_size",
+        "fake_round",
+        "align",
+        "chunk_log_p",
+        "project",
         "plateau",
         "pieces_add_up",
         "padding_is_silent",

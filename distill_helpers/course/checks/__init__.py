@@ -33,7 +33,9 @@ from distill_helpers.course.checks import (
     co_distillation,
     hard_labels,
     on_policy,
+    other_tokenizers,
     reasoning_traces,
+    self_distillation,
     soft_labels,
     start_here,
     storing_soft_labels,
@@ -106,6 +108,14 @@ on_policy_step = _check(on_policy.ON_POLICY_STEP)
 drawn_reverse_kl = _check(on_policy.DRAWN_REVERSE_KL)
 generalised_jsd = _check(on_policy.GENERALISED_JSD)
 excess_kl = _check(on_policy.EXCESS_KL)
+
+answer_places = _check(self_distillation.ANSWER_PLACES)
+adapter_size = _check(self_distillation.ADAPTER_SIZE)
+fake_round = _check(self_distillation.FAKE_ROUND)
+
+align = _check(other_tokenizers.ALIGN)
+chunk_log_p = _check(other_tokenizers.CHUNK_LOG_P)
+project = _check(other_tokenizers.PROJECT)
 
 steps_for = _check(choosing_a_method.STEPS_FOR)
 frontier = _check(choosing_a_method.FRONTIER)
