@@ -516,3 +516,72 @@ def on_policy() -> Diagram:
             "student."
         ),
     )
+
+
+def self_distillation() -> Diagram:
+    """A model teaches itself what it does with something more (lesson 09)."""
+    more = ("a prompt", "full precision", "old weights")
+    fewer = ("no prompt", "rounded weights", "new weights")
+    boxes, arrows = [], []
+    for row, (one, other) in enumerate(zip(more, fewer, strict=True)):
+        y = 1.9 * row
+        boxes += [
+            Box(f"more{row}", one, (0.0, y), "text", (3.2, 1.0)),
+            Box(f"teacher{row}", "the model", (4.4, y), "teacher"),
+            Box(f"student{row}", "the same model", (10.4, y), "student", (3.4, 1.1)),
+            Box(f"less{row}", other, (14.9, y), "plain", (3.4, 1.0)),
+        ]
+        words = "soft labels" if row == 0 else ""
+        arrows += [
+            Arrow(f"more{row}", f"teacher{row}", role="text"),
+            Arrow(f"teacher{row}", f"student{row}", words, "teacher"),
+            Arrow(f"less{row}", f"student{row}"),
+        ]
+    return Diagram(
+        boxes=tuple(boxes),
+        arrows=tuple(arrows),
+        alt=(
+            "Three times the same model gives soft labels to itself. With a prompt it "
+            "teaches itself without one, in full precision it teaches itself with "
+            "rounded weights, and with its old weights it teaches itself with new ones."
+        ),
+    )
+
+
+def other_tokenizers() -> Diagram:
+    """Two models read one text in their own tokens (lesson 10)."""
+    top, bottom = 0.0, 3.4
+    return Diagram(
+        boxes=(
+            Box("text", "one text:\nbytes", (0.0, 1.7), "text", (2.4, 1.2)),
+            Box(
+                *("theirs", "␣wonderful", (4.6, top), "teacher", (3.4, 1.0)),
+                filled=False,
+            ),
+            Box(
+                *("ours", "␣wonder | ful", (4.6, bottom), "student", (3.4, 1.0)),
+                filled=False,
+            ),
+            Box("teacher", "teacher,\nfinished", (9.2, top), "teacher"),
+            Box("student", "student,\nlearning", (9.2, bottom), "student"),
+            Box(
+                *("loss", "loss at places\nwhere both have cut", (14.2, 1.7)),
+                *("plain", (4.2, 1.3)),
+            ),
+        ),
+        arrows=(
+            Arrow("text", "theirs", "its cuts", "text", shift=(-0.5, -0.35)),
+            Arrow("text", "ours", "its cuts", "text", shift=(-0.5, 0.4)),
+            Arrow("theirs", "teacher", role="teacher"),
+            Arrow("ours", "student", role="student"),
+            Arrow("teacher", "loss", "p", "teacher", shift=(0.3, -0.35)),
+            Arrow("loss", "student", "gradient", shift=(0.6, 0.4)),
+        ),
+        alt=(
+            "One text, which is bytes, is cut in two ways: the teacher's tokenizer has "
+            "one token for wonderful, the student's has two, wonder and ful. The "
+            "finished teacher and the learning student each read their own tokens. A "
+            "loss compares them at places where both have a cut, and its gradient goes "
+            "to the student."
+        ),
+    )
