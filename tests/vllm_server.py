@@ -3,8 +3,8 @@
 It imitates vLLM's OpenAI-compatible server, which does not install in the tests'
 environment, as its protocol and serving code (0.2x and 0.3x) write responses:
 
-* ``/v1/completions`` with a prompt of token ids and ``prompt_logprobs=k``: for the first
-  token ``null``, for each other a dictionary from id to ``logprob``, ``rank`` and
+* ``/v1/completions`` with a prompt of token ids and ``prompt_logprobs=k``: for the
+  first token ``null``, for each other a dictionary from id to ``logprob``, ``rank`` and
   ``decoded_token``, the row's own token first and the k likeliest after it;
 * ``/v1/chat/completions`` with ``logprobs`` and ``top_logprobs``: the drawn token first
   among at most k; ``return_tokens_as_token_ids`` writes ``token_id:N`` for a token;
@@ -32,28 +32,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            server.seen.append(body)
-            server.left -= 1
-            if server.left < 0:  # the connection is lost, whatever was done
+        with self.server.lock:
+            self.server.seen.append(body)
+            self.server.left -= 1
+            if self.server.left < 0:  # the connection is lost, whatever was done
                 self.close_connection = True
-                return self.connection.shutdown(socket.SHUT_RDWR)
-            strange = {"return_token_ids", "return_tokens_as_token_ids"} & body.keys()
-            asked = max(body.get("prompt_logprobs", 0), body.get("top_logprobs", 0))
-            if server.dialect == "texts" and strange:
-                words = f"Unrecognized request argument supplied: {min(strange)}"
-                return self.reply(400, {"error": {"message": words}})
-            if asked > server.max_logprobs:
-                kind = "prompt" if "prompt" in body else "sample"
-                words = (
-                    f"Requested {kind} logprobs of {asked}, which is greater than max "
-                    f"allowed: {server.max_logprobs}"
-                )
-                return self.reply(400, {"error": {"message": words, "code": 400}})
-            chat = self.path.endswith("/chat/completions")
-            reply = self.chat(body) if chat else self.completion(body)
-        self.reply(200, {"id": "1", "created": 0, "model": MODEL} | reply)
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            status, content = self.answer(body)
+        self.reply(status, content)
+
+    def answer(self, body):
+        strange = {"return_token_ids", "return_tokens_as_token_ids"} & body.keys()
+        asked = max(body.get("prompt_logprobs", 0), body.get("top_logprobs", 0))
+        most = self.server.max_logprobs
+        if self.server.dialect == "texts" and strange:
+            words = f"Unrecognized request argument supplied: {min(strange)}"
+            return 400, {"error": {"message": words}}
+        if asked > most:
+            kind = "prompt" if "prompt" in body else "sample"
+            words = f"Requested {kind} logprobs of {asked}, which is greater than max "
+            return 400, {"error": {"message": f"{words}allowed: {most}"}}
+        chat = self.path.endswith("/chat/completions")
+        reply = self.chat(body) if chat else self.completion(body)
+        return 200, {"id": "1", "created": 0, "model": MODEL} | reply
 
     def logprobs_of(self, ids):
         with torch.no_grad():

@@ -217,28 +217,35 @@ class ServedTeacher(ApiTeacher):
             [[Named.of_chat(top) for top in one.top_logprobs] for one in content],
             self.top_k,
         )
-        ids = self._answer_ids(choice, content, answer)
+        ids = self._answer_ids(completion, content, answer)
         if not ids:  # nothing to align the probabilities with
             tops = replace(tops, ids=[], logprobs=[])
         return {"prompt_ids": prompt, "answer_ids": ids, **tops.columns()}
 
     def _answer_ids(
-        self, choice: Any, content: Sequence[Any], answer: Answer
+        self, completion: Any, content: Sequence[Any], answer: Answer
     ) -> list[int]:
         """The answer's tokens; none if they cannot all be told."""
+        told = getattr(completion.choices[0], "token_ids", None)
         named = [Named.of_chat(one) for one in content]
-        told = getattr(choice, "token_ids", None)
         if told:
-            named = [
-                one._replace(id=index) for one, index in zip(named, told, strict=True)
-            ]
-        elif any(one.id is None for one in named):
-            # Texts of single tokens may be trimmed; put together, that shows.
-            text = b"".join(one.text for one in named).decode(errors="replace")
-            if answer.text.strip() not in text:
-                return []
+            named = [Named(index, b"", 0.0) for index in told]
         found = [self.tokens.find(one) for one in named]
-        return [] if None in found else [one for one in found if one is not None]
+        known = [one for one in found if one is not None]
+        if not len(known) == len(found) == len(content):
+            return []
+        if told:
+            return known
+        # The end may be counted and not told. More is hidden thoughts, or lost tokens:
+        # llama.cpp leaves those out in which a character begins and does not end.
+        usage = getattr(completion, "usage", None)
+        counted = getattr(usage, "completion_tokens", None)
+        if counted is not None and counted - len(known) not in (0, 1):
+            return []
+        # Put together, the tokens must be the text: neither trimmed nor with gaps.
+        text = self.tokens.text(known)
+        parts = (answer.text.strip(), answer.reasoning.strip())
+        return known if all(part in text for part in parts) else []
 
     def _check_prompt(self, prompt: list[int], completion: Any, place: Any) -> None:
         """Refuse another tokenizer, or template, by the server's own count and ids."""

@@ -84,7 +84,7 @@ class ServedEncoder:
         teacher: Who is asked.
         dataset: All rows; those of ``served_rows`` need no asking.
         path: The folder of the cache.
-        header: Of the cache.
+        header: The header of the cache: scheme and shards so far.
         budget: Fresh; what was spent on this cache before is counted here.
         resume: ``False`` forgets what was answered before.
     """

@@ -136,6 +136,11 @@ class TokenMap:
             )
         return named.id
 
+    def text(self, ids: Iterable[int]) -> str:
+        """What some tokens spell, without special ones."""
+        found = (self.spelling[index] for index in ids if index not in self.special)
+        return b"".join(found).decode(errors="replace")
+
     def _may_be(self, index: int, text: bytes) -> bool:
         """Whether a text can be a token's, as far as servers tell texts exactly.
 
