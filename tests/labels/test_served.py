@@ -472,6 +472,7 @@ def test_another_teacher_in_the_same_folder_is_refused(served, model, bpe, tmp_p
             write(other, rows, tmp_path / "cache", tokenizer=bpe)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_no_row_is_read_twice(model, bpe, tmp_path):
     """But for those under way when it was killed."""
     at_once = OPTIONS["concurrency"]
