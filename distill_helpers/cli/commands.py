@@ -189,19 +189,26 @@ def _cache(chosen: argparse.Namespace) -> int:
     from distill_helpers.machine import get_profile
 
     options = _filled(chosen)
-    teacher = runs.resolve_teacher(options.teacher, get_profile(options.profile))
-    runs.check_length(options, teacher.model)
+    teacher: Any
+    if options.server:
+        teacher = runs.resolve_served(options)
+        tokenizer = teacher.tokenizer
+    else:
+        profile = get_profile(options.profile)
+        teacher, tokenizer = runs.resolve_teacher(options.teacher, profile)
+        runs.check_length(options, teacher)
     cache = write_cache(
-        teacher.model,
-        runs.load_rows(options, teacher.tokenizer),
+        teacher,
+        runs.load_rows(options, tokenizer),
         options.output,
-        tokenizer=teacher.tokenizer,
+        tokenizer=tokenizer,
         scheme=options.scheme,
         top_k=options.top_k,
         samples=options.samples,
         temperature=options.temperature,
         seed=options.seed,
         batch_size=options.batch_size,
+        max_total_tokens=options.max_total_tokens or None,
     )
     positions = cache.header["dataset"]["positions"]
     print(

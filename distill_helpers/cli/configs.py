@@ -74,6 +74,18 @@ class CacheOptions(TextOptions, TeacherOptions):
     top_k: int = _option(8, "likeliest tokens kept exactly")
     samples: int = _option(24, "tokens drawn from the rest")
     batch_size: int = _option(8, "rows per forward pass", least=1)
+    server: str = _option(
+        "",
+        "let a served teacher read the rows: address of a server that gives "
+        "prompt_logprobs (vLLM), up to /v1, with --scheme tail_bucket or top_k; "
+        "--teacher then names its tokenizer",
+    )
+    served_name: str = _option(
+        "", "the model's name on the server; empty: that of --teacher"
+    )
+    max_total_tokens: int = _option(
+        0, "the most tokens that a served teacher may read; 0 sets no limit", least=0
+    )
 
 
 @dataclass

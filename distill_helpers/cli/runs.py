@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill_helpers.cli.configs import PlanOptions, TextOptions, TrainOptions
+from distill_helpers.cli.configs import (
+    CacheOptions,
+    PlanOptions,
+    TextOptions,
+    TrainOptions,
+)
 from distill_helpers.data import DataError, load_corpus, pack, pack_examples
 from distill_helpers.labels import (
     ApiTeacher,
     LocalTeacher,
+    ServedTeacher,
     SoftLabelCache,
     learn_answers,
 )
@@ -114,6 +120,36 @@ def resolve_writer(
     if not model:
         raise ValueError(f"teacher={name!r} must look like api:MODEL@URL")
     return ApiTeacher(model, url or None, licence=licence)
+
+
+def resolve_served(options: CacheOptions) -> ServedTeacher:
+    """Make a teacher of the server that options name, with its tokenizer.
+
+    Only the tokenizer is loaded here; the key comes from the environment.
+
+    Raises:
+        ModelError: If there is no tokenizer of the teacher's name.
+    """
+    from transformers import AutoTokenizer
+
+    name = options.teacher
+    if name == "packaged" or name in _TINY:
+        tokenizer = resolve_teacher(name, get_profile(options.profile)).tokenizer
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"teacher={name!r} is no folder with a tokenizer, and the hub gives "
+                f"none of that name: {str(error).splitlines()[0]}; name the served "
+                "model's tokenizer, and in served_name what the server calls it"
+            ) from error
+    return ServedTeacher(
+        options.served_name or name,
+        options.server,
+        tokenizer=tokenizer,
+        top_k=options.top_k,
+    )
 
 
 def _load(name: str, **options: Any) -> Loaded:

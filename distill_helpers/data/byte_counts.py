@@ -34,12 +34,15 @@ class ByteCount:
             where a text begins, nobody typed: the tokenizer puts one before a text.
         special: ``[highest id + 1]``, bool: tokens behind which a text begins.
         unknown: Tokens that stand for whatever the tokenizer cannot write.
+        spelling: The bytes of each token, by its id; of special tokens, their names;
+            empty where an id is not in use.
     """
 
     sizes: torch.Tensor
     opening: torch.Tensor
     special: torch.Tensor
     unknown: frozenset[int]
+    spelling: tuple[bytes, ...]
 
     def count(self, before: torch.Tensor, tokens: torch.Tensor) -> int | None:
         """Bytes of text that some tokens stand for.
@@ -164,6 +167,7 @@ def _byte_count(
         opening=opening & ~is_special,
         special=is_special,
         unknown=frozenset(unknown),
+        spelling=tuple(spelling),
     )
 
 

@@ -19,7 +19,10 @@ A teacher's **distributions** (soft labels; notebook 04) are read token by token
 * ``schemes``: what is kept of a distribution, and what comes back;
 * ``cache_writer``: :func:`~distill_helpers.labels.cache_writer.write_cache`;
   ``cache_rows`` lets the teacher read rows, ``cache_files`` keeps header and shards;
-* ``cache``: :class:`~distill_helpers.labels.cache.SoftLabelCache`, opened and checked.
+* ``cache``: :class:`~distill_helpers.labels.cache.SoftLabelCache`, opened and checked;
+* ``served``: a teacher behind a server that tells logprobs, on its own answers or on
+  rows; ``served_tokens`` finds the ids of what it names, ``served_cache`` lets it fill
+  a cache.
 
 ``files`` has the lock and the safe replacing of a file that both need.
 """
@@ -46,6 +49,7 @@ from distill_helpers.labels.filters import (
 from distill_helpers.labels.messages import Message, Prompt
 from distill_helpers.labels.rows import learn_answers, own_labels
 from distill_helpers.labels.schemes import SCHEMES, Scheme, scheme_for
+from distill_helpers.labels.served import ServedTeacher, served_rows
 from distill_helpers.labels.store import read_labels
 from distill_helpers.labels.teachers import (
     Action,
@@ -74,6 +78,7 @@ __all__ = [
     "Prompt",
     "Request",
     "Scheme",
+    "ServedTeacher",
     "SoftLabelCache",
     "Teacher",
     "Verification",
@@ -93,6 +98,7 @@ __all__ = [
     "relabel",
     "row_key",
     "scheme_for",
+    "served_rows",
     "truncated",
     "write_cache",
     "write_labels",

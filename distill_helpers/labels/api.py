@@ -181,8 +181,8 @@ class ApiTeacher:
             leaving.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, request: Request, leaving: threading.Event) -> Answer | Failure:
-        """One answer, with as many tries as come to nothing and cost nothing."""
+    def parameters(self, request: Request) -> dict[str, Any]:
+        """What is sent for a request; with a ``prompt``, it is a completion's."""
         parameters: dict[str, Any] = {
             "model": self.name,
             "messages": list(request.messages),
@@ -190,7 +190,11 @@ class ApiTeacher:
             "temperature": request.temperature,
             "seed": request.seed,
         } | self.options
-        parameters = {k: v for k, v in parameters.items() if v is not None}
+        return {k: v for k, v in parameters.items() if v is not None}
+
+    def _ask(self, request: Request, leaving: threading.Event) -> Answer | Failure:
+        """One answer, with as many tries as come to nothing and cost nothing."""
+        parameters = self.parameters(request)
         for attempt in range(self.max_retries + 1):
             result, pause = self._try(parameters, request)
             if pause is None or attempt == self.max_retries:
@@ -208,8 +212,9 @@ class ApiTeacher:
         """
         import openai
 
+        api: Any = self._client if "prompt" in parameters else self._client.chat
         try:
-            completion = self._client.chat.completions.create(**parameters)
+            completion = api.completions.create(**parameters)
         except openai.APIConnectionError as error:  # time-outs too
             # Only the kind: a cause may quote what was sent, and so the key.
             kind = type(error.__cause__ or error).__name__
@@ -219,7 +224,7 @@ class ApiTeacher:
                 f"{words} ({kind})", paid=not unsent
             ), 0.0 if unsent else None
         except openai.APIStatusError as error:
-            failure = self._refused(error)
+            failure = self.refused(error)
             passing = error.status_code in (409, 429) or error.status_code >= 500
             again = passing and failure.action is Action.RETRY and not failure.paid
             return failure, wanted_pause(error.response.headers) if again else None
@@ -230,12 +235,13 @@ class ApiTeacher:
             kind = type(error).__name__
             return Failure(f"not an answer ({kind})", paid=True), None
         try:
-            return self._answer(completion, request), None
+            return self.read(completion, request), None
         except Exception as error:
             kind = type(error).__name__
             return Failure(f"not an answer ({kind})", paid=True), None
 
-    def _refused(self, error: Any) -> Failure:
+    def refused(self, error: Any) -> Failure:
+        """What a status other than success means: the client's error, as a failure."""
         code = error.status_code
         # A server's own words may quote the key.
         words = str(error.message).replace(self._client.api_key, "…")[:200]
@@ -259,7 +265,8 @@ class ApiTeacher:
             f"the server answered {code}: {words}", paid=code in _GATEWAY_GAVE_UP
         )
 
-    def _answer(self, completion: Any, request: Request) -> Answer | Failure:
+    def read(self, completion: Any, request: Request) -> Answer | Failure:
+        """What a completion holds; whatever this raises is an answer that is none."""
         if not getattr(completion, "choices", None):
             return Failure("the server's answer held no choice", paid=True)
         choice, usage = completion.choices[0], getattr(completion, "usage", None)

@@ -19,7 +19,7 @@ import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,8 +166,17 @@ def write_labels(
             desc=teacher.name,
             disable=not progress,
         )
+
+        def show() -> None:
+            # Shown with the bar's next redraw: one for each answer takes longer than
+            # a small model's answers.
+            bar.set_postfix_str(budget.words(), refresh=False)
+            bar.update()
+
         with bar:
-            failures = _process_requests(teacher, missing, file, budget, at_once, bar)
+            failures = ask_all(
+                teacher, missing, file, budget, at_once, lambda _: show()
+            )
         found = work.found()
     if len(found) < len(requests):
         why = "requests failed; call again for the rest"
@@ -303,15 +312,29 @@ def _requests(
     return found
 
 
-def _process_requests(
+def ask_all(
     teacher: Teacher,
     missing: list[Request],
     file: LabelFile,
     budget: Budget,
     concurrency: int,
-    bar: tqdm[Any],
+    stored: Callable[[Request], None],
 ) -> list[Failure]:
-    """Ask for all that is missing and affordable; returns what failed for good."""
+    """Ask for all that is missing and affordable; returns what failed for good.
+
+    Args:
+        teacher: Who is asked.
+        missing: What is not in the file.
+        file: Takes the answers, and notes what is asked for.
+        budget: Nothing is asked for that could bring it above its limits.
+        concurrency: Requests under way at a time.
+        stored: Called after each answer.
+
+    Raises:
+        LabelError: If the teacher refuses everything, or nothing has come through for
+            a while. What was answered is stored.
+        KeyboardInterrupt: After an interruption, once what is under way is stored.
+    """
     waiting = teacher.order(missing)[::-1]
     tries: Counter[str] = Counter()
     failures: list[Failure] = []
@@ -338,10 +361,7 @@ def _process_requests(
             if isinstance(result, Answer):
                 silent = 0
                 file.append(_row(teacher, request, result))
-                # Shown with the bar's next redraw: one for each answer takes longer
-                # than a small model's answers.
-                bar.set_postfix_str(budget.words(), refresh=False)
-                bar.update()
+                stored(request)
                 continue
             if teacher.charges and not result.paid:
                 file.unmark(request)
@@ -398,4 +418,5 @@ def _row(teacher: Teacher, request: Request, answer: Answer) -> dict[str, Any]:
     facts["answer"] = whole_characters(facts.pop("text"))
     facts["reasoning"] = whole_characters(facts["reasoning"])
     facts["messages"] = list(facts["messages"])
+    facts |= facts.pop("more")
     return facts | {"teacher": teacher.name, "licence": teacher.licence}

@@ -13,7 +13,7 @@ arXiv:2503.16870).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from distill_helpers.data import row_labels
 from distill_helpers.labels.cache_files import (
     CacheError,
     check_shard,
@@ -28,8 +29,13 @@ from distill_helpers.labels.cache_files import (
     tokenizer_facts,
 )
 from distill_helpers.labels.cache_rows import RowEncoder, row_key
-from distill_helpers.labels.schemes import Scheme, decode, unpack_ids
-from distill_helpers.losses import SparseTargets
+from distill_helpers.labels.schemes import (
+    Scheme,
+    decode,
+    kept_entropy,
+    unpack_ids,
+)
+from distill_helpers.losses import IGNORE_INDEX, SparseTargets
 from distill_helpers.models import eval_mode
 
 if TYPE_CHECKING:
@@ -182,10 +188,21 @@ class SoftLabelCache:
             )
 
     def check_dataset(self, dataset: Dataset) -> None:
-        """Refuse rows that the cache does not hold."""
+        """Refuse rows that the cache does not hold, or would learn what is unknown."""
         for index, ids in enumerate(dataset.with_format("numpy")["input_ids"]):
             if len(ids) > 1 and row_key(np.asarray(ids)) not in self._places:
                 raise self._missing(f"row {index} of the dataset")
+        if not self.header["teacher"].get("answers"):
+            return
+        for index, row in enumerate(dataset.with_format(None)):
+            learned = row_labels(row, index)[1:].numpy() != IGNORE_INDEX
+            place = self._places.get(row_key(np.asarray(row["input_ids"])))
+            if place and np.isnan(self._stored(place, "entropy"))[learned].any():
+                raise CacheError(
+                    f"row {index} of the dataset learns its prompt too, and the server "
+                    f"of {self.path} told nothing of it; train on the rows of "
+                    "served_rows, whose labels are -100 there"
+                )
 
     def _missing(self, what: str) -> CacheError:
         return CacheError(
@@ -254,7 +271,9 @@ class SoftLabelCache:
             log_p = torch.from_numpy(columns["log_p"]).to(device).float()
             return log_p * self.temperature
         flat = {name: c.reshape(-1, *c.shape[2:]) for name, c in columns.items()}
-        return decode(flat, self.scheme, self.temperature).to(device)
+        targets = decode(flat, self.scheme, self.temperature).to(device)
+        # Then the loss looks whether anything is known where it counts.
+        return replace(targets, checked=not self.header["teacher"].get("answers"))
 
     def verify(
         self,
@@ -272,7 +291,8 @@ class SoftLabelCache:
                 token, which have no soft labels, are passed over.
             tokenizer: The teacher's; it pads.
             tolerance: Largest difference between a stored entropy and a recomputed
-                one, in nats. Other hardware or batching moves it by less.
+                one, in nats. Other hardware or batching moves it by less; a server that
+                rounds its weights or activations may move it by 0.3.
 
         Raises:
             CacheError: If a distribution is another one, with the likely cause.
@@ -293,8 +313,15 @@ class SoftLabelCache:
                 name: self._stored(place, name)
                 for name in fresh.keys() - {"keys", "lengths"}
             }
+            if self.header["teacher"].get("served"):
+                known = ~np.isnan(stored["entropy"])
+                fresh["entropy"] = kept_entropy(fresh["top_weights"])
+                stored, fresh = (
+                    {name: side[name][known] for name in stored}
+                    for side in (stored, fresh)
+                )
             gap = float(np.abs(stored["entropy"] - fresh["entropy"]).max())
-            worst, positions = max(worst, gap), positions + place.size
+            worst, positions = max(worst, gap), positions + len(stored["entropy"])
             compared += 1
             # Not "gap > tolerance", which NaN would pass.
             if not gap <= tolerance or _agreement(self.scheme, stored, fresh) < 0.7:
@@ -326,17 +353,23 @@ def _agreement(
 ) -> float:
     """Share of the stored tokens that the teacher would give again.
 
-    The draws come from the same offsets, so they too are the same tokens.
+    Of the likeliest, the order does not matter: rounding swaps neighbours. The draws
+    come from the same offsets, so they too are the same tokens.
     """
     if "log_p" in stored:
         same = [stored["log_p"].argmax(-1) == fresh["log_p"].argmax(-1)]
-    else:
-        same = [
-            unpack_ids(stored[name], scheme.id_bits, count)
-            == unpack_ids(fresh[name], scheme.id_bits, count)
-            for name, count in (("top_ids", scheme.top_k), ("draws", scheme.samples))
-            if name in stored
-        ]
+        return float(np.concatenate(same, -1).mean())
+    same = []
+    for name, count in (("top_ids", scheme.top_k), ("draws", scheme.samples)):
+        if name in stored:
+            old, new = (
+                unpack_ids(side[name], scheme.id_bits, count)
+                for side in (stored, fresh)
+            )
+            if name == "top_ids":
+                same.append((old[..., None] == new[:, None, :]).any(-1))
+            else:
+                same.append(old == new)
     return float(np.concatenate(same, -1).mean())
 
 

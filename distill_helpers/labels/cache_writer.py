@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from distill_helpers.data import refuse_padding
+from distill_helpers.labels.budget import Budget
 from distill_helpers.labels.cache import SoftLabelCache
 from distill_helpers.labels.cache_files import (
     FORMAT,
@@ -30,6 +31,8 @@ from distill_helpers.labels.cache_files import (
 from distill_helpers.labels.cache_rows import RowEncoder, row_key
 from distill_helpers.labels.files import only_writer
 from distill_helpers.labels.schemes import Scheme, scheme_for
+from distill_helpers.labels.served import ServedTeacher
+from distill_helpers.labels.served_cache import ServedEncoder, check_served, has_tops
 from distill_helpers.models import (
     eval_mode,
     public_name,
@@ -47,7 +50,7 @@ _SHARDS, _SHARD_BYTES = 64, (2**20, 64 * 2**20)
 
 
 def write_cache(
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | ServedTeacher,
     dataset: Dataset,
     path: str | Path,
     *,
@@ -61,12 +64,19 @@ def write_cache(
     resume: bool = True,
     progress: bool = True,
     shard_bytes: int | None = None,
+    max_total_tokens: int | None = None,
+    max_cost: float | None = None,
 ) -> SoftLabelCache:
     """Store a teacher's soft labels for every row of a dataset.
 
     Args:
         teacher: The model whose distributions are stored. It is read where it is, in
-            eval mode and without gradients.
+            eval mode and without gradients. Or a
+            :class:`~distill_helpers.labels.served.ServedTeacher`, which gives its
+            likeliest tokens at T = 1: for the schemes ``"top_k"`` and
+            ``"tail_bucket"``. It is asked row by row, and for no row twice; for none
+            where the rows come from
+            :func:`~distill_helpers.labels.served.served_rows`.
         dataset: Rows with ``input_ids``. A row of L tokens gets L − 1 distributions.
             Rows with the same ids are stored once.
         path: A folder; made if it does not exist.
@@ -87,13 +97,19 @@ def write_cache(
         progress: Show a bar.
         shard_bytes: Size of a shard, which is also what a kill can cost; default: a
             64th of the cache, between 1 and 64 MiB.
+        max_total_tokens: Ask a served teacher for nothing that could bring the tokens
+            of this cache above this; what an earlier call asked for is counted.
+        max_cost: The most money to spend, in the currency of the teacher's price.
 
     Returns:
         The opened cache.
 
     Raises:
         CacheError: If the folder holds a cache of another making, or another process
-            is writing it, or the disk is too small.
+            is writing it, or the disk is too small; or if rows of a served teacher
+            are missing, because the budget ends or requests failed. What was read is
+            stored, and another call goes on.
+        LabelError: If a served teacher cannot be asked; the message says why.
         ValueError: For options out of range.
 
     Taught in notebook 04.
@@ -103,6 +119,14 @@ def write_cache(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     path = Path(path)
+    if isinstance(teacher, ServedTeacher):
+        check_served(teacher, tokenizer, scheme, top_k, temperature)
+        budget = Budget(teacher, max_total_tokens, max_cost)
+    elif max_total_tokens is not None or max_cost is not None:
+        raise ValueError(
+            "max_total_tokens and max_cost are for a ServedTeacher; a model in this "
+            "process costs nothing"
+        )
     path.mkdir(parents=True, exist_ok=True)
     rows = _Rows.of(dataset)
     vocabulary = _vocabulary(teacher, tokenizer, rows)
@@ -114,12 +138,7 @@ def write_cache(
         "seed": seed,
         "batch_size": batch_size,
         **tokenizer_facts(tokenizer),
-        "teacher": {
-            "name": public_name(teacher),
-            "revision": getattr(teacher.config, "_commit_hash", None),
-            "dtype": str(teacher.dtype).removeprefix("torch."),
-            "weights": weights_hash(teacher),
-        },
+        "teacher": _facts(teacher, dataset),
         "dataset": {
             "rows": len(rows.keys),
             "positions": rows.positions(),
@@ -136,18 +155,43 @@ def write_cache(
         was_there = header["complete"]
         if not was_there:
             _check_space(path, header, rows)
-            encoder = RowEncoder(teacher, tokenizer, header)
-            _write_shards(encoder, dataset, path, header, rows, progress=progress)
+            if isinstance(teacher, ServedTeacher):
+                served = ServedEncoder(
+                    teacher, dataset, path, header, budget, resume=resume
+                )
+                _write_shards(served, dataset, path, header, rows, progress=progress)
+                served.forget()
+            else:
+                encoder = RowEncoder(teacher, tokenizer, header)
+                with eval_mode(teacher):
+                    _write_shards(
+                        encoder, dataset, path, header, rows, progress=progress
+                    )
     # The tokenizer is part of the plan, and fresh shards have just been hashed.
     return SoftLabelCache.open(path, checksums=was_there)
 
 
+def _facts(teacher: PreTrainedModel | ServedTeacher, dataset: Dataset) -> Any:
+    """What a header records of the teacher."""
+    if isinstance(teacher, ServedTeacher):
+        return teacher.identity() | {"served": True, "answers": has_tops(dataset)}
+    return {
+        "name": public_name(teacher),
+        "revision": getattr(teacher.config, "_commit_hash", None),
+        "dtype": str(teacher.dtype).removeprefix("torch."),
+        "weights": weights_hash(teacher),
+    }
+
+
 def _vocabulary(
-    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: _Rows
+    teacher: PreTrainedModel | ServedTeacher,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: _Rows,
 ) -> int:
     """The tokens that teacher and tokenizer share; every row's are among them."""
-    width = int(teacher.config.get_text_config().vocab_size)
-    vocabulary = min(width, vocabulary_size(tokenizer))
+    vocabulary = vocabulary_size(tokenizer)
+    if not isinstance(teacher, ServedTeacher):
+        vocabulary = min(vocabulary, int(teacher.config.get_text_config().vocab_size))
     if rows.highest >= vocabulary:
         raise ValueError(
             f"the rows hold token {rows.highest}, and teacher and tokenizer know "
@@ -255,7 +299,7 @@ def _check_space(path: Path, header: dict[str, Any], rows: _Rows) -> None:
 
 
 def _write_shards(
-    encoder: RowEncoder,
+    encoder: RowEncoder | ServedEncoder,
     dataset: Dataset,
     path: Path,
     header: dict[str, Any],
@@ -273,7 +317,7 @@ def _write_shards(
         desc="soft labels",
         disable=not progress,
     )
-    with bar, eval_mode(encoder.teacher):
+    with bar:
         for start in range(done, len(rows.keys), size):
             part = slice(start, start + size)
             chosen = dataset.with_format(None).select(rows.indices[part])

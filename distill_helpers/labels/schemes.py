@@ -183,6 +183,21 @@ def systematic_draws(
     return group * _GROUP + where
 
 
+def kept_entropy(weights: NDArray[Any]) -> NDArray[np.float32]:
+    """The entropy of the likeliest tokens and of all others as one class, in nats.
+
+    That is all that is known of a served teacher's; the whole entropy is larger.
+
+    Args:
+        weights: ``[positions, k]`` probabilities; NaN, where nothing is known, stays.
+    """
+    p = torch.from_numpy(weights.astype(np.float64))
+    tail = (1 - p.sum(-1)).clamp(min=0)
+    entropy = -torch.xlogy(p, p).sum(-1) - torch.xlogy(tail, tail)
+    found: NDArray[np.float32] = entropy.float().numpy()
+    return found
+
+
 def pack_ids(ids: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Ids ``[n, k]`` as ``[n, bytes]`` with ``bits`` bits each."""
     if bits == 16:

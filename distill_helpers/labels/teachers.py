@@ -10,7 +10,7 @@ Taught in notebook 05.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,6 +60,7 @@ class Answer:
         completion_tokens: Tokens of the answer, as the teacher counts.
         reasoning: The thoughts before the answer, where a server tells them apart from
             it; ``""`` if it tells none.
+        more: Further columns of its row, such as a served teacher's probabilities.
     """
 
     text: str
@@ -67,6 +68,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     reasoning: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Action(Enum):

@@ -198,6 +198,11 @@ class SparseTargets:
                 f"ids has shape {tuple(ids.shape)} and dtype {ids.dtype}, weights "
                 f"{tuple(weights.shape)}: there must be one whole number per weight"
             )
+        if bool(weights.isnan().any()):
+            raise ValueError(
+                "weights holds NaN where a label counts: nothing is known of the "
+                "teacher there, as of the prompts of a served teacher; label that -100"
+            )
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocabulary:
             raise ValueError(
