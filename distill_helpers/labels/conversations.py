@@ -20,7 +20,7 @@ from distill_helpers.data import (
     encode_answers,
     read_utf8,
 )
-from distill_helpers.labels.api_content import Content, read_message
+from distill_helpers.labels.api_content import REASONING, Content, read_message
 from distill_helpers.labels.filters import ENDED
 from distill_helpers.labels.messages import ASKING, Message, cleaned, plain_json
 from distill_helpers.labels.rows import Turn, answer_turn
@@ -184,9 +184,9 @@ def _report(counts: Counter[str], talks: int, rows: int, limit: int | None) -> N
         ("too long", f"turns end behind max_length={limit}, and are left out"),
         (
             "thoughtless",
-            "turns have thoughts that the chat template does not write, so they are "
-            "not learned; to teach them, write them into the content, or use a "
-            "template that knows them",
+            "turns have thoughts that the chat template does not write there, so they "
+            "are not learned; to teach them, write them into the content, or use a "
+            "template (or template_options) that knows them",
         ),
         ("empty", "turns are empty, and the student learns to end at once there"),
         ("nothing", f"of {talks} conversations hold no turn to learn"),
@@ -300,9 +300,12 @@ class _Talk:
         whole = template.unchecked((*asked, message), asks=False)
         marked = template.marks
         thoughts = content.thoughts.strip()
-        if thoughts and thoughts not in whole[len(prompt) :]:
+        written = whole.startswith(prompt) and thoughts in whole[len(prompt) :]
+        if thoughts and not written:
             self.counts["thoughtless"] += 1
             thoughts = ""
+            message = {k: v for k, v in message.items() if k not in REASONING}
+            whole = template.unchecked((*asked, message), asks=False)
         self.counts["empty"] += content.is_string and not (
             content.text.strip() or content.calls or thoughts
         )
@@ -336,8 +339,10 @@ class _Talk:
         tokenizer, content = self.template.tokenizer, _content(message)
         rest = whole.removeprefix(prompt)
         said = re.split("</?think>", content.text)
-        there = all(one.strip() in rest for one in said)
-        if not there or not whole.startswith(prompt):
+        appends = whole.startswith(prompt)
+        if not appends or not all(one.strip() in rest for one in said):
+            # Which is refused with better words where any answer would be.
+            answer_turn(self.template, asked, prompt, _STAND_IN)
             raise ValueError(
                 f"the chat template writes the prompt {_quoted(prompt[-60:])} or the "
                 f"turn {_quoted(str(message))} otherwise once both are there; use a "
@@ -382,7 +387,7 @@ def _whole_answers(messages: Sequence[Any], reason: Any, counts: Counter[str]) -
     """How many messages stand before the first of the assistant's that is not whole.
 
     Args:
-        messages: As they were given.
+        messages: The conversation as it was given.
         reason: Why the server ended the last one; ``None`` if nobody knows.
         counts: Where the reasons are counted.
     """

@@ -250,6 +250,10 @@ def test_thoughts_that_inference_supplies_are_not_learned():
     check(row, TALK, tokenizer, {2: TALK[2]["content"] + "<turn>"}, **off)
     (row,) = learned(call, tokenizer, template_options=off)
     check(row, call, tokenizer, {1: TAGGED}, **off)
+    # Nor are thoughts that were thought all the same.
+    rows = learned(AGENT, tokenizer, template_options=off, split_turns=True)
+    check(rows[0], AGENT, tokenizer, {1: TAGGED}, **off)
+    check(rows[1], AGENT, tokenizer, {3: "Yes.<turn>"}, **off)
     # Two turns take two rows: an earlier one stands without the empty thoughts.
     rows = learned(TALK, tokenizer, template_options=off, split_turns=True)
     for row, place in zip(rows, (2, 4), strict=True):
