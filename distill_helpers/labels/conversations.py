@@ -291,21 +291,34 @@ class _Talk:
 
     def turns(self) -> Iterator[tuple[int, _Learned]]:
         """The turns that are learned, with their places among the messages."""
-        for place in self.places:
-            yield place, self._turn(self.messages[:place], self.messages[place])
+        found = {place: self._turn(place) for place in self.places}
+        plain = {place: one for place, one in found.items() if isinstance(one, Turn)}
+        parts = encode_answers(
+            [turn.prompt for turn in plain.values()],
+            [turn.answer for turn in plain.values()],
+            self.template.tokenizer,
+        )
+        encoded = dict(zip(plain, parts, strict=True))
+        for place, turn in found.items():
+            if isinstance(turn, Turn):
+                given, answer = encoded[place]
+                ids = answer + turn.closing
+                turn = _Learned(given, ids, ids)
+            yield place, turn
 
-    def _turn(self, asked: tuple[Message, ...], message: Message) -> _Learned:
-        template, content = self.template, _content(message)
+    def _turn(self, place: int) -> Turn | _Learned:
+        """A turn as a text behind a prompt; in tokens, if it is more than words."""
+        template, marked = self.template, self.template.marks
+        asked, message = self.messages[:place], self.messages[place]
+        content = _content(message)
         prompt = template.unchecked(asked, asks=True)
-        whole = template.unchecked((*asked, message), asks=False)
-        marked = template.marks
         thoughts = content.thoughts.strip()
-        written = whole.startswith(prompt) and thoughts in whole[len(prompt) :]
-        if thoughts and not written:
-            self.counts["thoughtless"] += 1
-            thoughts = ""
-            message = {k: v for k, v in message.items() if k not in REASONING}
+        if thoughts:
             whole = template.unchecked((*asked, message), asks=False)
+            if not whole.startswith(prompt) or thoughts not in whole[len(prompt) :]:
+                self.counts["thoughtless"] += 1
+                thoughts = ""
+                message = {k: v for k, v in message.items() if k not in REASONING}
         self.counts["empty"] += content.is_string and not (
             content.text.strip() or content.calls or thoughts
         )
@@ -316,15 +329,14 @@ class _Talk:
             said = content.text if plain else _STAND_IN
             turn = answer_turn(template, asked, prompt, said)
             if plain:
-                return _encoded(turn, template.tokenizer)
-        return self._as_written(asked, message, prompt, whole, marked)
+                return turn
+        return self._as_written(asked, message, prompt, marked)
 
     def _as_written(
         self,
         asked: tuple[Message, ...],
         message: Message,
         prompt: str,
-        whole: str,
         marked: bool,
     ) -> _Learned:
         """A turn with what the template puts around and between its parts.
@@ -333,10 +345,10 @@ class _Talk:
             asked: The messages before it.
             message: The turn.
             prompt: What the model reads before it.
-            whole: The same with the turn at the end.
             marked: Whether the template says which of it a model writes.
         """
         tokenizer, content = self.template.tokenizer, _content(message)
+        whole = self.template.unchecked((*asked, message), asks=False)
         rest = whole.removeprefix(prompt)
         said = re.split("</?think>", content.text)
         appends = whole.startswith(prompt)
@@ -462,12 +474,6 @@ def _refusal(before: list[int], given: list[int], place: int, talk: _Talk) -> st
         "are answered. Pass split_turns=True, which begins another row there; or use "
         "a template that only appends (template_options may help)"
     )
-
-
-def _encoded(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> _Learned:
-    ((given, answer),) = encode_answers([turn.prompt], [turn.answer], tokenizer)
-    ids = answer + turn.closing
-    return _Learned(given, ids, ids)
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
