@@ -343,6 +343,11 @@ def test_a_special_token_in_a_turn_is_text_and_never_an_end():
         (said("assistant", None), None, "1 no_content"),
         (said("assistant", "", reasoning_content="Well,"), "stop", "1 no_content"),
         (said("assistant", None, refusal="I cannot."), "stop", "1 refusal"),
+        (
+            {"role": "assistant", "tool_calls": [{"type": "function"}]},
+            "length",
+            "1 length",
+        ),
         # The call got lost on the way.
         (said("assistant", ""), "tool_calls", "1 tool_calls"),
     ],
