@@ -107,6 +107,16 @@ class TrainOptions(TextOptions, TeacherOptions):
         "a .jsonl file of prompts with a teacher's answers, learned instead of a text "
         "(train hard); several are packed into rows of this length",
     )
+    data: str = _option(
+        "",
+        "a .jsonl file of conversations (messages), of which the assistant's turns are "
+        "learned instead of a text; several are packed into rows of this length",
+    )
+    split_turns: bool = _option(
+        False,
+        "of --data: a row of its own for a turn that cannot share one with those "
+        "before it, as where a chat template drops earlier thoughts",
+    )
     plain_prompts: bool = _option(
         False, "the student reads prompts as they are, without a chat template"
     )

@@ -29,6 +29,8 @@ from distill_helpers.labels import (
     ServedTeacher,
     SoftLabelCache,
     learn_answers,
+    learn_conversations,
+    read_conversations,
 )
 from distill_helpers.machine import get_profile
 from distill_helpers.models import (
@@ -248,25 +250,37 @@ def load_rows(options: TextOptions, tokenizer: PreTrainedTokenizerBase) -> Datas
 
 
 def load_answers(
-    options: TrainOptions, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+    options: TrainOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    *readers: PreTrainedModel,
 ) -> Dataset:
-    """Make rows of the answers that the options name, with masked prompts.
+    """Make rows of the answers or the conversations that the options name.
 
-    Several to a row where the student can tell them apart, else one.
+    Several to a row where all ``readers`` can tell them apart, else one.
     """
-    labels = read_questions(options.answers)
-    rows = learn_answers(labels, tokenizer, max_length=options.length)
+    if options.data:
+        rows = learn_conversations(
+            read_conversations(options.data),
+            tokenizer,
+            max_length=options.length,
+            split_turns=options.split_turns,
+        )
+    else:
+        labels = read_questions(options.answers)
+        rows = learn_answers(labels, tokenizer, max_length=options.length)
+    source = options.data or options.answers
     batch = torch.tensor([rows[0]["input_ids"]] * options.batch_size)
-    if isolates_examples(student, batch):
+    mixing = [model for model in readers if not isolates_examples(model, batch)]
+    if not mixing:
         rows = pack_examples(rows, options.length)
     else:
         _LOGGER.warning(
             "%s: answers go one to a row, which takes more padding, for a %s would let "
             "those that share a row read one another",
-            options.answers,
-            type(student).__name__,
+            source,
+            type(mixing[0]).__name__,
         )
-    return _some(rows, options, options.answers)
+    return _some(rows, options, source)
 
 
 def _some(rows: Dataset, options: TextOptions, source: str) -> Dataset:
@@ -327,6 +341,15 @@ def build_trainer(
         raise ValueError("cache=… holds soft labels; use: distill train soft")
     if kind == "soft" and options.answers:
         raise ValueError("answers=… are hard labels; use: distill train hard")
+    if options.data and (options.answers or options.cache):
+        raise ValueError(
+            "data=… holds conversations, which are learned instead of answers=…, and "
+            "no cache=… holds soft labels of them; leave one out"
+        )
+    if options.data and options.plain_prompts:
+        raise ValueError(
+            "conversations need the student's chat template; leave plain_prompts out"
+        )
     profile = get_profile(options.profile)
     _take_own_gpu(profile)
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
@@ -342,8 +365,9 @@ def build_trainer(
         tokenizer = copy.deepcopy(tokenizer)  # the teacher keeps its template
         tokenizer.chat_template = None
     check_length(options, student, *([teacher.model] if teacher else []))
-    if options.answers:
-        rows = load_answers(options, tokenizer, student)
+    if options.answers or options.data:
+        readers = [teacher.model] if kind == "soft" and teacher else []
+        rows = load_answers(options, tokenizer, student, *readers)
     else:
         rows = load_rows(options, tokenizer)
     rate = options.learning_rate

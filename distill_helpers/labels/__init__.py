@@ -12,6 +12,7 @@ A teacher's **words** (hard labels; notebooks 05 and 06) are asked for prompt by
   process; ``api`` and ``api_content``: a server that speaks OpenAI's protocol;
 * ``messages`` and ``templates``: what is asked, and how a chat template writes it;
 * ``filters``: which answers to keep; ``rows``: what a student learns of them;
+  ``conversations``: what it learns of conversations of several turns;
 * ``choices``: a teacher's choice at every token of a text that exists.
 
 A teacher's **distributions** (soft labels; notebook 04) are read token by token:
@@ -34,6 +35,10 @@ from distill_helpers.labels.cache_files import CacheError
 from distill_helpers.labels.cache_rows import row_key
 from distill_helpers.labels.cache_writer import write_cache
 from distill_helpers.labels.choices import relabel
+from distill_helpers.labels.conversations import (
+    learn_conversations,
+    read_conversations,
+)
 from distill_helpers.labels.filters import (
     ENDED,
     Filtered,
@@ -88,11 +93,13 @@ __all__ = [
     "filter_labels",
     "find_api_key",
     "learn_answers",
+    "learn_conversations",
     "near_duplicate",
     "own_labels",
     "plan_labels",
     "prompt_ids",
     "prompt_text",
+    "read_conversations",
     "read_labels",
     "refused",
     "relabel",

@@ -12,7 +12,7 @@ from typing import Any
 from distill_helpers.labels.filters import ENDED
 
 # Fields of a message in which servers tell the thoughts before an answer.
-_REASONING = (
+REASONING = (
     "reasoning_content",
     "reasoning",
     "thinking",
@@ -93,7 +93,7 @@ def read_message(message: Any) -> Content:
     if isinstance(said_apart, str) and not text:
         refusal = said_apart
     if not thoughts:
-        told = (_strings(getattr(message, name, None)) for name in _REASONING)
+        told = (_strings(getattr(message, name, None)) for name in REASONING)
         thoughts = next(filter(None, told), "")
     calls = [getattr(message, name, None) for name in ("tool_calls", "function_call")]
     return Content(

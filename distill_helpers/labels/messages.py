@@ -17,7 +17,7 @@ Message: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
 
 # Who may speak last in a prompt: an answer to them is what is asked for.
-_ASKING = ("user", "tool", "function")
+ASKING = ("user", "tool", "function")
 # Types of parts of a content, by their beginning.
 _MEDIA = ("image", "audio", "video", "file")
 
@@ -31,7 +31,7 @@ def asked_messages(prompt: Prompt, number: int) -> tuple[Message, ...]:
     except ValueError as error:
         raise ValueError(f"prompts[{number}]: {error}") from None
     last = messages[-1]["role"] if messages else "nobody"
-    if last not in _ASKING:
+    if last not in ASKING:
         raise ValueError(
             f"prompts[{number}] has the messages {messages!r:.300}, and {last} speaks "
             "last; the last one must be the user's, or a tool's result. An answer that "
@@ -47,7 +47,7 @@ def cleaned(messages: Sequence[Message]) -> tuple[Message, ...]:
     ``datasets`` gives every message all fields of all messages, ``None`` where there
     was none; what was asked then must be the same conversation still.
     """
-    found = tuple(_json(message) for message in messages)
+    found = tuple(plain_json(message) for message in messages)
     for message in found:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(
@@ -77,19 +77,20 @@ def cleaned(messages: Sequence[Message]) -> tuple[Message, ...]:
     return found
 
 
-def _json(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """A value of JSON's kinds, without ``None`` in objects, in whole characters."""
     if isinstance(value, str):
         return whole_characters(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
         return {
-            whole_characters(str(key)): _json(one)
+            whole_characters(str(key)): plain_json(one)
             for key, one in value.items()
             if one is not None
         }
     if isinstance(value, list | tuple):
-        return [_json(one) for one in value]
+        return [plain_json(one) for one in value]
     raise ValueError(
         f"a message holds {value!r:.80} of type {type(value).__name__}, which JSON has "
         "no words for; write it as text"

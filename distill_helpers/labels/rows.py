@@ -155,7 +155,7 @@ def learn_answers(
 
 
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
     """An answer where a model will write it.
 
     Attributes:
@@ -169,16 +169,35 @@ class _Turn:
     closing: list[int]
 
 
-def _turn(template: ChatTemplate, messages: Sequence[Message], answer: Any) -> _Turn:
+def _turn(template: ChatTemplate, messages: Sequence[Message], answer: Any) -> Turn:
     if not isinstance(answer, str):
         raise ValueError(
             f"the answer {answer!r:.80} is no string; leave the row out, with a filter "
             "of your own or labels.filters.empty"
         )
-    row = _Row.of(template, cleaned(messages), whole_characters(answer))
+    asked = cleaned(messages)
+    return answer_turn(template, asked, template.prompt(asked), answer)
+
+
+def answer_turn(
+    template: ChatTemplate, asked: tuple[Message, ...], prompt: str, answer: str
+) -> Turn:
+    """Where an answer begins behind a prompt, and what ends it.
+
+    Args:
+        template: The student's.
+        asked: The conversation up to the answer.
+        prompt: The same as the student reads it.
+        answer: What it learns to write.
+
+    Raises:
+        ValueError: If the template writes prompt or answer otherwise once both are
+            there; the message says what it did, and what would help.
+    """
+    row = _Row(template, asked, prompt, whole_characters(answer))
     tokenizer = template.tokenizer
     if not tokenizer.chat_template:
-        return _Turn(row.prompt, row.answer, [tokenizer.eos_token_id])
+        return Turn(row.prompt, row.answer, [tokenizer.eos_token_id])
     found = row.plainly()
     if found is None and "</think>" in answer:
         found = row.with_thoughts()
@@ -187,8 +206,8 @@ def _turn(template: ChatTemplate, messages: Sequence[Message], answer: Any) -> _
     text, after = found
     between, closing = _parted(after, tokenizer)
     if not text:  # the end alone
-        return _Turn(row.prompt, "", closing[-1:])
-    return _Turn(row.prompt, text + between, closing)
+        return Turn(row.prompt, "", closing[-1:])
+    return Turn(row.prompt, text + between, closing)
 
 
 def _parted(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
@@ -216,12 +235,6 @@ class _Row:
     asked: tuple[Message, ...]
     prompt: str
     answer: str
-
-    @classmethod
-    def of(
-        cls, template: ChatTemplate, asked: tuple[Message, ...], answer: str
-    ) -> _Row:
-        return cls(template, asked, template.prompt(asked), answer)
 
     def _whole(self, answer: str) -> str:
         return self.template.with_answer(self.asked, answer)
@@ -285,7 +298,8 @@ class _Row:
                 self.template.tokenizer, {**self.template.options, **off}
             )
             try:
-                found = _Row.of(without, self.asked, self.answer).plainly()
+                prompt_without = without.prompt(self.asked)
+                found = _Row(without, self.asked, prompt_without, self.answer).plainly()
             except ValueError:
                 continue
             if found is not None:

@@ -4,6 +4,7 @@
 * ``soft_hard``: one student, from hard labels or from soft labels, live or stored;
 * ``co_distillation``: models that learn from the labels and from one another;
 * ``on_policy``: the student writes, the teacher judges every token;
+* ``routes``: several teachers, of which each row names its own;
 * ``checkpoints``: checkpoints that are either complete or not used at all;
 * ``callbacks``: a progress bar, and the best weights kept.
 

@@ -31,6 +31,7 @@ from distill_helpers.models import (
     generate_batch,
     model_ends,
 )
+from distill_helpers.trainers.routes import ROUTE
 from distill_helpers.trainers.soft_hard import SoftLabelTrainer
 
 
@@ -52,7 +53,10 @@ class OnPolicyTrainer(SoftLabelTrainer):
     Args:
         model: The student.
         teacher: A model; stored soft labels know nothing of the student's text. Of a
-            ``RememberingTeacher``, the teacher inside: no text comes twice.
+            ``RememberingTeacher``, the teacher inside: no text comes twice. Or several
+            models by name, with a ``teacher_column``: what the student writes to a
+            row's prompt is judged by the row's teacher. A token that ends a text for
+            one of them ends it for all.
         max_new_tokens: Where an answer is cut off.
         on_policy_share: The share of rows that get the student's own text, in [0, 1];
             GKD's λ. The others keep their answers: 0 is ``SoftLabelTrainer``. At 1,
@@ -74,16 +78,19 @@ class OnPolicyTrainer(SoftLabelTrainer):
         self,
         model: PreTrainedModel,
         *,
-        teacher: nn.Module,
+        teacher: nn.Module | Mapping[Any, nn.Module],
         max_new_tokens: int,
         on_policy_share: float = 1.0,
         sampling_temperature: float = 1.0,
         divergence: str = "reverse_kl",
         **options: Any,
     ) -> None:
-        if isinstance(teacher, RememberingTeacher):
-            teacher = teacher.teacher
-        if not isinstance(teacher, nn.Module):
+        given = teacher if isinstance(teacher, Mapping) else {None: teacher}
+        teachers = {
+            name: one.teacher if isinstance(one, RememberingTeacher) else one
+            for name, one in given.items()
+        }
+        if not all(isinstance(one, nn.Module) for one in teachers.values()):
             raise ValueError(
                 "teacher must be a model: stored soft labels cannot judge text that "
                 "the student has yet to write"
@@ -103,13 +110,17 @@ class OnPolicyTrainer(SoftLabelTrainer):
                 "student's own text; mix in the rows' answers with on_policy_share"
             )
         super().__init__(
-            model, teacher=teacher, alpha=1.0, divergence=divergence, **options
+            model,
+            teacher=teachers if isinstance(teacher, Mapping) else teachers[None],
+            alpha=1.0,
+            divergence=divergence,
+            **options,
         )
         self._refuse_spread_weights("a student cannot write")
         self.max_new_tokens = max_new_tokens
         self.on_policy_share = on_policy_share
         self.sampling_temperature = sampling_temperature
-        self._teacher_ends = model_ends(teacher)
+        self._teacher_ends = [e for one in teachers.values() for e in model_ends(one)]
         self._nothing_written()
 
     def get_batch_samples(
@@ -165,7 +176,7 @@ class OnPolicyTrainer(SoftLabelTrainer):
         prompts = [prompt_of(rows[place]) for place in places]
         written = self._write(prompts, [draws[p].getrandbits(62) for p in places])
         for place, prompt, answer in zip(places, prompts, written, strict=True):
-            rows[place] = join_row(prompt, answer.ids)
+            rows[place] |= join_row(prompt, answer.ids)
         return self.data_collator(rows)
 
     def _write(self, prompts: list[list[int]], seeds: list[int]) -> list[Generation]:
@@ -221,10 +232,15 @@ class OnPolicyTrainer(SoftLabelTrainer):
         super().log(logs | found, start_time)
 
 
-def _unpadded(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, list[int]]]:
+def _unpadded(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
     names = ("input_ids", "labels")
     masks = batch.get("attention_mask")
     if masks is None:  # of a collator that does not pad
         masks = torch.ones_like(batch["input_ids"])
-    for row, mask in enumerate(masks.bool()):
-        yield {name: batch[name][row][mask].tolist() for name in names}
+    for number, mask in enumerate(masks.bool()):
+        row: dict[str, Any] = {
+            name: batch[name][number][mask].tolist() for name in names
+        }
+        if ROUTE in batch:
+            row[ROUTE] = int(batch[ROUTE][number])
+        yield row

@@ -34,8 +34,13 @@ from distill_helpers.models import (
     unwrapped,
     vocabulary_size,
 )
-from distill_helpers.trainers.base import DistillationTrainer, check_student
+from distill_helpers.trainers.base import (
+    DistillationTrainer,
+    Objective,
+    check_student,
+)
 from distill_helpers.trainers.checkpoints import refuse_shared
+from distill_helpers.trainers.routes import RoutedCollator, RoutedLabels, each_teacher
 
 
 @runtime_checkable
@@ -160,10 +165,27 @@ class SoftLabels:
         """Return the loss and its two parts; see :class:`Objective`."""
         teacher = self.teacher.read(inputs)
         student = self.student.read(model, inputs)
+        return self.compare(student, teacher, inputs["labels"], num_items)
+
+    def compare(
+        self,
+        student: torch.Tensor | Hidden,
+        teacher: torch.Tensor | Hidden | SparseTargets,
+        labels: torch.Tensor,
+        num_items: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        """The same of what both have said.
+
+        Args:
+            student: What the student says of every position.
+            teacher: What the teacher says.
+            labels: The batch's, ``[rows, positions]``.
+            num_items: What the sums are divided by.
+        """
         result = soft_label_loss(
             cut_outputs(student, self.teacher.vocabulary),
             teacher,
-            inputs["labels"],
+            labels,
             num_items=num_items,
             **self.options,
         )
@@ -198,9 +220,14 @@ class SoftLabelTrainer(DistillationTrainer):
         teacher: Frozen here, put into eval mode, moved to the student's device unless
             accelerate has dispatched it, and never saved. Or a ``SoftLabelCache``:
             then the rows must be those that it was written for, ``temperature`` the
-            one it was written at, and the divergence forward KL.
+            one it was written at, and the divergence forward KL. Or several of them
+            by name, such as ``{"maths": model, "prose": another}``.
         teacher_tokenizer: If given, compared with ``tokenizer`` by content. Without
-            it only the sizes of the two heads can be compared.
+            it only the sizes of the two heads can be compared. With several teachers
+            one for all, or one for each by name.
+        teacher_column: With several teachers, the column in which each row names its
+            own. A teacher reads its rows alone, and every counted position of a batch
+            weighs the same, whoever teaches it.
         temperature: The temperature of both softmaxes in the soft term, > 0.
         alpha: Weight of the soft term.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
@@ -213,17 +240,20 @@ class SoftLabelTrainer(DistillationTrainer):
 
     Raises:
         TypeError: For models that do not predict the next token.
-        ValueError: If the vocabularies do not fit, or the teacher has weights that the
-            student is to learn.
+        ValueError: If the vocabularies do not fit, the teacher has weights that the
+            student is to learn, or a row names a teacher that there is not.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        teacher: nn.Module | StoredLabels,
+        teacher: nn.Module | StoredLabels | Mapping[Any, nn.Module | StoredLabels],
         tokenizer: PreTrainedTokenizerBase,
-        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase
+        | Mapping[Any, PreTrainedTokenizerBase]
+        | None = None,
+        teacher_column: str | None = None,
         temperature: float = 1.0,
         alpha: float = 1.0,
         divergence: str = "forward_kl",
@@ -232,6 +262,62 @@ class SoftLabelTrainer(DistillationTrainer):
         fused: bool = True,
         **options: Any,
     ) -> None:
+        parts: list[SoftLabels] = []
+        readers: dict[str, nn.Module] = {}
+        named = each_teacher(teacher, teacher_tokenizer, teacher_column)
+        for name, (one, theirs) in named.items():
+            try:
+                part, found = self._part(
+                    model,
+                    one,
+                    tokenizer,
+                    theirs,
+                    temperature=temperature,
+                    alpha=alpha,
+                    divergence=divergence,
+                    beta=beta,
+                    scale_by_t2=scale_by_t2,
+                    fused=fused,
+                )
+            except (TypeError, ValueError) as error:
+                if teacher_column is None:
+                    raise
+                raise type(error)(f"teacher {name!r}: {error}") from error
+            parts.append(part)
+            if teacher_column is not None and "teacher" in found:
+                found[f"teacher {name!r}"] = found.pop("teacher")
+            readers |= found
+        objective: Objective = parts[0]
+        if teacher_column is not None:
+            objective = RoutedLabels(tuple(parts))
+        super().__init__(
+            model, objective, tokenizer=tokenizer, readers=readers, **options
+        )
+        if teacher_column is not None:
+            routed = RoutedCollator(self.data_collator, teacher_column, tuple(named))
+            routed.check("train_dataset", self.train_dataset)
+            routed.check("eval_dataset", self.eval_dataset)
+            self.data_collator = routed
+        for part in parts:
+            live = part.teacher
+            if isinstance(live, LiveTeacher) and not is_dispatched(live.model):
+                _move(live.model, self.args.device)
+
+    @staticmethod
+    def _part(
+        model: PreTrainedModel,
+        teacher: nn.Module | StoredLabels,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        temperature: float,
+        alpha: float,
+        divergence: str,
+        beta: float,
+        scale_by_t2: bool,
+        fused: bool,
+    ) -> tuple[SoftLabels, dict[str, nn.Module]]:
+        """The objective with one teacher, made ready, and the models that read."""
         if isinstance(teacher, nn.Module) and _reader(teacher) is model:
             raise ValueError(
                 "teacher and model are one object, and a teacher is frozen; pass "
@@ -266,11 +352,7 @@ class SoftLabelTrainer(DistillationTrainer):
             beta=beta,
             scale_by_t2=scale_by_t2,
         )
-        super().__init__(
-            model, objective, tokenizer=tokenizer, readers=readers, **options
-        )
-        if isinstance(teacher, nn.Module) and not is_dispatched(teacher):
-            _move(teacher, self.args.device)
+        return objective, readers
 
 
 def _reader(teacher: nn.Module) -> nn.Module:

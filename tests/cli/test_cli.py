@@ -20,6 +20,7 @@ from distill_helpers.cli.runs import build_trainer, resolve_writer
 from distill_helpers.evaluation import generate
 from distill_helpers.labels import ApiTeacher, LocalTeacher
 from distill_helpers.machine import get_profile
+from distill_helpers.models import build_student, load_model
 from distill_helpers.tasks.bundled import data_folder, data_path
 from distill_helpers.tasks.questions import write_questions
 from distill_helpers.tasks.teachers import load_tiny_teacher
@@ -299,6 +300,43 @@ def test_answers_are_learned_and_judged(tmp_path, capsys):
     assert found["n"] == 6
     assert train("soft", "--config", str(config)) == 1
     assert "use: distill train hard" in capsys.readouterr().err
+
+
+def test_conversations_are_learned_by_both_kinds_of_labels(tmp_path, capsys):
+    """Only the assistant's turns: the student says them, and not the user's."""
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] + ':' + m.content + '<end>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+    )
+    student = build_student(tokenizer, layers=1, width=32)
+    for part in (student, tokenizer):
+        part.save_pretrained(tmp_path / "student")
+    turns = [("user", "one?"), ("assistant", "yes"), ("user", "so?")]
+    turns.append(("assistant", "no"))
+    talk = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    data = tmp_path / "talks.jsonl"
+    data.write_text((json.dumps(talk) + "\n") * 6)
+    out = str(tmp_path / "out")
+    options = ["--student", str(tmp_path / "student"), "--data", str(data)]
+    options += ["--profile", "smoke", "--length", "64", "--batch-size", "2"]
+    hard = [*options, "--steps", "40", "--learning-rate", "2e-2", "--output", out]
+    assert train("hard", *hard) == 0
+    model, tokenizer = load_model(out)
+    prompts = ["u:one?<end>a:", "u:one?<end>a:yes<end>u:so?<end>a:"]
+    assert generate(model, tokenizer, prompts, max_new_tokens=8) == ["yes", "no"]
+    # A teacher's distributions at the same tokens, without its weights changed.
+    soft = [*options, "--teacher", out, "--steps", "1"]
+    assert train("soft", *soft, "--output", str(tmp_path / "soft")) == 0
+    for more, words in (
+        (["--answers", str(data)], "leave one out"),
+        (["--cache", "x"], "leave one out"),
+        (["--plain-prompts"], "leave plain_prompts out"),
+        (["--data", str(tmp_path / "none.jsonl")], "no .jsonl file"),
+    ):
+        kind = "soft" if "--cache" in more else "hard"
+        assert train(kind, *hard, *more) == 1
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow
