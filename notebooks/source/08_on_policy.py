@@ -455,6 +455,35 @@ for name, student in students.items():
 # The excess fell in all four, also where the teacher wrote: a student that knows more slips
 # less often. The differences among the four are small, and this is one seed.
 #
+# A student can also become too sure of itself. Let each model write its likeliest answers
+# and multiply the probabilities of its tokens: that is how sure it is of an answer. In a
+# model that knows what it knows, the mean of these is the share that is right.
+#
+# **Predict:** which divergence makes a student too sure?
+
+
+# %%
+def sure(model, problem, text):
+    """The probability that a model gives to its own answer."""
+    ids = tokenizer(problem.prompt + text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+    start = len(problem.prompt)
+    own = log_p[start - 1 : -1].gather(-1, ids[0, start:, None])
+    return own.sum().exp().item()
+
+
+# %%
+print(f"{'':28} sure   right")
+for name, model in {"before": reader, **students}.items():
+    pairs = list(zip(some, answers_of(model), strict=True))
+    mean = sum(sure(model, *pair) for pair in pairs) / len(pairs)
+    right = sum(three_sums.is_right(*pair) for pair in pairs) / len(pairs)
+    print(f"{name:28} {mean:4.0%}   {right:4.0%}")
+
+# %% [markdown]
+# TEXT
+#
 # ## What five seeds say
 #
 # Is *own* text the point, or *new* text? The study compares five ways with the plainest
