@@ -4,10 +4,11 @@
 * ``soft_hard``: one student, from hard labels or from soft labels, live or stored;
 * ``co_distillation``: models that learn from the labels and from one another;
 * ``on_policy``: the student writes, the teacher judges every token;
+* ``alignment``: a teacher whose rows have a prompt of their own;
 * ``checkpoints``: checkpoints that are either complete or not used at all;
 * ``callbacks``: a progress bar, and the best weights kept.
 
-Taught in notebooks 02 to 08.
+Taught in notebooks 02 to 09.
 """
 
 from distill_helpers.trainers.base import (

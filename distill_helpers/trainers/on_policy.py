@@ -22,15 +22,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill_helpers.data import collator_for
-from distill_helpers.data.prompts import join_row, prompt_of
+from distill_helpers.data import (
+    TEACHER_PROMPT,
+    collator_for,
+    first_learned,
+    join_row,
+    prompt_of,
+)
 from distill_helpers.losses import IGNORE_INDEX
 from distill_helpers.models import (
+    AdaptersOff,
     Generation,
     RememberingTeacher,
     generate_batch,
     model_ends,
 )
+from distill_helpers.trainers.alignment import has_own_prompts, unpadded_prompt
 from distill_helpers.trainers.soft_hard import SoftLabelTrainer
 
 
@@ -51,8 +58,11 @@ class OnPolicyTrainer(SoftLabelTrainer):
 
     Args:
         model: The student.
-        teacher: A model; stored soft labels know nothing of the student's text. Of a
-            ``RememberingTeacher``, the teacher inside: no text comes twice.
+        teacher: A model, or ``AdaptersOff(model)``; stored soft labels know nothing of
+            the student's text. Of a ``RememberingTeacher``, the teacher inside: no text
+            comes twice. Where rows have a prompt for the teacher
+            (:func:`~distill_helpers.data.add_teacher_prompts`), it reads the student's
+            answer behind that.
         max_new_tokens: Where an answer is cut off.
         on_policy_share: The share of rows that get the student's own text, in [0, 1];
             GKD's λ. The others keep their answers: 0 is ``SoftLabelTrainer``. At 1,
@@ -74,7 +84,7 @@ class OnPolicyTrainer(SoftLabelTrainer):
         self,
         model: PreTrainedModel,
         *,
-        teacher: nn.Module,
+        teacher: nn.Module | AdaptersOff,
         max_new_tokens: int,
         on_policy_share: float = 1.0,
         sampling_temperature: float = 1.0,
@@ -83,7 +93,7 @@ class OnPolicyTrainer(SoftLabelTrainer):
     ) -> None:
         if isinstance(teacher, RememberingTeacher):
             teacher = teacher.teacher
-        if not isinstance(teacher, nn.Module):
+        if not isinstance(teacher, nn.Module | AdaptersOff):
             raise ValueError(
                 "teacher must be a model: stored soft labels cannot judge text that "
                 "the student has yet to write"
@@ -109,7 +119,8 @@ class OnPolicyTrainer(SoftLabelTrainer):
         self.max_new_tokens = max_new_tokens
         self.on_policy_share = on_policy_share
         self.sampling_temperature = sampling_temperature
-        self._teacher_ends = model_ends(teacher)
+        writer = model if isinstance(teacher, AdaptersOff) else teacher
+        self._teacher_ends = model_ends(writer)
         self._nothing_written()
 
     def get_batch_samples(
@@ -165,7 +176,7 @@ class OnPolicyTrainer(SoftLabelTrainer):
         prompts = [prompt_of(rows[place]) for place in places]
         written = self._write(prompts, [draws[p].getrandbits(62) for p in places])
         for place, prompt, answer in zip(places, prompts, written, strict=True):
-            rows[place] = join_row(prompt, answer.ids)
+            rows[place] |= join_row(prompt, answer.ids)
         return self.data_collator(rows)
 
     def _write(self, prompts: list[list[int]], seeds: list[int]) -> list[Generation]:
@@ -222,9 +233,14 @@ class OnPolicyTrainer(SoftLabelTrainer):
 
 
 def _unpadded(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, list[int]]]:
+    """A batch's rows, as they went into the collator."""
     names = ("input_ids", "labels")
     masks = batch.get("attention_mask")
     if masks is None:  # of a collator that does not pad
         masks = torch.ones_like(batch["input_ids"])
-    for row, mask in enumerate(masks.bool()):
-        yield {name: batch[name][row][mask].tolist() for name in names}
+    for number, mask in enumerate(masks.bool()):
+        row = {name: batch[name][number][mask].tolist() for name in names}
+        if has_own_prompts(batch):
+            answer = len(row["labels"]) - first_learned(row["labels"])
+            row[TEACHER_PROMPT] = unpadded_prompt(batch, number, answer)
+        yield row
