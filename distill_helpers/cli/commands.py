@@ -220,11 +220,15 @@ def _cache(chosen: argparse.Namespace) -> int:
 
 def _train(chosen: argparse.Namespace) -> int:
     from distill_helpers.cli import runs
+    from distill_helpers.models import merge_adapters
     from distill_helpers.trainers import end_processes
 
     options = _filled(chosen)
     trainer = runs.build_trainer(chosen.kind, options)
     trainer.train(resume_from_checkpoint=True)
+    if options.adapters:
+        # Whole, so that every program reads it; the checkpoints have the adapters.
+        trainer.model = merge_adapters(trainer.model)
     trainer.save_model(options.output)
     if trainer.is_world_process_zero():
         print(f"the student is in {options.output}")
@@ -328,6 +332,7 @@ def _plan(chosen: argparse.Namespace) -> int:
         checkpointing=options.gradient_checkpointing,
         mixed_precision=options.mixed_precision,
         packed=options.packed,
+        adapters=options.adapters,
     )
     print(found)
     return 0 if found.fits else 1

@@ -117,6 +117,12 @@ class TrainOptions(TextOptions, TeacherOptions):
         "of --data: a row of its own for a turn that cannot share one with those "
         "before it, as where a chat template drops earlier thoughts",
     )
+    adapters: int = _option(
+        0,
+        "rank of adapters (LoRA), which then learn in place of the student's own "
+        "weights; checkpoints hold them alone, the output the merged model; 0: none",
+        least=0,
+    )
     plain_prompts: bool = _option(
         False, "the student reads prompts as they are, without a chat template"
     )
@@ -128,7 +134,9 @@ class TrainOptions(TextOptions, TeacherOptions):
         0, "steps between checkpoints; 0: a fifth of them", least=0
     )
     learning_rate: float = _option(
-        0.0, "peak; 0: 8e-3 for a fresh student, 2e-4 for any other", least=0
+        0.0,
+        "peak; 0: 8e-3 for a fresh student, 2e-4 for any other, 1e-3 for adapters",
+        least=0,
     )
     batch_size: int = _option(16, "rows per step and process", least=1)
     gradient_accumulation_steps: int = _option(1, "micro-batches per step", least=1)
@@ -180,7 +188,12 @@ class PlanOptions(Options):
         "cpu, T4, L4, A100 or H100; default: what the profile runs on here, or a T4 "
         "for gpu",
     )
-    method: str = _option("soft", "soft, hard, stored or codistillation")
+    method: str = _option(
+        "soft", "soft, hard, stored, codistillation or adapters_off (with --adapters)"
+    )
+    adapters: int = _option(
+        0, "rank of the student's adapters, which alone learn; 0: none", least=0
+    )
     batch_size: int = _option(4, "rows of a micro-batch", least=1)
     length: int = _option(512, "tokens of a row", least=2)
     steps: int = _option(1000, "optimizer steps", least=1)

@@ -36,6 +36,7 @@ from distill_helpers.machine import get_profile
 from distill_helpers.models import (
     Loaded,
     ModelError,
+    add_adapters,
     build_student,
     config_of_kept,
     isolates_examples,
@@ -72,6 +73,7 @@ _LOGGER = logging.getLogger(__name__)
 # Where no learning rate is given. What a pretrained student knows does not survive
 # steps that suit a small fresh one.
 _FRESH_RATE, _PRETRAINED_RATE = 8e-3, 2e-4
+_ADAPTERS_RATE = 1e-3
 # Other names that begin alike are folders, or names on the hub.
 _TINY = {"tiny-prose": "prose", "tiny-sums": "sums"}
 
@@ -370,10 +372,14 @@ def build_trainer(
         rows = load_answers(options, tokenizer, student, *readers)
     else:
         rows = load_rows(options, tokenizer)
+    if options.adapters:
+        student = add_adapters(student, rank=options.adapters, seed=options.seed)
     rate = options.learning_rate
     if not rate:
         is_fresh = options.student.startswith("fresh:")
         rate = _FRESH_RATE if is_fresh else _PRETRAINED_RATE
+        if options.adapters:
+            rate = _ADAPTERS_RATE
     optimizing = _chosen(options, "seed", "weight_decay", "optim", "max_grad_norm")
     mixing = {}
     if kind == "soft":
@@ -403,6 +409,8 @@ def build_trainer(
         **optimizing,
         **mixing,
     }
+    if options.adapters:
+        facts["adapters"] = options.adapters
     if made_of_teacher or (kind == "soft" and not options.cache):
         packaged = options.teacher == "packaged"
         facts["teacher"] = profile.teacher if packaged else options.teacher

@@ -3,7 +3,8 @@
 * ``corpus``: a file of one's own becomes passages: :func:`load_corpus`;
 * ``packing``: texts and examples become rows of one length;
 * ``answers``: prompts and answers become rows that learn the answers alone;
-* ``prompts``: where a row's prompt ends, and rows made of a prompt and a text;
+* ``prompts``: where a row's prompt ends, rows made of a prompt and a text, and prompts
+  that the teacher alone sees: :func:`add_teacher_prompts`;
 * ``rows``: labels, masks, padding, and the batch;
 * ``byte_counts``: bytes of text per token;
 * ``base``: the error of the room, and reading files.
@@ -16,7 +17,13 @@ from distill_helpers.data.base import DataError, read_utf8, whole_characters
 from distill_helpers.data.byte_counts import ByteCount, byte_count, token_bytes
 from distill_helpers.data.corpus import load_corpus
 from distill_helpers.data.packing import evenly_spaced, pack, pack_examples, stream_rows
-from distill_helpers.data.prompts import join_row, prompt_of
+from distill_helpers.data.prompts import (
+    TEACHER_PROMPT,
+    add_teacher_prompts,
+    first_learned,
+    join_row,
+    prompt_of,
+)
 from distill_helpers.data.rows import (
     Collator,
     collator_for,
@@ -26,13 +33,16 @@ from distill_helpers.data.rows import (
 )
 
 __all__ = [
+    "TEACHER_PROMPT",
     "ByteCount",
     "Collator",
     "DataError",
+    "add_teacher_prompts",
     "byte_count",
     "collator_for",
     "encode_answers",
     "evenly_spaced",
+    "first_learned",
     "join_row",
     "load_corpus",
     "mask_prompts",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_helpers.data.base import DataError, dataset_of, whole_characters
+from distill_helpers.data.prompts import TEACHER_PROMPT
 from distill_helpers.data.rows import refuse_padding, row_labels
 from distill_helpers.losses import IGNORE_INDEX
 
@@ -197,6 +198,11 @@ def _whole_examples(rows: Dataset) -> Iterator[Any]:
         if row.get("position_ids") is not None:
             raise DataError(
                 "rows come from pack_examples already; pack the examples themselves"
+            )
+        if row.get(TEACHER_PROMPT) is not None:
+            raise DataError(
+                f"rows have {TEACHER_PROMPT}, and the teacher reads one prompt a row; "
+                "train on them as they are, without pack_examples"
             )
         if row.get("attention_mask") is not None:
             refuse_padding([row["attention_mask"]])

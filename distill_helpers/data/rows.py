@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_helpers.data.base import DataError
+from distill_helpers.data.prompts import TEACHER_PROMPT, first_learned
 from distill_helpers.losses import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -166,7 +167,9 @@ class Collator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return ``input_ids``, ``attention_mask``, ``labels``: ``[rows, length]``.
 
-        And ``position_ids``, if the rows have them (:func:`pack_examples`).
+        And ``position_ids``, if the rows have them (:func:`pack_examples`); and, if
+        they have prompts for the teacher (:func:`add_teacher_prompts`), what it reads,
+        as ``teacher_input_ids`` and ``teacher_attention_mask``.
 
         Raises:
             DataError: For rows that are padded already, and as :func:`row_labels`.
@@ -175,16 +178,13 @@ class Collator:
         refuse_padding(mask for mask in hidden if mask is not None)
         learned = [row_labels(row, number) for number, row in enumerate(rows)]
         packed = any(row.get("position_ids") is not None for row in rows)
-        length = max(1, *map(len, learned))
-        ids = torch.full((len(rows), length), self.pad_token_id)
-        mask = torch.zeros_like(ids)
+        tokens = [torch.as_tensor(row["input_ids"]).long() for row in rows]
+        ids, mask = self._padded(tokens)
+        length = ids.shape[1]
         labels = torch.full_like(ids, IGNORE_INDEX)
         positions = torch.zeros_like(ids)
         for index, (row, wanted) in enumerate(zip(rows, learned, strict=True)):
             size = len(wanted)
-            ids[index, :size] = torch.as_tensor(row["input_ids"])
-            # Rows of which nothing can be seen are nan in some models.
-            mask[index, : max(1, size)] = 1
             labels[index, :size] = wanted
             if packed:
                 positions[index, :size] = self._positions(row, size)
@@ -192,13 +192,43 @@ class Collator:
                 positions[index, size:] = torch.arange(length - size)
         labels[:, 0] = IGNORE_INDEX
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        prompts = [row.get(TEACHER_PROMPT) for row in rows]
+        if any(prompt is not None for prompt in prompts):
+            if packed:
+                raise DataError(
+                    f"rows have {TEACHER_PROMPT} and hold several examples "
+                    "(position_ids), and a prompt belongs to one; do without "
+                    "pack_examples"
+                )
+            theirs = self._padded(list(map(_behind, prompts, tokens, learned)))
+            names = ("teacher_input_ids", "teacher_attention_mask")
+            batch |= dict(zip(names, theirs, strict=True))
         return batch | {"position_ids": positions} if packed else batch
+
+    def _padded(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids ``[rows, length]`` and their mask."""
+        length = max(1, *map(len, rows))
+        ids = torch.full((len(rows), length), self.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            # Rows of which nothing can be seen are nan in some models.
+            mask[index, : max(1, len(row))] = 1
+        return ids, mask
 
     @staticmethod
     def _positions(row: Mapping[str, Any], size: int) -> torch.Tensor:
         """Of a row beside packed ones that has none: it is one example."""
         given = row.get("position_ids")
         return torch.arange(size) if given is None else torch.as_tensor(given)
+
+
+def _behind(prompt: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What a row learns, behind the teacher's prompt; the row itself without one."""
+    if prompt is None:
+        return ids
+    answer = ids[first_learned(labels.tolist()) :]
+    return torch.cat([torch.as_tensor(prompt).long(), answer])
 
 
 def refuse_padding(masks: Iterable[Any]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from distill_helpers.data import refuse_padding
+from distill_helpers.data import TEACHER_PROMPT, refuse_padding
 from distill_helpers.labels.budget import Budget
 from distill_helpers.labels.cache import SoftLabelCache
 from distill_helpers.labels.cache_files import (
@@ -227,6 +227,12 @@ class _Rows:
             raise ValueError(
                 "rows come from pack_examples and hold several examples each; store "
                 "the examples themselves, one to a row"
+            )
+        if TEACHER_PROMPT in dataset.column_names:
+            raise ValueError(
+                f"rows have {TEACHER_PROMPT}, and a cache holds what a teacher says of "
+                "the row alone; train with the teacher itself, or store the rows "
+                "without that column"
             )
         if "attention_mask" in dataset.column_names:
             refuse_padding(dataset.with_format("numpy")["attention_mask"])

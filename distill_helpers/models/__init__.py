@@ -3,6 +3,8 @@
 * ``load``: from the hub, a folder or a GGUF file: :func:`load_model`;
 * ``build``: a small student with the teacher's vocabulary;
 * ``prune``: a student that keeps some of its teacher's layers;
+* ``adapters``: a student that trains small matrices beside frozen ones (LoRA), and is
+  its own teacher with these off;
 * ``vocabularies``: whether two models speak of the same tokens;
 * ``heads``: hidden states and output head apart, tried out before they are trusted;
 * ``limits``: what a model can read: ids, positions, device;
@@ -10,9 +12,15 @@
 * ``remembering``: a frozen teacher that computes every row once;
 * ``base``: name, size, hash and mode of any model.
 
-Used from notebook 00 on; pruning is taught in notebook 02.
+Used from notebook 00 on; pruning is taught in notebook 02, adapters in notebook 09.
 """
 
+from distill_helpers.models.adapters import (
+    AdaptersOff,
+    adapters_off,
+    add_adapters,
+    merge_adapters,
+)
 from distill_helpers.models.base import (
     Loaded,
     ModelError,
@@ -62,6 +70,7 @@ from distill_helpers.models.vocabularies import (
 )
 
 __all__ = [
+    "AdaptersOff",
     "Generation",
     "HeadReader",
     "Limits",
@@ -69,6 +78,8 @@ __all__ = [
     "ModelError",
     "Readers",
     "RememberingTeacher",
+    "adapters_off",
+    "add_adapters",
     "attention_for",
     "build_student",
     "check_causal",
@@ -85,6 +96,7 @@ __all__ = [
     "is_dispatched",
     "isolates_examples",
     "load_model",
+    "merge_adapters",
     "model_ends",
     "output_width",
     "parameter_count",

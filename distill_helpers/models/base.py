@@ -111,9 +111,15 @@ def eval_mode(*models: nn.Module | None) -> Iterator[None]:
             module.training = training
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Parameters, a tied matrix counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def parameter_count(model: nn.Module, *, trained: bool = False) -> int:
+    """Parameters, a tied matrix counted once.
+
+    Args:
+        model: Any model.
+        trained: Count only those that learn, such as adapters.
+    """
+    every = model.parameters()
+    return sum(one.numel() for one in every if one.requires_grad or not trained)
 
 
 def checkpoint_activations(model: Any, **options: Any) -> None:

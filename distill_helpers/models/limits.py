@@ -192,6 +192,7 @@ class Readers:
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self.limits = [Limits.of(who, model) for who, model in models.items()]
         self._longest = 0
+        self._longest_of_teacher = 0
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` for ids or positions that one of them does not have."""
@@ -204,6 +205,18 @@ class Readers:
         places = batch.get("position_ids")
         length = ids.shape[-1] if places is None else int(places.max()) + 1
         self.check_length(length)
+        theirs = batch.get("teacher_input_ids")
+        if theirs is not None:
+            self._check_teacher_rows(theirs)
+
+    def _check_teacher_rows(self, ids: torch.Tensor) -> None:
+        """The same for rows that the teacher alone reads."""
+        teachers = [limits for limits in self.limits if limits.who == "teacher"]
+        for limits in teachers:
+            limits.check_ids(int(ids.max()), "the teacher's row")
+            if ids.shape[-1] > self._longest_of_teacher:
+                limits.check_length(ids.shape[-1])
+        self._longest_of_teacher = max(self._longest_of_teacher, ids.shape[-1])
 
     def check_length(self, length: int) -> None:
         """The same for a row's length; said once, where it is no more than a risk."""

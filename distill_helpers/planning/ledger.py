@@ -45,6 +45,7 @@ class Ledger(TorchDispatchMode):
         self._numbers: Any = WeakIdKeyDictionary()
         self._parts: list[str] = []
         self._changes: list[tuple[int, int]] = []
+        self._begun = 0
         self._weights: set[int] = set()
         self._answers_of_all: set[int] = set()
 
@@ -80,6 +81,10 @@ class Ledger(TorchDispatchMode):
             self.name(tensor, part)
             self._weights.add(self._enter(tensor))
 
+    def begin(self) -> None:
+        """Say that the models are built: what that took is no part of a step."""
+        self._begun = len(self._changes)
+
     def peak(self, extra: int) -> dict[str, int]:
         """Return the bytes of each part at the highest point.
 
@@ -92,11 +97,11 @@ class Ledger(TorchDispatchMode):
         changes = [(self._parts[number], size) for number, size in self._changes]
         now["optimizer"] = sum(size for part, size in changes if part == "optimizer")
         best, highest = dict(now), -1
-        for part, size in changes:
+        for number, (part, size) in enumerate(changes):
             if part != "optimizer":
                 now[part] += size
             total = sum(now.values()) + (extra if now["logits"] else 0)
-            if total > highest:
+            if number >= self._begun and total > highest:
                 highest, best = total, dict(now)
         if best["logits"]:
             best["logits"] += extra

@@ -100,8 +100,15 @@ class Plan:
         size = f"{step.batch_size} × {step.length} tokens"
         if step.accumulation > 1:
             size = f"{step.accumulation} × {size}"
-        what = step.method + " labels" * (step.method != "codistillation")
+        what = step.method
+        if what == "adapters_off":
+            what = "soft labels of the student with its adapters off"
+        elif what != "codistillation":
+            what += " labels"
         lines = [f"{what}, {size} a step, on {device.name}"]
+        if step.adapters:
+            trained = f"{self.rehearsal.trained:,} parameters"
+            lines.append(f"  adapters of rank {step.adapters}: {trained} learn")
         amounts = {
             part: self.rehearsal.parts[part] / 2**30
             for part in PARTS
@@ -144,19 +151,21 @@ def plan(
     packed: bool = False,
     student: int = 0,
     resident: Sequence[Model] = (),
+    adapters: int = 0,
 ) -> Plan:
     """Plan a training run before it begins: memory, time, money and storage.
 
     Args:
         models: A profile: its teacher and one of its students. Or ``(teacher,
             student)``: models, configs, folders, names of the hub, or ``"packaged"``;
-            the teacher may be ``None`` for hard labels.
+            the teacher may be ``None`` for hard labels and ``"adapters_off"``.
         batch_size: Rows of a micro-batch.
         length: Tokens of a row.
         steps: Optimizer steps.
         method: ``"soft"``: the teacher reads every batch. ``"hard"``: labels alone.
             ``"stored"``: soft labels from a cache. ``"codistillation"``: teacher and
-            student train together.
+            student train together. ``"adapters_off"``: the student's own, without its
+            adapters (``AdaptersOff``).
         device: A name of ``DEVICES``, ``"cpu"``, or a :class:`Device`. Default: where
             the student lies; without one in memory, this machine's GPU or else its
             CPU. The ``gpu`` profile on a machine without a GPU: a T4.
@@ -172,6 +181,8 @@ def plan(
         resident: Models that lie on the device meanwhile and have no part in the step,
             such as a teacher that is needed again later. Models in memory count as
             they are, others in the precision of a frozen teacher.
+        adapters: The rank of the student's adapters (``add_adapters``), which then are
+            all of it that learns; 0: it learns whole.
 
     Returns:
         The plan. Takes seconds; nothing is loaded or downloaded for the models that
@@ -184,6 +195,13 @@ def plan(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose one of {METHODS}")
+    if adapters < 0:
+        raise ValueError(f"adapters={adapters} is a rank; 0 or more")
+    if method == "adapters_off" and not adapters:
+        raise ValueError(
+            "method='adapters_off' needs a student with adapters; give their rank: "
+            "adapters=16"
+        )
     sizes = {"batch_size": batch_size, "length": length}
     sizes |= {"steps": steps, "accumulation": accumulation}
     for name, value in sizes.items():
@@ -192,7 +210,7 @@ def plan(
             raise ValueError(f"{name}={value} must be at least {least}")
     where = _device(device, models)
     teacher, learner = _pair(models, student)
-    if teacher is None and method != "hard":
+    if teacher is None and method not in ("hard", "adapters_off"):
         raise ValueError(f"method={method!r} needs a teacher; models has none")
     half, teacher_dtype = _precision(models, where)
     step = Step(
@@ -208,6 +226,7 @@ def plan(
         teacher_dtype=teacher_dtype,
         checkpointing=checkpointing,
         packed=packed,
+        adapters=adapters,
     )
     storage = {}
     if teacher is not None and method in ("soft", "stored"):

@@ -27,7 +27,14 @@ from distill_helpers.labels import scheme_for
 from distill_helpers.losses import SparseTargets
 from distill_helpers.losses.fused import working_bytes
 from distill_helpers.losses.gradients import block_rows
-from distill_helpers.models import attention_for, checkpoint_activations, heads
+from distill_helpers.models import (
+    AdaptersOff,
+    add_adapters,
+    attention_for,
+    checkpoint_activations,
+    heads,
+    parameter_count,
+)
 from distill_helpers.planning.devices import Device
 from distill_helpers.planning.ledger import Ledger
 from distill_helpers.planning.shapes import vocabulary_of
@@ -42,8 +49,8 @@ from distill_helpers.trainers import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-METHODS = ("soft", "hard", "stored", "codistillation")
-# Methods in which a teacher is there.
+METHODS = ("soft", "hard", "stored", "codistillation", "adapters_off")
+# Methods in which a teacher with weights of its own is there.
 TAUGHT = ("soft", "codistillation")
 
 
@@ -52,7 +59,7 @@ class Step:
     """One optimizer step, as it is rehearsed.
 
     ``batch_size``, ``length``, ``accumulation``, ``fused``, ``optimizer``,
-    ``checkpointing`` and ``packed`` mean what they mean in
+    ``checkpointing``, ``packed`` and ``adapters`` mean what they mean in
     :func:`~distill_helpers.planning.plan`.
 
     Attributes:
@@ -76,6 +83,7 @@ class Step:
     teacher_dtype: torch.dtype = torch.float32
     checkpointing: bool = False
     packed: bool = False
+    adapters: int = 0
 
     @property
     def tokens(self) -> int:
@@ -96,10 +104,13 @@ class Rehearsal:
     Attributes:
         parts: Each of ``PARTS`` with its bytes at the moment of the peak.
         flops: Operations of the matrix products, forward and backward.
+        trained: Parameters that learn: all of the student's, or its adapters; in
+            co-distillation, the teacher's too.
     """
 
     parts: Mapping[str, int]
     flops: float
+    trained: int
 
     @property
     def peak(self) -> int:
@@ -132,11 +143,15 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
         if step.autocast is not None:
             # As accelerate prepares a model for mixed precision.
             model.forward = convert_outputs_to_fp32(model.forward)
+        ledger.begin()
         with flops, _tried_out():
             run_step(step, model, objective, optimizer, ledger)
     extra = _working_bytes(step, device_type) - _working_bytes(step, "cpu")
     share = step.accumulation / _rehearsed_batches(step)
-    return Rehearsal(ledger.peak(extra), float(flops.get_total_flops()) * share)
+    operations = float(flops.get_total_flops()) * share
+    return Rehearsal(
+        ledger.peak(extra), operations, parameter_count(model, trained=True)
+    )
 
 
 # --- the step -----------------------------------------------------------------------
@@ -182,6 +197,10 @@ def _rehearsed_batches(step: Step) -> int:
 def _build(step: Step, flash: bool, ledger: Ledger) -> tuple[nn.Module, Objective]:
     """Return what is trained, and what the trainer of the method minimises."""
     student = _model(step.student, torch.float32, flash)
+    if step.adapters:
+        # They are moved to where they are already, which fake weights refuse.
+        with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+            student = add_adapters(student, rank=step.adapters)
     _enter_model(student, "weights", step, ledger)
     if step.method == "hard":
         return student, HardLabels(fused=step.fused)
@@ -190,6 +209,11 @@ def _build(step: Step, flash: bool, ledger: Ledger) -> tuple[nn.Module, Objectiv
     if step.method == "stored":
         store = _FakeStore(step.vocabulary, ledger)
         return student, SoftLabels(store, step.vocabulary, fused=step.fused, **mix)
+    if step.method == "adapters_off":
+        teacher_off = AdaptersOff(student)
+        return student, SoftLabels(
+            teacher_off, step.vocabulary, fused=step.fused, **mix
+        )
     assert step.teacher is not None
     trains = step.method == "codistillation"
     dtype = torch.float32 if trains else step.teacher_dtype
@@ -306,7 +330,7 @@ def _optimizer(step: Step, model: nn.Module, device_type: str) -> Any:
 
 def _working_bytes(step: Step, device_type: str) -> int:
     """Compute what the loss holds while it works, by the rules of a kind of device."""
-    vocabulary, taught = step.vocabulary, step.method in TAUGHT
+    vocabulary, taught = step.vocabulary, step.method in (*TAUGHT, "adapters_off")
     if not step.fused:
         # The three blocks of the plain loss; labels alone are torch's own.
         return 3 * 4 * vocabulary * block_rows(vocabulary, device_type) if taught else 0

@@ -5,10 +5,11 @@
 * ``co_distillation``: models that learn from the labels and from one another;
 * ``on_policy``: the student writes, the teacher judges every token;
 * ``routes``: several teachers, of which each row names its own;
+* ``alignment``: a teacher whose rows have a prompt of their own;
 * ``checkpoints``: checkpoints that are either complete or not used at all;
 * ``callbacks``: a progress bar, and the best weights kept.
 
-Taught in notebooks 02 to 08.
+Taught in notebooks 02 to 09.
 """
 
 from distill_helpers.trainers.base import (

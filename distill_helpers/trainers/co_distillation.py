@@ -39,6 +39,7 @@ from distill_helpers.models import (
     vocabulary_size,
     weights_hash,
 )
+from distill_helpers.trainers.alignment import has_own_prompts
 from distill_helpers.trainers.base import DistillationTrainer, check_student
 from distill_helpers.trainers.checkpoints import (
     load_adapters,
@@ -291,6 +292,11 @@ class CoDistillationTrainer(DistillationTrainer):
         num_items: torch.Tensor | int | None,
     ) -> dict[str, torch.Tensor]:
         """The sum of the models' losses; see :class:`~.trainers.Objective`."""
+        if has_own_prompts(inputs):
+            raise ValueError(
+                "rows have teacher_prompt_ids, and models that learn together read the "
+                "same rows; leave that column out, or take SoftLabelTrainer"
+            )
         alphas = {name: self.alpha(name) for name in self.partners_of}
         stale = self.exchange_every > 0 and any(alphas.values())
         losses = mutual_losses(

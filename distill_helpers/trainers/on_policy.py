@@ -22,15 +22,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distill_helpers.data import collator_for
-from distill_helpers.data.prompts import join_row, prompt_of
+from distill_helpers.data import (
+    TEACHER_PROMPT,
+    collator_for,
+    first_learned,
+    join_row,
+    prompt_of,
+)
 from distill_helpers.losses import IGNORE_INDEX
 from distill_helpers.models import (
+    AdaptersOff,
     Generation,
     RememberingTeacher,
     generate_batch,
     model_ends,
 )
+from distill_helpers.trainers.alignment import has_own_prompts, unpadded_prompt
 from distill_helpers.trainers.routes import ROUTE
 from distill_helpers.trainers.soft_hard import SoftLabelTrainer
 
@@ -52,11 +59,13 @@ class OnPolicyTrainer(SoftLabelTrainer):
 
     Args:
         model: The student.
-        teacher: A model; stored soft labels know nothing of the student's text. Of a
-            ``RememberingTeacher``, the teacher inside: no text comes twice. Or several
-            models by name, with a ``teacher_column``: what the student writes to a
-            row's prompt is judged by the row's teacher. A token that ends a text for
-            one of them ends it for all.
+        teacher: A model, or ``AdaptersOff(model)``; stored soft labels know nothing of
+            the student's text. Of a ``RememberingTeacher``, the teacher inside: no text
+            comes twice. Where rows have a prompt for the teacher
+            (:func:`~distill_helpers.data.add_teacher_prompts`), it reads the student's
+            answer behind that. Or several by name, with a ``teacher_column``: what the
+            student writes to a row's prompt is judged by the row's teacher. A token
+            that ends a text for one of them ends it for all.
         max_new_tokens: Where an answer is cut off.
         on_policy_share: The share of rows that get the student's own text, in [0, 1];
             GKD's λ. The others keep their answers: 0 is ``SoftLabelTrainer``. At 1,
@@ -78,7 +87,7 @@ class OnPolicyTrainer(SoftLabelTrainer):
         self,
         model: PreTrainedModel,
         *,
-        teacher: nn.Module | Mapping[Any, nn.Module],
+        teacher: nn.Module | AdaptersOff | Mapping[Any, nn.Module | AdaptersOff],
         max_new_tokens: int,
         on_policy_share: float = 1.0,
         sampling_temperature: float = 1.0,
@@ -90,7 +99,8 @@ class OnPolicyTrainer(SoftLabelTrainer):
             name: one.teacher if isinstance(one, RememberingTeacher) else one
             for name, one in given.items()
         }
-        if not all(isinstance(one, nn.Module) for one in teachers.values()):
+        usable = (nn.Module, AdaptersOff)
+        if not all(isinstance(one, usable) for one in teachers.values()):
             raise ValueError(
                 "teacher must be a model: stored soft labels cannot judge text that "
                 "the student has yet to write"
@@ -120,7 +130,10 @@ class OnPolicyTrainer(SoftLabelTrainer):
         self.max_new_tokens = max_new_tokens
         self.on_policy_share = on_policy_share
         self.sampling_temperature = sampling_temperature
-        self._teacher_ends = [e for one in teachers.values() for e in model_ends(one)]
+        writers = [
+            model if isinstance(one, AdaptersOff) else one for one in teachers.values()
+        ]
+        self._teacher_ends = [end for one in writers for end in model_ends(one)]
         self._nothing_written()
 
     def get_batch_samples(
@@ -233,6 +246,7 @@ class OnPolicyTrainer(SoftLabelTrainer):
 
 
 def _unpadded(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
+    """A batch's rows, as they went into the collator."""
     names = ("input_ids", "labels")
     masks = batch.get("attention_mask")
     if masks is None:  # of a collator that does not pad
@@ -243,4 +257,7 @@ def _unpadded(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
         }
         if ROUTE in batch:
             row[ROUTE] = int(batch[ROUTE][number])
+        if has_own_prompts(batch):
+            answer = len(row["labels"]) - first_learned(row["labels"])
+            row[TEACHER_PROMPT] = unpadded_prompt(batch, number, answer)
         yield row

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from contextlib import nullcontext
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import nn
@@ -25,14 +26,21 @@ from distill_helpers.losses import (
     soft_label_loss,
 )
 from distill_helpers.models import (
+    AdaptersOff,
     HeadReader,
     RememberingTeacher,
+    adapters_off,
     check_head,
     is_dispatched,
     output_width,
     shared_vocabulary,
     unwrapped,
     vocabulary_size,
+)
+from distill_helpers.trainers.alignment import (
+    as_read_by_teacher,
+    at_student_places,
+    has_own_prompts,
 )
 from distill_helpers.trainers.base import (
     DistillationTrainer,
@@ -61,6 +69,10 @@ class StoredLabels(Protocol):
         """Targets, or the teacher's logits, of every position of a batch."""
 
 
+# What soft labels come from.
+AnyTeacher: TypeAlias = nn.Module | AdaptersOff | StoredLabels
+
+
 class HardLabels:
     """Cross-entropy with the batch's labels.
 
@@ -87,24 +99,36 @@ class HardLabels:
 class LiveTeacher:
     """Soft labels from a model that reads the student's batch.
 
+    Or its own rows, where these have prompts for the teacher alone
+    (:func:`~distill_helpers.data.add_teacher_prompts`).
+
     Args:
-        model: Called under ``no_grad``.
+        model: Called under ``no_grad``; or the student with its adapters off.
         vocabulary: Number of tokens that both heads share. What stands behind them
             is padding, or tokens of the teacher alone.
         fused: Hand out hidden states and head instead of all logits.
     """
 
-    def __init__(self, model: nn.Module, vocabulary: int, *, fused: bool) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module | AdaptersOff, vocabulary: int, *, fused: bool
+    ) -> None:
+        self.is_student = isinstance(model, AdaptersOff)
+        self.model: nn.Module = (
+            model.student if isinstance(model, AdaptersOff) else model
+        )
         self.vocabulary = vocabulary
         # A dispatched teacher's hidden states and head may be on devices of their
         # own; its logits come back to where the ids were.
-        self.reader = HeadReader("teacher", fused=fused and not is_dispatched(model))
+        self.reader = HeadReader(
+            "teacher", fused=fused and not is_dispatched(self.model)
+        )
 
     def read(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | Hidden:
         """Return what the teacher says at every position of a batch."""
-        with torch.no_grad():
-            return cut_outputs(self.reader.read(self.model, inputs), self.vocabulary)
+        off = adapters_off(self.model) if self.is_student else nullcontext()
+        with torch.no_grad(), off:
+            said = self.reader.read(self.model, as_read_by_teacher(inputs))
+            return cut_outputs(at_student_places(said, inputs), self.vocabulary)
 
 
 class StoredTeacher:
@@ -125,6 +149,11 @@ class StoredTeacher:
                 "rows of pack_examples hold several examples, and stored soft labels "
                 "are found by whole rows; train on the rows that were stored"
             )
+        if has_own_prompts(inputs):
+            raise ValueError(
+                "rows have teacher_prompt_ids, and stored soft labels know nothing of "
+                "them; pass the teacher itself, or leave that column out"
+            )
         return self.store.lookup(inputs["input_ids"], inputs.get("attention_mask"))
 
 
@@ -133,7 +162,7 @@ class SoftLabels:
 
     Args:
         teacher: Called under ``no_grad`` on the student's batch; or soft labels that
-            were stored.
+            were stored; or the student with its adapters off.
         vocabulary: Number of tokens that both heads share; wider (padded) heads are
             cut.
         fused: Same as in :class:`HardLabels`.
@@ -142,7 +171,7 @@ class SoftLabels:
 
     def __init__(
         self,
-        teacher: nn.Module | StoredLabels,
+        teacher: nn.Module | AdaptersOff | StoredLabels,
         vocabulary: int,
         *,
         fused: bool = True,
@@ -215,13 +244,18 @@ class HardLabelTrainer(DistillationTrainer):
 class SoftLabelTrainer(DistillationTrainer):
     """Distil a teacher's whole distribution, token by token.
 
+    Rows may hold another prompt for the teacher, which then sees more than the student
+    (:func:`~distill_helpers.data.add_teacher_prompts`).
+
     Args:
         model: The student.
         teacher: Frozen here, put into eval mode, moved to the student's device unless
             accelerate has dispatched it, and never saved. Or a ``SoftLabelCache``:
             then the rows must be those that it was written for, ``temperature`` the
-            one it was written at, and the divergence forward KL. Or several of them
-            by name, such as ``{"maths": model, "prose": another}``.
+            one it was written at, and the divergence forward KL. Or
+            ``AdaptersOff(model)``: the student itself without its adapters, which needs
+            no second copy of the weights. Or several of them by name, such as
+            ``{"maths": model, "prose": another}``.
         teacher_tokenizer: If given, compared with ``tokenizer`` by content. Without
             it only the sizes of the two heads can be compared. With several teachers
             one for all, or one for each by name.
@@ -248,7 +282,7 @@ class SoftLabelTrainer(DistillationTrainer):
         self,
         model: PreTrainedModel,
         *,
-        teacher: nn.Module | StoredLabels | Mapping[Any, nn.Module | StoredLabels],
+        teacher: AnyTeacher | Mapping[Any, AnyTeacher],
         tokenizer: PreTrainedTokenizerBase,
         teacher_tokenizer: PreTrainedTokenizerBase
         | Mapping[Any, PreTrainedTokenizerBase]
@@ -300,13 +334,19 @@ class SoftLabelTrainer(DistillationTrainer):
             self.data_collator = routed
         for part in parts:
             live = part.teacher
-            if isinstance(live, LiveTeacher) and not is_dispatched(live.model):
+            if not isinstance(live, LiveTeacher):
+                continue
+            if live.is_student:
+                self._refuse_spread_weights(
+                    "adapters cannot be turned off for the teacher"
+                )
+            elif not is_dispatched(live.model):
                 _move(live.model, self.args.device)
 
     @staticmethod
     def _part(
         model: PreTrainedModel,
-        teacher: nn.Module | StoredLabels,
+        teacher: AnyTeacher,
         tokenizer: PreTrainedTokenizerBase,
         teacher_tokenizer: PreTrainedTokenizerBase | None,
         *,
@@ -321,7 +361,8 @@ class SoftLabelTrainer(DistillationTrainer):
         if isinstance(teacher, nn.Module) and _reader(teacher) is model:
             raise ValueError(
                 "teacher and model are one object, and a teacher is frozen; pass "
-                "copy.deepcopy(model) as the teacher"
+                "copy.deepcopy(model) as the teacher; or, if the model has adapters, "
+                "models.AdaptersOff(model)"
             )
         # Here already, not when the first step is done.
         check_options(temperature, alpha, divergence, beta)
@@ -332,6 +373,9 @@ class SoftLabelTrainer(DistillationTrainer):
             _check_store(teacher, model, temperature, divergence)
             if teacher_tokenizer is not None:
                 shared_vocabulary(teacher_tokenizer, tokenizer)
+        elif isinstance(teacher, AdaptersOff):
+            _check_adapters_off(teacher, model)
+            readers["teacher"] = model
         else:
             reader = _reader(teacher)
             check_head("teacher", unwrapped(reader))
@@ -365,10 +409,19 @@ def _refuse_shared_teacher(student: nn.Module, teacher: nn.Module) -> None:
     if any(module is teacher for module in student.modules()):  # never itself
         remedy = (
             "the teacher is the base inside the student, and that carries the "
-            "student's adapters; pass a copy taken before they were added, or the "
-            "base loaded a second time"
+            "student's adapters; pass models.AdaptersOff(student), which reads without "
+            "them, or the base loaded a second time"
         )
     refuse_shared("student", student, "teacher", teacher, remedy)
+
+
+def _check_adapters_off(teacher: AdaptersOff, student: nn.Module) -> None:
+    if teacher.student is not student:
+        raise ValueError(
+            "teacher is AdaptersOff of another model than the student; pass "
+            "AdaptersOff(model), or, of another model, a copy without adapters"
+        )
+    teacher.check()
 
 
 def _apart(teacher: nn.Module, student: nn.Module) -> nn.Module:

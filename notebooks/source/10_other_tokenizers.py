@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from distill_helpers import get_profile
-from distill_helpers.course.plots import PALE, STUDENT, TEACHER, use_style
+from distill_helpers.course.plots import PALE, TEACHER, use_style
 
 use_style()
 profile = get_profile(PROFILE)

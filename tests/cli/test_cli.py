@@ -70,6 +70,38 @@ def test_cache_train_evaluate(tmp_path, capsys):
     assert 0 < found["kl_to_teacher"] < 10
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_adapters_are_trained_and_the_output_is_merged(kind, tmp_path, capsys):
+    out = tmp_path / "student"
+    options = ["--steps", "4", "--batch-size", "4", "--output", str(out)]
+    student = ["--student", str(data_folder("tiny_prose")), "--profile", "smoke"]
+    config = tmp_path / "run.json"
+    config.write_text('{"adapters": 3}')
+    # At first it is its teacher, of whom it has nothing to learn.
+    mix = ["--alpha", "0.5"] if kind == "soft" else []
+    line = [*TINY, *student, *options, *mix, "--config", str(config)]
+    assert train(kind, *line) == 0
+    (adapter,) = (out / "checkpoint-4").glob("*.safetensors")
+    assert adapter.name == "adapter_model.safetensors"
+    assert json.loads((out / "checkpoint-4/adapter_config.json").read_text())["r"] == 3
+    assert sorted(one.name for one in out.glob("*.safetensors")) == [
+        "model.safetensors"
+    ]
+    trained = load_file(out / "model.safetensors")
+    start = load_file(data_folder("tiny_prose") / "model.safetensors")
+    changed = {name for name in start if not torch.equal(start[name], trained[name])}
+    assert changed == {name for name in start if "_proj" in name}
+    # A second call finds the run finished and changes nothing.
+    assert train(kind, *line) == 0
+    again = load_file(out / "model.safetensors")
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
+    assert train(kind, *line, "--adapters", "4") == 1
+    assert "adapters=3, and now it is 4" in capsys.readouterr().err
+    where = ["--model", str(out), "--profile", "smoke", "--rows", "4"]
+    assert main(["evaluate", *where]) == 0
+    assert main(["export", "--model", str(out), "--output", f"{out}.gguf"]) == 0
+
+
 def test_the_line_overrules_the_file(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(
@@ -155,9 +187,10 @@ def test_a_folder_holds_one_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("student", "rate"), [("fresh:1x16", 8e-3), ("pruned:2", 2e-4)]
+    ("student", "rate", "adapters"),
+    [("fresh:1x16", 8e-3, 0), ("pruned:2", 2e-4, 0), ("pruned:2", 1e-3, 4)],
 )
-def test_the_learning_rate_suits_the_student(student, rate, tmp_path):
+def test_the_learning_rate_suits_the_student(student, rate, adapters, tmp_path):
     options = TrainOptions(
         teacher="tiny-prose",
         student=student,
@@ -165,6 +198,7 @@ def test_the_learning_rate_suits_the_student(student, rate, tmp_path):
         steps=1,
         profile="smoke",
         output=str(tmp_path),
+        adapters=adapters,
     )
     assert build_trainer("hard", options).args.learning_rate == rate
 
@@ -230,6 +264,8 @@ def test_plan_knows_the_names_of_train(names, capsys):
     line = ["plan", *names, "--device", "cpu", "--length", "64", "--steps", "10"]
     assert main(line) == 0
     assert "soft labels, 4 × 64 tokens a step" in capsys.readouterr().out
+    assert main([*line, "--method", "adapters_off", "--adapters", "8"]) == 0
+    assert "adapters of rank 8" in capsys.readouterr().out
     assert main(["plan", "--teacher", "packaged", "--student", "pruned:99"]) == 1
     assert "must look like pruned:20" in capsys.readouterr().err
 

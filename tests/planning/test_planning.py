@@ -181,12 +181,54 @@ def test_the_optimizers_state_is_there_from_the_beginning():
 @pytest.mark.parametrize("method", planning.METHODS)
 @pytest.mark.parametrize("fused", [True, False])
 def test_every_method_rehearses(method, fused):
-    parts = rehearse(step(method=method, fused=fused, batch_size=4)).parts
+    adapters = 4 if method == "adapters_off" else 0
+    chosen = step(method=method, fused=fused, batch_size=4, adapters=adapters)
+    parts = rehearse(chosen).parts
     assert (parts["stored labels"] > 0) == (method == "stored")
     assert (parts["teacher's weights"] > 0) == (method in ("soft", "codistillation"))
     if method == "codistillation":
         both = weights(shape()) + weights(shape(96, 3))
         assert parts["gradients"] + parts["optimizer"] >= 2 * both
+
+
+def test_of_adapters_alone_gradients_and_state_are_kept():
+    rank, options = 8, {"batch_size": 1, "length": 4, "optimizer": "adamw_torch"}
+    whole = rehearse(step(method="hard", teacher=None, fused=False, **options))
+    chosen = step(method="hard", teacher=None, fused=False, adapters=rank, **options)
+    found = rehearse(chosen)
+    # Widths in and out of a layer's seven matrices, in two layers.
+    widths = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
+    learned = 2 * rank * widths
+    assert found.trained == learned
+    assert whole.trained == weights(shape()) / 4
+    size = weights(shape())
+    assert found.parts["weights"] == pytest.approx(size + 4 * learned, rel=1e-3)
+    assert found.parts["optimizer"] == pytest.approx(8 * learned, rel=1e-3)
+    assert found.parts["gradients"] <= 4 * learned
+    assert found.peak < 0.6 * whole.peak
+
+
+def test_a_teacher_that_is_the_student_has_no_weights():
+    options = {"adapters": 4, "batch_size": 4}
+    copied = rehearse(step(teacher=shape(), **options))
+    own = rehearse(step(teacher=None, method="adapters_off", **options))
+    assert own.parts["teacher's weights"] == 0
+    less = copied.parts["teacher's weights"]
+    assert less == pytest.approx(weights(shape()), rel=1e-3)
+    assert copied.peak - own.peak == pytest.approx(less, rel=0.01)
+    assert own.flops == copied.flops
+
+
+def test_a_plan_says_how_many_learn():
+    options = {"batch_size": 2, "length": 16, "device": "T4", "adapters": 8}
+    models = (None, shape())
+    text = str(plan(models, method="adapters_off", **options))
+    assert "soft labels of the student with its adapters off, 2 × 16 tokens" in text
+    assert "adapters of rank 8: 16,384 parameters learn" in text
+    with pytest.raises(ValueError, match="needs a student with adapters"):
+        plan(models, method="adapters_off", **options | {"adapters": 0})
+    with pytest.raises(ValueError, match="adapters=-1 is a rank"):
+        plan(models, method="hard", **options | {"adapters": -1})
 
 
 @pytest.mark.slow
@@ -226,7 +268,7 @@ def test_every_gpu_lesson_fits_a_t4(lesson):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("pair", ["tiny", "packaged"])
+@pytest.mark.parametrize("pair", ["tiny", "packaged", "adapters", "adapters_off"])
 def test_prediction_and_measured_peak_agree(pair):
     """A fresh process trains the pair for real; the kernel says how much it took."""
     # Every tensor in a mapping of its own, so that freed memory is given back: what an
