@@ -6,14 +6,30 @@
 * ``prompts``: where a row's prompt ends, and rows made of a prompt and a text;
 * ``rows``: labels, masks, padding, and the batch;
 * ``byte_counts``: bytes of text per token;
+* ``alignment``: which tokens of two tokenizers stand for the same bytes;
+* ``aligned_rows``: a dataset whose rows two tokenizers have written, and its batches;
 * ``base``: the error of the room, and reading files.
 
 Used from notebook 00 on; packing and masking are taught in notebook 02.
 """
 
+from distill_helpers.data.aligned_rows import AlignedCollator, align_rows
+from distill_helpers.data.alignment import (
+    AlignedRow,
+    Alignment,
+    Chunk,
+    NotAligned,
+    align_tokenizers,
+    chunks,
+)
 from distill_helpers.data.answers import encode_answers, mask_prompts
 from distill_helpers.data.base import DataError, read_utf8, whole_characters
-from distill_helpers.data.byte_counts import ByteCount, byte_count, token_bytes
+from distill_helpers.data.byte_counts import (
+    ByteCount,
+    byte_count,
+    normalised_text,
+    token_bytes,
+)
 from distill_helpers.data.corpus import load_corpus
 from distill_helpers.data.packing import evenly_spaced, pack, pack_examples, stream_rows
 from distill_helpers.data.prompts import join_row, prompt_of
@@ -26,16 +42,25 @@ from distill_helpers.data.rows import (
 )
 
 __all__ = [
+    "AlignedCollator",
+    "AlignedRow",
+    "Alignment",
     "ByteCount",
+    "Chunk",
     "Collator",
     "DataError",
+    "NotAligned",
+    "align_rows",
+    "align_tokenizers",
     "byte_count",
+    "chunks",
     "collator_for",
     "encode_answers",
     "evenly_spaced",
     "join_row",
     "load_corpus",
     "mask_prompts",
+    "normalised_text",
     "pack",
     "pack_examples",
     "prompt_of",
