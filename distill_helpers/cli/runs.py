@@ -291,6 +291,11 @@ def build_trainer(
         raise ValueError("cache=… holds soft labels; use: distill train soft")
     if kind == "soft" and options.answers:
         raise ValueError("answers=… are hard labels; use: distill train hard")
+    if options.cross and (kind == "hard" or options.cache):
+        raise ValueError(
+            f"cross={options.cross!r} is for a live teacher's soft labels; use: "
+            "distill train soft, without cache=…"
+        )
     profile = get_profile(options.profile)
     _take_own_gpu(profile)
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
@@ -318,6 +323,8 @@ def build_trainer(
     mixing = {}
     if kind == "soft":
         mixing = _chosen(options, "temperature", "alpha", "divergence")
+    if options.cross:
+        mixing["cross"] = options.cross
     saving = {"save_steps": options.save_steps} if options.save_steps else {}
     size = _chosen(options, "steps", "batch_size", "gradient_accumulation_steps")
     common: dict[str, Any] = {

@@ -13,7 +13,11 @@
 Used from notebook 00 on; packing and masking are taught in notebook 02.
 """
 
-from distill_helpers.data.aligned_rows import AlignedCollator, align_rows
+from distill_helpers.data.aligned_rows import (
+    ALIGNED_COLUMNS,
+    AlignedCollator,
+    align_rows,
+)
 from distill_helpers.data.alignment import (
     AlignedRow,
     Alignment,
@@ -42,6 +46,7 @@ from distill_helpers.data.rows import (
 )
 
 __all__ = [
+    "ALIGNED_COLUMNS",
     "AlignedCollator",
     "AlignedRow",
     "Alignment",

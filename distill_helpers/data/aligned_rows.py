@@ -51,6 +51,8 @@ def align_rows(
 
     Taught in notebook 10.
     """
+    from datasets import Features, List, Value  # heavy: not at import
+
     if teacher_rows is not None and len(teacher_rows) != len(rows):
         raise DataError(
             f"there are {len(rows)} rows and {len(teacher_rows)} teacher_rows; one for "
@@ -80,7 +82,11 @@ def align_rows(
         columns = (list(found.teacher_ids), ours, theirs)
         return {**dict(zip(ALIGNED_COLUMNS, columns, strict=True)), "refused": refused}
 
-    done = rows.map(aligned, with_indices=True)
+    features = None
+    if rows.features is not None:  # where the first rows are refused, none would tell
+        numbers = dict.fromkeys(ALIGNED_COLUMNS, List(Value("int64")))
+        features = Features({**rows.features, **numbers, "refused": Value("string")})
+    done = rows.map(aligned, with_indices=True, features=features)
     if done.column_names is not None:  # of a stream, nothing is known yet
         _report(Counter(filter(None, done["refused"])), len(done))
     return done

@@ -34,8 +34,13 @@ from distill_helpers.models import (
     unwrapped,
     vocabulary_size,
 )
-from distill_helpers.trainers.base import DistillationTrainer, check_student
+from distill_helpers.trainers.base import (
+    DistillationTrainer,
+    Objective,
+    check_student,
+)
 from distill_helpers.trainers.checkpoints import refuse_shared
+from distill_helpers.trainers.cross import CrossLabels, aligned_options, check_cross
 
 
 @runtime_checkable
@@ -201,11 +206,17 @@ class SoftLabelTrainer(DistillationTrainer):
             one it was written at, and the divergence forward KL.
         teacher_tokenizer: If given, compared with ``tokenizer`` by content. Without
             it only the sizes of the two heads can be compared.
-        temperature: The temperature of both softmaxes in the soft term, > 0.
+        cross: What to learn from a teacher with another tokenizer: ``"chunks"``
+            (:func:`~distill_helpers.losses.chunk_likelihood_loss`), ``"mapped"`` or
+            ``"sorted"``. The rows' text is written in the teacher's tokens once,
+            before the training (:func:`~distill_helpers.data.align_rows`). ``None``
+            refuses another tokenizer.
+        temperature: The temperature of both softmaxes in the soft term, > 0; of
+            chunks, the T of :func:`~distill_helpers.losses.binary_kl`.
         alpha: Weight of the soft term.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: The share of the teacher in the JSD's mixture, in [0, 1].
-        scale_by_t2: Multiply the soft term by T².
+        scale_by_t2: Multiply the soft term by T²; that of chunks by T.
         fused: Never hold all logits; see :mod:`distill_helpers.losses.fused`. Models
             without a plain head fall back to holding them.
         tokenizer: The student's tokenizer.
@@ -213,8 +224,8 @@ class SoftLabelTrainer(DistillationTrainer):
 
     Raises:
         TypeError: For models that do not predict the next token.
-        ValueError: If the vocabularies do not fit, or the teacher has weights that the
-            student is to learn.
+        ValueError: If the vocabularies do not fit, or cannot be aligned with
+            ``cross``; or the teacher has weights that the student is to learn.
     """
 
     def __init__(
@@ -224,6 +235,7 @@ class SoftLabelTrainer(DistillationTrainer):
         teacher: nn.Module | StoredLabels,
         tokenizer: PreTrainedTokenizerBase,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        cross: str | None = None,
         temperature: float = 1.0,
         alpha: float = 1.0,
         divergence: str = "forward_kl",
@@ -240,6 +252,15 @@ class SoftLabelTrainer(DistillationTrainer):
         # Here already, not when the first step is done.
         check_options(temperature, alpha, divergence, beta)
         check_student("student", model)
+        alignment = None
+        if cross is not None:
+            alignment = check_cross(
+                cross,
+                tokenizer,
+                teacher_tokenizer,
+                stored=isinstance(teacher, StoredLabels),
+                divergence=divergence,
+            )
         vocabulary = vocabulary_size(tokenizer)
         readers: dict[str, nn.Module] = {"student": model}
         if isinstance(teacher, StoredLabels):
@@ -250,22 +271,40 @@ class SoftLabelTrainer(DistillationTrainer):
             reader = _reader(teacher)
             check_head("teacher", unwrapped(reader))
             _refuse_shared_teacher(model, reader)
-            if teacher_tokenizer is not None:
-                vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
+            if alignment is not None:
+                options = aligned_options(alignment, model, reader, options)
             else:
-                _check_head_sizes(reader, model)
+                if teacher_tokenizer is not None:
+                    vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
+                else:
+                    _check_head_sizes(reader, model)
+                readers["teacher"] = reader
             teacher = _apart(teacher, model).requires_grad_(False).eval()
-            readers["teacher"] = reader
-        objective = SoftLabels(
-            teacher,
-            vocabulary,
-            fused=fused,
-            temperature=temperature,
-            alpha=alpha,
-            divergence=divergence,
-            beta=beta,
-            scale_by_t2=scale_by_t2,
-        )
+        objective: Objective
+        if alignment is not None:
+            assert cross is not None
+            assert isinstance(teacher, nn.Module)
+            width = len(alignment.teacher.bytes_of)
+            objective = CrossLabels(
+                LiveTeacher(teacher, width, fused=fused),
+                cross,
+                alignment,
+                fused=fused,
+                temperature=temperature,
+                alpha=alpha,
+                scale=scale_by_t2,
+            )
+        else:
+            objective = SoftLabels(
+                teacher,
+                vocabulary,
+                fused=fused,
+                temperature=temperature,
+                alpha=alpha,
+                divergence=divergence,
+                beta=beta,
+                scale_by_t2=scale_by_t2,
+            )
         super().__init__(
             model, objective, tokenizer=tokenizer, readers=readers, **options
         )

@@ -420,6 +420,8 @@ def test_rows_that_cannot_be_aligned_are_counted(caplog):
     assert "1 of 4 rows cannot be aligned" in caplog.text
     assert "unknown token" in caplog.text
     assert [bool(why) for why in done["refused"]] == [False, True, False, False]
+    again = data.align_rows(Dataset.from_list([done[1]] * 1001 + [done[0]]), pair)
+    assert len(again[1001]["teacher_input_ids"]) > 1
     refused, empty = done[1], done[3]
     assert refused["teacher_input_ids"] == []
     assert set(refused["chunks"]) == {-1}
