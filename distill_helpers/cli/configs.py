@@ -103,8 +103,8 @@ class TrainOptions(TextOptions, TeacherOptions):
     divergence: str = _option("forward_kl", "forward_kl, reverse_kl or jsd")
     cross: str = _option(
         "",
-        "chunks, mapped or sorted: learn from a teacher with another tokenizer than "
-        "the student's (train soft)",
+        "pieces, chunks, mapped or sorted: learn from a teacher with another tokenizer "
+        "than the student's (train soft)",
     )
     steps: int = _option(300, "optimizer steps", least=1)
     save_steps: int = _option(

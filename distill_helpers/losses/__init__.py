@@ -54,6 +54,7 @@ from distill_helpers.losses.cross import (
     CrossLoss,
     binary_kl,
     chunk_likelihood_loss,
+    first_pieces_loss,
     mapped_vocabulary_loss,
     sorted_probabilities_loss,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "check_options",
     "chunk_likelihood_loss",
     "cut_outputs",
+    "first_pieces_loss",
     "forward_kl",
     "hard_label_loss",
     "jsd",

@@ -1,4 +1,4 @@
-"""Losses between two models that cut words differently: three bridges.
+"""Losses between two models that cut words differently: four bridges.
 
 Student and teacher read the same text, each in its own tokens. Both rows say which
 chunk of the text each token is in (``chunks``, ``teacher_chunks``; ``-1``: none), and
@@ -8,10 +8,13 @@ both models have read the same bytes.
 * :func:`chunk_likelihood_loss` compares how likely both call each chunk of the text;
 * :func:`mapped_vocabulary_loss` compares what both expect next, over the tokens that
   both have, and the rest as one class;
+* :func:`first_pieces_loss` compares the same over all of the student's tokens: each of
+  the teacher's counts for the one that it begins with;
 * :func:`sorted_probabilities_loss` compares the sorted probabilities, whatever they
   stand for.
 
-Each is zero where the two agree, and never negative. Sums are divided by the labels
+Each is zero where the two agree, and never negative; what the third adds inside chunks
+is a loss on labels. Sums are divided by the labels
 that count, as in :func:`~distill_helpers.losses.soft_label_loss`, so that one loss per
 chunk is still in nats per token of the student. Logits are multiplied out a block of
 rows at a time, and once more for the gradient.
@@ -53,8 +56,10 @@ class CrossLoss:
         loss: The number to call ``backward()`` on (scalar, at least fp32).
         compared: The share of the items that were compared; the others give no loss.
         covered: The teacher's probability, per item, that lies on tokens which both
-            have: :func:`mapped_vocabulary_loss` alone has it. It is never more than
-            ``compared``, and divided by it the mean over what was compared.
+            have, or that stand for one of the student's:
+            :func:`mapped_vocabulary_loss` and :func:`first_pieces_loss` have it. It is
+            never more than ``compared``, and divided by it the mean over what was
+            compared.
         num_items: What the sums were divided by.
     """
 
@@ -252,6 +257,96 @@ def mapped_vocabulary_loss(
     scale = temperature**2 if scale_by_t2 else 1.0
     loss = found[:, 0].sum() * scale / count
     refuse_bad_value(loss, rows, student)
+    compared = loss.new_tensor(len(rows)) / count
+    return CrossLoss(loss, compared, found[:, 1].detach().sum() / count, count)
+
+
+def first_pieces_loss(
+    student: torch.Tensor | Hidden,
+    teacher: torch.Tensor | Hidden,
+    labels: torch.Tensor,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+    pieces: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    scale_by_t2: bool = True,
+    num_items: torch.Tensor | int | float | None = None,
+) -> CrossLoss:
+    """Forward KL where a chunk begins, from the teacher in the student's tokens.
+
+    Each of the teacher's tokens counts for the student's token that it begins with, and
+    probabilities that meet there are added. So next to nothing is lost: a teacher that
+    expects a long word tells the student to begin it. How the word goes on, inside a
+    chunk, no such sum can say. There the text's own token is the label, as wherever
+    else nothing is compared, and its cross-entropy is part of the loss.
+
+    With one tokenizer there is no inside: value and gradient are those of the forward
+    KL of :func:`~distill_helpers.losses.soft_label_loss`.
+
+    Its limits: a teacher hardly ever writes a word in short pieces, so that these get
+    less probability than the texts that begin so would deserve; and a row that could
+    not be aligned learns its labels alone.
+
+    Args:
+        student: Same as in :func:`chunk_likelihood_loss`, and so are ``teacher``,
+            ``chunks`` and ``teacher_chunks``.
+        labels: Same as in :func:`mapped_vocabulary_loss`.
+        pieces: ``[teacher's vocabulary]`` the student's token that each of the
+            teacher's begins with, ``-1`` for none (``Alignment.first_pieces``). What
+            stands on none is left out, and the rest divided by its sum. Outputs of the
+            teacher's head from ``len(pieces)`` on only pad it.
+        temperature: ``T > 0`` of both distributions over the student's tokens; labels
+            are learned at 1.
+        scale_by_t2: Multiply the KL by T².
+        num_items: Divide the sum by this. Default: the labels that count here.
+
+    Returns:
+        A :class:`CrossLoss` with ``covered``; ``compared`` is the share of the labels
+        whose position is compared.
+
+    Raises:
+        ValueError: As in :func:`chunk_likelihood_loss`; and for pieces outside the
+            student's vocabulary.
+
+    Taught in notebook 10. Paper: Sreenivas et al. 2026 (X-Token, arXiv:2605.21699),
+    whose map is learned further.
+    """
+    check_temperature(temperature)
+    count = _count(student, labels, num_items)
+    rows, other_rows = _compared_rows(labels, teacher, chunks, teacher_chunks)
+    models = [_Rows.of(student, rows), _Rows.of(teacher, other_rows)]
+    pieces = pieces.to(labels.device)
+    width, other_width = (model.vocabulary for model in models)
+    if len(pieces) > other_width or (len(pieces) and int(pieces.max()) >= width):
+        raise ValueError(
+            f"pieces maps {len(pieces)} tokens to ids up to {int(pieces.max())}, and "
+            f"the heads have {other_width} and {width} outputs; make it of these "
+            "models' own tokenizers (data.align_tokenizers)"
+        )
+    mapped = (pieces >= 0).nonzero().squeeze(-1)
+
+    def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        log_q = (z_s / temperature).log_softmax(-1)
+        said = z_t.detach().softmax(-1)[:, mapped]
+        p = torch.zeros_like(log_q).index_add(1, pieces[mapped], said)
+        covered = p.sum(-1)
+        # From probabilities alone any temperature follows; 1e-30 where all are zero.
+        p = (p / covered.clamp(min=1e-30).unsqueeze(-1)).pow(1 / temperature)
+        p = p / p.sum(-1, keepdim=True).clamp(min=1e-30)
+        gap = (p.log() - log_q).where(p > 0, 0)
+        return torch.stack([(p * gap).sum(-1), covered], -1)
+
+    found = _by_blocks(compare, models, rows)
+    inside = labels.flatten() != IGNORE_INDEX
+    inside[:: labels.shape[1]] = False  # nothing predicts the first token of a row
+    inside[rows + 1] = False
+    places = inside.nonzero().squeeze(-1)
+    own = [_Rows.of(student, places - 1)]
+    text = -_by_blocks(_token_log_probs, own, labels.flatten()[places]).sum()
+    scale = temperature**2 if scale_by_t2 else 1.0
+    loss = (found[:, 0].sum() * scale + text) / count
+    refuse_bad_value(loss, torch.cat([rows, places - 1]), student)
     compared = loss.new_tensor(len(rows)) / count
     return CrossLoss(loss, compared, found[:, 1].detach().sum() / count, count)
 

@@ -25,6 +25,7 @@ from distill_helpers.losses import (
     Hidden,
     chunk_likelihood_loss,
     cut_outputs,
+    first_pieces_loss,
     hard_label_loss,
     mapped_vocabulary_loss,
     sorted_probabilities_loss,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-CROSS = ("chunks", "mapped", "sorted")
+CROSS = ("pieces", "chunks", "mapped", "sorted")
 
 
 class ReadingTeacher(Protocol):
@@ -50,7 +51,7 @@ class CrossLabels:
 
     Args:
         teacher: Reads ``teacher_input_ids``.
-        kind: ``"chunks"``, ``"mapped"`` or ``"sorted"``.
+        kind: One of ``CROSS``.
         alignment: How the student's and the teacher's tokenizers go together.
         fused: Same as in :class:`~distill_helpers.trainers.HardLabels`.
         temperature: ``T`` of the chosen loss.
@@ -74,6 +75,7 @@ class CrossLabels:
         self.teacher = teacher
         self.kind = kind
         self.twins = alignment.twins
+        self.pieces = alignment.first_pieces if kind == "pieces" else None
         self.temperature = temperature
         self.alpha = alpha
         self.scale = scale
@@ -127,6 +129,17 @@ class CrossLabels:
             ids = inputs["teacher_input_ids"]
             return chunk_likelihood_loss(
                 student, teacher, labels, ids, *both, scale_by_t=self.scale, **options
+            )
+        if self.pieces is not None:
+            self.pieces = self.pieces.to(labels.device)
+            return first_pieces_loss(
+                student,
+                teacher,
+                labels,
+                *both,
+                self.pieces,
+                scale_by_t2=self.scale,
+                **options,
             )
         if self.kind == "mapped":
             self.twins = self.twins.to(labels.device)

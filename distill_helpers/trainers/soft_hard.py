@@ -206,11 +206,12 @@ class SoftLabelTrainer(DistillationTrainer):
             one it was written at, and the divergence forward KL.
         teacher_tokenizer: If given, compared with ``tokenizer`` by content. Without
             it only the sizes of the two heads can be compared.
-        cross: What to learn from a teacher with another tokenizer: ``"chunks"``
-            (:func:`~distill_helpers.losses.chunk_likelihood_loss`), ``"mapped"`` or
-            ``"sorted"``. The rows' text is written in the teacher's tokens once,
-            before the training (:func:`~distill_helpers.data.align_rows`). ``None``
-            refuses another tokenizer.
+        cross: What to learn from a teacher with another tokenizer: ``"pieces"``
+            (:func:`~distill_helpers.losses.first_pieces_loss`; begin with this one),
+            ``"chunks"``, ``"mapped"`` or ``"sorted"``. The rows' text is written in the
+            teacher's tokens once, before the training
+            (:func:`~distill_helpers.data.align_rows`). ``None`` refuses another
+            tokenizer.
         temperature: The temperature of both softmaxes in the soft term, > 0; of
             chunks, the T of :func:`~distill_helpers.losses.binary_kl`.
         alpha: Weight of the soft term.

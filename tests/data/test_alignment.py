@@ -485,6 +485,35 @@ def test_twins_have_the_same_bytes():
     )
 
 
+@pytest.mark.parametrize("student", ["byte-level", "BPE, first", "BPE, never"])
+@pytest.mark.parametrize("teacher", ["byte-level, larger", "BPE, first"])
+def test_a_token_goes_to_the_piece_that_it_begins_with(student, teacher):
+    pair = alignment(student, teacher)
+    pieces = pair.first_pieces
+    assert pieces.shape == (len(pair.teacher.bytes_of),)
+    longer = 0
+    for token, piece in enumerate(pieces.tolist()):
+        spelled = pair.teacher.bytes_of[token]
+        if token in pair.teacher.special:
+            assert piece < 0 or int(pair.twins[piece]) == token
+        elif piece >= 0:
+            begins = pair.student.bytes_of[piece]
+            assert begins
+            assert spelled.startswith(begins)
+            longer += len(spelled) > len(begins)
+    assert longer > 20
+    # What has a twin goes there; nearly all else that is text goes somewhere.
+    with_twin = pair.twins >= 0
+    assert torch.equal(pieces[pair.twins[with_twin]], with_twin.nonzero().flatten())
+    texts = [one for one in pair.teacher.bytes_of if one and one.isascii()]
+    lost = [
+        one
+        for one, piece in zip(pair.teacher.bytes_of, pieces.tolist(), strict=True)
+        if one and one.isascii() and piece < 0
+    ]
+    assert len(lost) < 0.5 * len(texts)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizer_is_its_own_twin(kind):
     pair = alignment(kind, kind)

@@ -11,6 +11,8 @@ from distill_helpers.losses import (
     binary_kl,
     chunk_likelihood_loss,
     cross,
+    first_pieces_loss,
+    hard_label_loss,
     mapped_vocabulary_loss,
     soft_label_loss,
     sorted_probabilities_loss,
@@ -24,7 +26,7 @@ LAYOUTS = (
     ((0, 1), [(2, 2), (1, 3)]),
     ((0, 0), []),
 )
-KINDS = ("chunks", "mapped", "sorted")
+KINDS = ("chunks", "mapped", "pieces", "sorted")
 
 
 def numbers(side):
@@ -67,6 +69,10 @@ class Case:
         self.twins = torch.arange(VOCABULARY) if same else order
         if not same:
             self.twins[::4] = -1
+        drawn = torch.randint(VOCABULARY, (theirs,), generator=generator)
+        self.pieces = torch.arange(VOCABULARY) if same else drawn
+        if not same:
+            self.pieces[::6] = -1
 
     def loss(self, kind, student=None, teacher=None, **options):
         student = self.student if student is None else student
@@ -79,6 +85,10 @@ class Case:
         if kind == "mapped":
             return mapped_vocabulary_loss(
                 student, teacher, self.labels, *both, self.twins, **options
+            )
+        if kind == "pieces":
+            return first_pieces_loss(
+                student, teacher, self.labels, *both, self.pieces, **options
             )
         return sorted_probabilities_loss(
             student, teacher, self.labels, *both, **options
@@ -106,6 +116,8 @@ class Case:
 def brute_force(case, kind, temperature):
     """The sum over chunks, in loops; how many labels it compares; what is covered."""
     log_q, log_p = case.log_probs(1.0 if kind == "chunks" else temperature)
+    if kind == "pieces":
+        return brute_force_of_pieces(case, temperature)
     total, compared, covered = 0.0, 0, 0.0
     for row, (i, k), (j, m) in case.places():
         counts = [int(case.labels[row, place]) != -100 for place in range(i, k)]
@@ -148,6 +160,31 @@ def brute_force(case, kind, temperature):
     return total, compared, covered
 
 
+def brute_force_of_pieces(case, temperature):
+    """The same; the sum is divided by T² where labels are learned at 1."""
+    tempered, _ = case.log_probs(temperature)
+    log_q, log_p = case.log_probs()
+    total, covered, compared = 0.0, 0.0, set()
+    for row, (i, _), (j, _) in case.places():
+        if i == 0 or j == 0 or int(case.labels[row, i]) == -100:
+            continue
+        compared.add((row, i))
+        mass = dict.fromkeys(range(VOCABULARY), 0.0)
+        for t, s in enumerate(case.pieces.tolist()):
+            if s >= 0:
+                mass[s] += log_p[row, j - 1, t].exp().item()
+        covered += sum(mass.values())
+        raised = {s: p ** (1 / temperature) for s, p in mass.items() if p > 0}
+        for s, p in raised.items():
+            p = p / sum(raised.values())
+            total += p * (math.log(p) - tempered[row, i - 1, s].item())
+    for row, place in (case.labels != -100).nonzero().tolist():
+        if place and (row, place) not in compared:
+            label = case.labels[row, place]
+            total -= log_q[row, place - 1, label].item() / temperature**2
+    return total, len(compared), covered
+
+
 @pytest.mark.parametrize("form", ["hidden", "logits", "blocks"])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,13 +198,13 @@ def test_values_are_those_of_loops(kind, temperature, form, monkeypatch):
         models = {"student": case.student.logits(), "teacher": case.teacher.logits()}
     found = case.loss(kind, temperature=temperature, **models)
     total, compared, covered = brute_force(case, kind, temperature)
-    scale = {"chunks": temperature, "mapped": temperature**2, "sorted": 1}[kind]
+    scale = {"chunks": temperature, "sorted": 1}.get(kind, temperature**2)
     items = int((case.labels[:, 1:] != -100).sum())
     assert found.num_items == items
     assert found.loss.item() == pytest.approx(total * scale / items, rel=1e-6)
     assert found.compared.item() == pytest.approx(compared / items)
     assert 0 < compared < items
-    if kind == "mapped":
+    if kind in ("mapped", "pieces"):
         assert found.covered.item() == pytest.approx(covered / items)
     else:
         assert found.covered is None
@@ -232,10 +269,12 @@ def single_tokens(case):
     return case
 
 
+@pytest.mark.parametrize("kind", ["mapped", "pieces"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_with_one_tokenizer_the_mapped_loss_is_the_forward_kl(temperature):
+def test_with_one_tokenizer_these_are_the_forward_kl(temperature, kind):
     case = single_tokens(Case(same=True))
-    found = case.loss("mapped", temperature=temperature)
+    # Nothing is inside a chunk; and what nothing predicts is not learned.
+    found = case.loss(kind, temperature=temperature)
     # The same positions: row 2 begins with a token that nothing predicts.
     expected = soft_label_loss(
         case.student, case.teacher, case.labels, temperature=temperature
@@ -289,6 +328,35 @@ def test_a_student_without_other_tokens_takes_what_lies_on_the_twins():
     assert found.covered.item() < found.compared.item()
 
 
+def test_where_nothing_is_compared_the_text_is_the_label():
+    case = Case()
+    before = case.loss("pieces")
+    case.chunks = torch.full_like(case.chunks, -1)
+    case.teacher_chunks = torch.full_like(case.teacher_chunks, -1)
+    alone = case.loss("pieces")
+    assert alone.compared == alone.covered == 0 < before.compared
+    expected = hard_label_loss(case.student, case.labels)
+    assert alone.loss.item() == pytest.approx(expected.item())
+
+
+def test_pieces_that_go_nowhere_are_left_out():
+    case = Case()
+    case.pieces = torch.full((THEIRS,), -1)
+    case.pieces[4] = 2  # whatever the teacher says, the student's token 2 is meant
+    found = case.loss("pieces")
+    log_q, _ = case.log_probs()
+    kl = -sum(
+        log_q[row, i - 1, 2].item()
+        for row, (i, _), (j, _) in case.places()
+        if i and j and int(case.labels[row, i]) != -100
+    )
+    case.pieces[4] = -1
+    nothing = case.loss("pieces")
+    assert nothing.covered == 0
+    items = found.num_items
+    assert found.loss.item() == pytest.approx(nothing.loss.item() + kl / items)
+
+
 def test_a_padded_head_of_the_student_counts_for_nothing():
     case = Case()
     narrow = case.loss("mapped").loss.item()
@@ -301,6 +369,8 @@ def test_a_padded_head_of_the_student_counts_for_nothing():
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_where_both_agree_and_never_negative(kind):
     case = Case(same=True)
+    if kind == "pieces":  # what is inside a chunk has a label to be learned
+        case = single_tokens(case)
     assert case.loss(kind).loss.item() > 1e-3
     agreed = case.loss(kind, teacher=case.student, temperature=2.0)
     assert agreed.loss.item() == pytest.approx(0, abs=1e-9)
@@ -354,6 +424,9 @@ def test_nothing_to_compare_is_a_zero_with_its_graph(kind):
     assert none.loss.item() == none.compared.item() == 0
     case = Case()
     case.chunks[:] = case.teacher_chunks[:] = -1
+    if kind == "pieces":  # has labels to learn
+        none.loss.backward()
+        return
     unaligned = case.loss(kind)
     assert unaligned.loss.item() == unaligned.compared.item() == 0
     for found in (none, unaligned):
@@ -402,7 +475,7 @@ def test_logits_are_not_kept(kind, monkeypatch):
     )
     case = Case()
     case.chunks = case.teacher_chunks = case.labels = case.teacher_ids = chunks
-    case.twins = torch.arange(vocabulary)
+    case.twins = case.pieces = torch.arange(vocabulary)
     kept = []
 
     def keep(tensor):
@@ -441,6 +514,10 @@ def test_what_does_not_fit_is_named():
         ValueError, match=rf"twins holds ids up to.*{THEIRS}.*27 outputs"
     ):
         wrong.loss("mapped")
+    wrong = Case()
+    wrong.pieces[1] = VOCABULARY
+    with pytest.raises(ValueError, match=rf"pieces maps {THEIRS} tokens.*19 outputs"):
+        wrong.loss("pieces")
     wrong = Case()
     wrong.labels = wrong.labels[:, 1:]
     with pytest.raises(ValueError, match="one hidden state per label"):

@@ -19,6 +19,7 @@ from distill_helpers.labels import (
 )
 from distill_helpers.losses import (
     chunk_likelihood_loss,
+    first_pieces_loss,
     hard_label_loss,
     mapped_vocabulary_loss,
     sorted_probabilities_loss,
@@ -95,6 +96,10 @@ def test_one_step_is_the_gradient_of_the_loss(small, large, cross, fused):
         soft = mapped_vocabulary_loss(
             logits, theirs, batch["labels"], *both, pair.twins, temperature=2.0
         )
+    elif cross == "pieces":
+        soft = first_pieces_loss(
+            logits, theirs, batch["labels"], *both, pair.first_pieces, temperature=2.0
+        )
     else:
         soft = sorted_probabilities_loss(
             logits, theirs, batch["labels"], *both, temperature=2.0
@@ -117,12 +122,13 @@ def test_one_step_is_the_gradient_of_the_loss(small, large, cross, fused):
     assert log["compared"] == pytest.approx(soft.compared.item())
     assert log["unaligned"] == 0
     assert 0.5 < log["compared"] <= 1
-    assert ("covered" in log) is (cross == "mapped")
-    if cross == "mapped":
+    assert ("covered" in log) is (cross in ("mapped", "pieces"))
+    if "covered" in log:
         assert log["covered"] == pytest.approx(soft.covered.item(), rel=1e-4)
 
 
-def test_with_one_tokenizer_the_mapped_trainer_is_the_plain_one(small):
+@pytest.mark.parametrize("cross", ["mapped", "pieces"])
+def test_with_one_tokenizer_these_trainers_are_the_plain_one(small, cross):
     rows = rows_of(small)
     plain, mapped = (
         trainer(
@@ -130,7 +136,7 @@ def test_with_one_tokenizer_the_mapped_trainer_is_the_plain_one(small):
             *(small, small, rows),
             **{"steps": 3, "batch_size": 4, "temperature": 2.0} | options,
         )
-        for options in ({}, {"cross": "mapped"})
+        for options in ({}, {"cross": cross})
     )
     plain.train()
     mapped.train()
@@ -140,7 +146,7 @@ def test_with_one_tokenizer_the_mapped_trainer_is_the_plain_one(small):
     assert mapped.state.log_history[0]["covered"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("cross", ["chunks", "mapped"])
+@pytest.mark.parametrize("cross", ["chunks", "mapped", "pieces"])
 def test_a_student_comes_nearer_to_its_teacher(small, large, cross):
     rows = rows_of(small)
     made = trainer(
@@ -204,7 +210,7 @@ def test_answers_behind_the_teacher_s_own_template(small, large):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cross": "words"}, "cross='words' must be one of chunks, mapped, sorted"),
+        ({"cross": "words"}, "cross='words' must be one of pieces, chunks, mapped"),
         ({"cross": "chunks", "other": None}, "needs teacher_tokenizer="),
         ({"cross": "mapped", "divergence": "jsd"}, "divergence='jsd' has no meaning"),
         ({}, r"different tokenizers.*cross='chunks'.*hard labels"),
