@@ -501,7 +501,7 @@ def test_a_token_goes_to_the_piece_that_it_begins_with(student, teacher):
             assert begins
             assert spelled.startswith(begins)
             longer += len(spelled) > len(begins)
-    assert longer > 2
+    assert longer > 2 or student == teacher
     # What has a twin goes there; nearly all else that is text goes somewhere.
     with_twin = pair.twins >= 0
     assert torch.equal(pieces[pair.twins[with_twin]], with_twin.nonzero().flatten())
