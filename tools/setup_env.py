@@ -28,6 +28,7 @@ COLAB_TOOLS = (
     "datasketch",
     "hatchling",
     "nbval",
+    "hypothesis",
     "peft",
     "pytest-timeout",
     "pytest-xdist",

@@ -129,6 +129,11 @@ class TrainOptions(TextOptions, TeacherOptions):
     output: str = _option("build/student", "folder of checkpoints and the model")
     alpha: float = _option(1.0, "weight of the soft term; the rest goes to the labels")
     divergence: str = _option("forward_kl", "forward_kl, reverse_kl or jsd")
+    cross: str = _option(
+        "",
+        "pieces, chunks, mapped or sorted: learn from a teacher with another tokenizer "
+        "than the student's (train soft)",
+    )
     steps: int = _option(300, "optimizer steps", least=1)
     save_steps: int = _option(
         0, "steps between checkpoints; 0: a fifth of them", least=0

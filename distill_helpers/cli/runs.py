@@ -352,6 +352,11 @@ def build_trainer(
         raise ValueError(
             "conversations need the student's chat template; leave plain_prompts out"
         )
+    if options.cross and (kind == "hard" or options.cache):
+        raise ValueError(
+            f"cross={options.cross!r} is for a live teacher's soft labels; use: "
+            "distill train soft, without cache=…"
+        )
     profile = get_profile(options.profile)
     _take_own_gpu(profile)
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
@@ -384,6 +389,8 @@ def build_trainer(
     mixing = {}
     if kind == "soft":
         mixing = _chosen(options, "temperature", "alpha", "divergence")
+    if options.cross:
+        mixing["cross"] = options.cross
     saving = {"save_steps": options.save_steps} if options.save_steps else {}
     size = _chosen(options, "steps", "batch_size", "gradient_accumulation_steps")
     common: dict[str, Any] = {

@@ -7,14 +7,34 @@
   that the teacher alone sees: :func:`add_teacher_prompts`;
 * ``rows``: labels, masks, padding, and the batch;
 * ``byte_counts``: bytes of text per token;
+* ``alignment``: which tokens of two tokenizers stand for the same bytes;
+* ``aligned_rows``: a dataset whose rows two tokenizers have written, and its batches;
 * ``base``: the error of the room, and reading files.
 
 Used from notebook 00 on; packing and masking are taught in notebook 02.
 """
 
+from distill_helpers.data.aligned_rows import (
+    ALIGNED_COLUMNS,
+    AlignedCollator,
+    align_rows,
+)
+from distill_helpers.data.alignment import (
+    AlignedRow,
+    Alignment,
+    Chunk,
+    NotAligned,
+    align_tokenizers,
+    chunks,
+)
 from distill_helpers.data.answers import encode_answers, mask_prompts
 from distill_helpers.data.base import DataError, read_utf8, whole_characters
-from distill_helpers.data.byte_counts import ByteCount, byte_count, token_bytes
+from distill_helpers.data.byte_counts import (
+    ByteCount,
+    byte_count,
+    normalised_text,
+    token_bytes,
+)
 from distill_helpers.data.corpus import load_corpus
 from distill_helpers.data.packing import evenly_spaced, pack, pack_examples, stream_rows
 from distill_helpers.data.prompts import (
@@ -33,12 +53,21 @@ from distill_helpers.data.rows import (
 )
 
 __all__ = [
+    "ALIGNED_COLUMNS",
     "TEACHER_PROMPT",
+    "AlignedCollator",
+    "AlignedRow",
+    "Alignment",
     "ByteCount",
+    "Chunk",
     "Collator",
     "DataError",
+    "NotAligned",
     "add_teacher_prompts",
+    "align_rows",
+    "align_tokenizers",
     "byte_count",
+    "chunks",
     "collator_for",
     "encode_answers",
     "evenly_spaced",
@@ -46,6 +75,7 @@ __all__ = [
     "join_row",
     "load_corpus",
     "mask_prompts",
+    "normalised_text",
     "pack",
     "pack_examples",
     "prompt_of",

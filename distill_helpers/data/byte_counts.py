@@ -89,20 +89,47 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     return byte_count(tokenizer).sizes.clone()
 
 
-def byte_count(tokenizer: PreTrainedTokenizerBase) -> ByteCount:
+def byte_count(
+    tokenizer: PreTrainedTokenizerBase, *, normalised: bool = False
+) -> ByteCount:
     """:func:`token_bytes`, with what it takes to count the bytes of whole rows.
 
     Can be asked again and again: a tokenizer is tried out once.
 
+    Args:
+        tokenizer: Same as in :func:`token_bytes`.
+        normalised: Whether to count the bytes of a text as the tokenizer's normaliser
+            leaves it (:func:`normalised_text`), so that one which changes texts can
+            be read too.
+
     Raises:
         DataError: Where :func:`token_bytes` raises it.
     """
-    return _tried_out(tokenizer, len(tokenizer), tuple(tokenizer.all_special_ids))
+    special = tuple(tokenizer.all_special_ids)
+    return _tried_out(tokenizer, len(tokenizer), special, normalised)
+
+
+def normalised_text(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text as a tokenizer's normaliser leaves it: in lower case, composed, or as is.
+
+    The space that some put before a text, and the ``▁`` that they write for spaces,
+    are taken back.
+    """
+    normaliser = getattr(
+        getattr(tokenizer, "backend_tokenizer", None), "normalizer", None
+    )
+    if normaliser is None:
+        return text
+    changed = str(normaliser.normalize_str(text)).replace("▁", " ")
+    return changed if text.startswith(" ") else changed.removeprefix(" ")
 
 
 @lru_cache(maxsize=4)
 def _tried_out(
-    tokenizer: PreTrainedTokenizerBase, _length: int, _special: tuple[int, ...]
+    tokenizer: PreTrainedTokenizerBase,
+    _length: int,
+    _special: tuple[int, ...],
+    normalised: bool,
 ) -> ByteCount:
     """With length and special tokens among what is remembered, changes are seen."""
     vocabulary = tokenizer.get_vocab()
@@ -114,9 +141,17 @@ def _tried_out(
     own = {} if backend is None else backend.get_vocab(with_added_tokens=False)
     literal = {i: t.content for i, t in added.items() if t.content not in own}
     texts = _trial_texts(
-        [t for t, i in vocabulary.items() if i not in special and i not in literal]
+        [
+            token
+            for token, index in vocabulary.items()
+            # Where a byte's name is a piece, a text of that name becomes the byte.
+            if index not in special and index not in literal and not is_byte(token)
+        ]
     )
-    trials = list(zip(texts, _encoded(texts, tokenizer), strict=True))
+    encoded = _encoded(texts, tokenizer)
+    if normalised:
+        texts = [normalised_text(text, tokenizer) for text in texts]
+    trials = list(zip(texts, encoded, strict=True))
     # Where nothing is unknown, the text can be compared.
     # Byte-level tokenizers name an unknown token, and never need it.
     unknown = _unknown_names(tokenizer, vocabulary).intersection(
@@ -143,6 +178,11 @@ def _tried_out(
         "need one that keeps all of a text (byte-level, or with ▁ for spaces), so "
         "compare losses per token of models with this very tokenizer instead"
     )
+
+
+def is_byte(token: str) -> bool:
+    """Whether a token is the name of one byte, such as ``<0xE2>``."""
+    return re.fullmatch("<0x[0-9A-Fa-f]{2}>", token) is not None
 
 
 def _unknown_names(
@@ -200,7 +240,7 @@ def _readings(tokenizer: PreTrainedTokenizerBase) -> list[Callable[[str], bytes]
             return token.encode()
 
     def pieces(token: str) -> bytes:
-        if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
+        if is_byte(token):
             return bytes([int(token[3:5], 16)])
         return token.removeprefix(joins).replace("▁", " ").encode()
 

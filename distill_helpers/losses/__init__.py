@@ -18,9 +18,11 @@ with their head (:class:`Hidden`), and distributions that were stored
 * ``targets``: these three forms;
 * ``arguments``: what is refused, and with which words;
 * ``gradients``: value and gradient of each divergence in closed form, in place;
-* ``fused``: the loss block by block, so that all logits never exist at once.
+* ``fused``: the loss block by block, so that all logits never exist at once;
+* ``cross``: losses between models of different tokenizers.
 
-Taught in notebooks 01 (softmax, temperature, the divergences) and 02 (the loss).
+Taught in notebooks 01 (softmax, temperature, the divergences), 02 (the loss) and 10
+(other tokenizers).
 Papers: Hinton et al. 2015 (arXiv:1503.02531) for the loss and T²; Agarwal et al. 2023
 (arXiv:2306.13649) for the generalised Jensen-Shannon divergence.
 """
@@ -48,6 +50,14 @@ from distill_helpers.losses.arguments import (
     refuse_bad_value,
     without_ends,
 )
+from distill_helpers.losses.cross import (
+    CrossLoss,
+    binary_kl,
+    chunk_likelihood_loss,
+    first_pieces_loss,
+    mapped_vocabulary_loss,
+    sorted_probabilities_loss,
+)
 from distill_helpers.losses.fused import Options, fused_loss
 from distill_helpers.losses.gradients import TokenDivergence
 from distill_helpers.losses.targets import Head, Hidden, SparseTargets, cut_outputs
@@ -55,18 +65,24 @@ from distill_helpers.losses.targets import Head, Hidden, SparseTargets, cut_outp
 __all__ = [
     "DIVERGENCES",
     "IGNORE_INDEX",
+    "CrossLoss",
     "Head",
     "Hidden",
     "SoftLabelLoss",
     "SparseTargets",
+    "binary_kl",
     "check_options",
+    "chunk_likelihood_loss",
     "cut_outputs",
+    "first_pieces_loss",
     "forward_kl",
     "hard_label_loss",
     "jsd",
+    "mapped_vocabulary_loss",
     "plain_soft_label_loss",
     "reverse_kl",
     "soft_label_loss",
+    "sorted_probabilities_loss",
     "token_divergence",
 ]
 

@@ -53,8 +53,9 @@ def shared_vocabulary(
             raise ValueError(
                 "teacher and student use different tokenizers: "
                 f"{_first_difference(what, shared, ours[what])}; soft labels need one "
-                "vocabulary. Build the student on the teacher's tokenizer, or distil "
-                "with hard labels (text) instead"
+                "vocabulary. Build the student on the teacher's tokenizer, train "
+                "across the two (SoftLabelTrainer(cross='chunks'), distill train soft "
+                "--cross chunks), or distil with hard labels (text) instead"
             )
     if appended:
         _LOGGER.warning(

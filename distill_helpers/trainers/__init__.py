@@ -2,6 +2,7 @@
 
 * ``base``: the one base trainer, its arguments, and what an objective is;
 * ``soft_hard``: one student, from hard labels or from soft labels, live or stored;
+* ``cross``: soft labels of a teacher with another tokenizer;
 * ``co_distillation``: models that learn from the labels and from one another;
 * ``on_policy``: the student writes, the teacher judges every token;
 * ``routes``: several teachers, of which each row names its own;
@@ -9,7 +10,7 @@
 * ``checkpoints``: checkpoints that are either complete or not used at all;
 * ``callbacks``: a progress bar, and the best weights kept.
 
-Taught in notebooks 02 to 09.
+Taught in notebooks 02 to 10.
 """
 
 from distill_helpers.trainers.base import (
@@ -34,6 +35,7 @@ from distill_helpers.trainers.co_distillation import (
     Partners,
     mutual_losses,
 )
+from distill_helpers.trainers.cross import CROSS, CrossLabels
 from distill_helpers.trainers.on_policy import OnPolicyTrainer
 from distill_helpers.trainers.soft_hard import (
     HardLabels,
@@ -46,7 +48,9 @@ from distill_helpers.trainers.soft_hard import (
 )
 
 __all__ = [
+    "CROSS",
     "CoDistillationTrainer",
+    "CrossLabels",
     "DistillationTrainer",
     "HardLabelTrainer",
     "HardLabels",

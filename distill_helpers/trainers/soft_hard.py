@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from distill_helpers.data import Alignment
 from distill_helpers.losses import (
     Hidden,
     SparseTargets,
@@ -48,6 +49,7 @@ from distill_helpers.trainers.base import (
     check_student,
 )
 from distill_helpers.trainers.checkpoints import refuse_shared
+from distill_helpers.trainers.cross import CrossLabels, aligned_options, check_cross
 from distill_helpers.trainers.routes import RoutedCollator, RoutedLabels, each_teacher
 
 
@@ -262,11 +264,18 @@ class SoftLabelTrainer(DistillationTrainer):
         teacher_column: With several teachers, the column in which each row names its
             own. A teacher reads its rows alone, and every counted position of a batch
             weighs the same, whoever teaches it.
-        temperature: The temperature of both softmaxes in the soft term, > 0.
+        cross: What to learn from a teacher with another tokenizer: ``"pieces"``
+            (:func:`~distill_helpers.losses.first_pieces_loss`; begin with this one),
+            ``"chunks"``, ``"mapped"`` or ``"sorted"``. The rows' text is written in the
+            teacher's tokens once, before the training
+            (:func:`~distill_helpers.data.align_rows`). ``None`` refuses another
+            tokenizer.
+        temperature: The temperature of both softmaxes in the soft term, > 0; of
+            chunks, the T of :func:`~distill_helpers.losses.binary_kl`.
         alpha: Weight of the soft term.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: The share of the teacher in the JSD's mixture, in [0, 1].
-        scale_by_t2: Multiply the soft term by T².
+        scale_by_t2: Multiply the soft term by T²; that of chunks by T.
         fused: Never hold all logits; see :mod:`distill_helpers.losses.fused`. Models
             without a plain head fall back to holding them.
         tokenizer: The student's tokenizer.
@@ -274,8 +283,9 @@ class SoftLabelTrainer(DistillationTrainer):
 
     Raises:
         TypeError: For models that do not predict the next token.
-        ValueError: If the vocabularies do not fit, the teacher has weights that the
-            student is to learn, or a row names a teacher that there is not.
+        ValueError: If the vocabularies do not fit, or cannot be aligned with
+            ``cross``; the teacher has weights that the student is to learn; or a row
+            names a teacher that there is not.
     """
 
     def __init__(
@@ -288,6 +298,7 @@ class SoftLabelTrainer(DistillationTrainer):
         | Mapping[Any, PreTrainedTokenizerBase]
         | None = None,
         teacher_column: str | None = None,
+        cross: str | None = None,
         temperature: float = 1.0,
         alpha: float = 1.0,
         divergence: str = "forward_kl",
@@ -296,7 +307,19 @@ class SoftLabelTrainer(DistillationTrainer):
         fused: bool = True,
         **options: Any,
     ) -> None:
-        parts: list[SoftLabels] = []
+        # Here already, not when the first step is done.
+        check_options(temperature, alpha, divergence, beta)
+        alignment = None
+        if cross is not None:
+            alignment = check_cross(
+                cross,
+                tokenizer,
+                teacher_tokenizer,
+                alone=isinstance(teacher, nn.Module)
+                and not isinstance(teacher_tokenizer, Mapping),
+                divergence=divergence,
+            )
+        parts: list[Any] = []
         readers: dict[str, nn.Module] = {}
         named = each_teacher(teacher, teacher_tokenizer, teacher_column)
         for name, (one, theirs) in named.items():
@@ -312,6 +335,8 @@ class SoftLabelTrainer(DistillationTrainer):
                     beta=beta,
                     scale_by_t2=scale_by_t2,
                     fused=fused,
+                    cross=cross,
+                    alignment=alignment,
                 )
             except (TypeError, ValueError) as error:
                 if teacher_column is None:
@@ -324,6 +349,8 @@ class SoftLabelTrainer(DistillationTrainer):
         objective: Objective = parts[0]
         if teacher_column is not None:
             objective = RoutedLabels(tuple(parts))
+        if alignment is not None and isinstance(teacher, nn.Module):
+            options = aligned_options(alignment, model, _reader(teacher), options)
         super().__init__(
             model, objective, tokenizer=tokenizer, readers=readers, **options
         )
@@ -356,7 +383,9 @@ class SoftLabelTrainer(DistillationTrainer):
         beta: float,
         scale_by_t2: bool,
         fused: bool,
-    ) -> tuple[SoftLabels, dict[str, nn.Module]]:
+        cross: str | None,
+        alignment: Alignment | None,
+    ) -> tuple[SoftLabels | CrossLabels, dict[str, nn.Module]]:
         """The objective with one teacher, made ready, and the models that read."""
         if isinstance(teacher, nn.Module) and _reader(teacher) is model:
             raise ValueError(
@@ -364,8 +393,6 @@ class SoftLabelTrainer(DistillationTrainer):
                 "copy.deepcopy(model) as the teacher; or, if the model has adapters, "
                 "models.AdaptersOff(model)"
             )
-        # Here already, not when the first step is done.
-        check_options(temperature, alpha, divergence, beta)
         check_student("student", model)
         vocabulary = vocabulary_size(tokenizer)
         readers: dict[str, nn.Module] = {"student": model}
@@ -380,12 +407,26 @@ class SoftLabelTrainer(DistillationTrainer):
             reader = _reader(teacher)
             check_head("teacher", unwrapped(reader))
             _refuse_shared_teacher(model, reader)
-            if teacher_tokenizer is not None:
-                vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
-            else:
-                _check_head_sizes(reader, model)
+            if alignment is None:
+                if teacher_tokenizer is not None:
+                    vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
+                else:
+                    _check_head_sizes(reader, model)
+                readers["teacher"] = reader
             teacher = _apart(teacher, model).requires_grad_(False).eval()
-            readers["teacher"] = reader
+        if cross is not None and alignment is not None:
+            assert isinstance(teacher, nn.Module)
+            width = len(alignment.teacher.bytes_of)
+            across = CrossLabels(
+                LiveTeacher(teacher, width, fused=fused),
+                cross,
+                alignment,
+                fused=fused,
+                temperature=temperature,
+                alpha=alpha,
+                scale=scale_by_t2,
+            )
+            return across, readers
         objective = SoftLabels(
             teacher,
             vocabulary,

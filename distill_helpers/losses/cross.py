@@ -1,0 +1,552 @@
+"""Losses between two models that cut words differently: four bridges.
+
+Student and teacher read the same text, each in its own tokens. Both rows say which
+chunk of the text each token is in (``chunks``, ``teacher_chunks``; ``-1``: none), and
+two rows hold the same chunks in the same order. At the ends of chunks, and only there,
+both models have read the same bytes.
+
+* :func:`chunk_likelihood_loss` compares how likely both call each chunk of the text;
+* :func:`mapped_vocabulary_loss` compares what both expect next, over the tokens that
+  both have, and the rest as one class;
+* :func:`first_pieces_loss` compares the same over all of the student's tokens: each of
+  the teacher's counts for the one that it begins with;
+* :func:`sorted_probabilities_loss` compares the sorted probabilities, whatever they
+  stand for.
+
+Each is zero where the two agree, and never negative; what the third adds inside chunks
+is a loss on labels. Sums are divided by the labels
+that count, as in :func:`~distill_helpers.losses.soft_label_loss`, so that one loss per
+chunk is still in nats per token of the student. Logits are multiplied out a block of
+rows at a time, and once more for the gradient.
+
+Taught in notebook 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from distill_helpers.losses.arguments import (
+    IGNORE_INDEX,
+    check_student,
+    check_temperature,
+    counted,
+    item_count,
+    refuse_bad_value,
+)
+from distill_helpers.losses.targets import Hidden
+
+# Logits of a block of rows, of one model.
+_BLOCK_NUMBERS = {"cpu": 2**24, "cuda": 2**27}
+_LEAST_ROWS = 16
+# A chunk that is certain: the logarithm of 1 - p is not to be infinite.
+_CERTAIN, _IMPOSSIBLE = -1e-7, -1e4
+
+
+@dataclass(frozen=True)
+class CrossLoss:
+    """What the losses of this file return.
+
+    Attributes:
+        loss: The number to call ``backward()`` on (scalar, at least fp32).
+        compared: The share of the items that were compared; the others give no loss.
+        covered: The teacher's probability, per item, that lies on tokens which both
+            have, or that stand for one of the student's:
+            :func:`mapped_vocabulary_loss` and :func:`first_pieces_loss` have it. It is
+            never more than ``compared``, and divided by it the mean over what was
+            compared.
+        num_items: What the sums were divided by.
+    """
+
+    loss: torch.Tensor
+    compared: torch.Tensor
+    covered: torch.Tensor | None
+    num_items: torch.Tensor | int | float
+
+
+def binary_kl(
+    log_p: torch.Tensor, log_q: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """KL between "this text comes" and "another comes", of p^(1/T) and q^(1/T).
+
+    Args:
+        log_p: The teacher's log-probability of each text.
+        log_q: The student's, of the same shape.
+        temperature: ``T > 0``. A long text has a small probability, and at T = 1 the
+            KL hardly sees it; a large T brings long and short ones nearer.
+
+    Returns:
+        The KL in nats, of the same shape.
+
+    Taught in notebook 10. Paper: Minixhofer et al. 2025 (arXiv:2503.20083).
+    """
+    a, b = ((one / temperature).clamp(_IMPOSSIBLE, _CERTAIN) for one in (log_p, log_q))
+    p = a.exp()
+    not_p, not_q = -torch.expm1(a), -torch.expm1(b)
+    return p * (a - b) + not_p * (not_p.log() - not_q.log())
+
+
+def chunk_likelihood_loss(
+    student: torch.Tensor | Hidden,
+    teacher: torch.Tensor | Hidden,
+    labels: torch.Tensor,
+    teacher_ids: torch.Tensor,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    scale_by_t: bool = True,
+    num_items: torch.Tensor | int | float | None = None,
+) -> CrossLoss:
+    """Compare how likely teacher and student call each chunk of the text.
+
+    A chunk's probability is the product of its tokens'. Both models spread their
+    probability over "this chunk" and "anything else", and :func:`binary_kl` compares
+    the two.
+
+    With one tokenizer every chunk is a token, and at T = 1 this is the forward KL of
+    distributions over two classes, the text's token and the tail: what a cache gives
+    with the text's own token and a tail bucket. Only the text's token is taught, so
+    its gradient is not that of the whole forward KL. As T grows, ``T`` times the KL
+    goes to ``a·log(a/b) - a + b`` with the two surprisals ``a = -log p, b = -log q``.
+
+    Its limits: what the teacher thinks of other continuations is not learned; and the
+    probability of a chunk leaves out the same bytes in other tokens.
+
+    Args:
+        student: Logits ``[rows, positions, vocabulary]`` or
+            :class:`~distill_helpers.losses.Hidden`.
+        teacher: The same of the teacher, at its own positions and over its own
+            vocabulary; no gradient flows into it.
+        labels: ``[rows, positions]`` the student's token ids, unshifted; ``-100`` does
+            not count. A chunk counts if all of its tokens do, and if both models
+            predict all of them: nothing predicts the first token of a row.
+        teacher_ids: ``[rows, teacher's positions]`` token ids that the teacher reads.
+        chunks: The number of the chunk that each token of the student is in, of the
+            shape of ``labels``; ``-1`` for none.
+        teacher_chunks: The same of the teacher's tokens.
+        temperature: ``T`` of :func:`binary_kl`.
+        scale_by_t: Multiply by T, for gradients get smaller by it.
+        num_items: Divide the sum by this. Default: the labels that count here.
+
+    Returns:
+        A :class:`CrossLoss`; ``compared`` is the share of the labels that are in
+        chunks that count. If nothing counts, the loss is zero and keeps its graph.
+
+    Raises:
+        ValueError: For arguments out of range, shapes that do not fit, rows that do
+            not hold the same chunks, or numbers that make the loss NaN or infinite.
+
+    Taught in notebook 10. Paper: Minixhofer et al. 2025 (arXiv:2503.20083).
+    """
+    check_temperature(temperature)
+    count = _count(student, labels, num_items)
+    begun, _ = _pairs(labels, teacher, teacher_ids, chunks, teacher_chunks)
+    # Which chunk, of all rows' together; a chunk with a token that nothing predicts,
+    # or that does not count, is left out. So is the last place, that of number -1.
+    group, other_group = _groups(chunks), _groups(teacher_chunks)
+    whole = torch.ones(len(begun) + 1, dtype=torch.bool, device=labels.device)
+    whole[-1] = False
+    whole[group[labels == IGNORE_INDEX]] = False
+    whole[group[:, 0]] = whole[other_group[:, 0]] = False
+
+    def log_likelihood(
+        model: torch.Tensor | Hidden, ids: torch.Tensor, number: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each chunk ``[chunks]``; and the places of the tokens that it is of."""
+        places = whole[number].flatten().nonzero().squeeze(-1)
+        found = _by_blocks(
+            _token_log_probs, [_Rows.of(model, places - 1)], ids.flatten()[places]
+        )
+        summed = found.new_zeros(len(whole))
+        return summed.index_add(0, number.flatten()[places], found), places
+
+    log_q, places = log_likelihood(student, labels, group)
+    with torch.no_grad():
+        log_p, _ = log_likelihood(teacher, teacher_ids, other_group)
+    values = binary_kl(log_p[whole], log_q[whole], temperature)
+    loss = values.sum() * (temperature if scale_by_t else 1.0) / count
+    refuse_bad_value(loss, places - 1, student)
+    return CrossLoss(loss, loss.new_tensor(len(places)) / count, None, count)
+
+
+def mapped_vocabulary_loss(
+    student: torch.Tensor | Hidden,
+    teacher: torch.Tensor | Hidden,
+    labels: torch.Tensor,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+    twins: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    scale_by_t2: bool = True,
+    num_items: torch.Tensor | int | float | None = None,
+) -> CrossLoss:
+    """Forward KL where a chunk begins, over the tokens that both models have.
+
+    Tokens of the student that have a twin, one of the teacher's with the same bytes,
+    are compared one by one; all others of either side are one more class, the tail.
+    Where the student has no other tokens, the teacher's probabilities are divided by
+    what lies on the twins.
+
+    With one tokenizer every token is its own twin: value and gradient are those of the
+    forward KL of :func:`~distill_helpers.losses.soft_label_loss`. Else the value is at
+    most that of any finer comparison, for classes that are joined can only agree more.
+
+    Its limits: inside a chunk nothing is compared. And the teacher's longer tokens are
+    tail, although the student would begin to write them with tokens that it has:
+    where ``covered`` is low, the student learns a distribution that nobody has.
+
+    Args:
+        student: Same as in :func:`chunk_likelihood_loss`, and so are ``teacher``,
+            ``chunks`` and ``teacher_chunks``.
+        labels: ``[rows, positions]`` the student's token ids, unshifted. A position
+            counts if it predicts the first token of a chunk, for both models, and that
+            token's label is not ``-100``.
+        twins: ``[student's vocabulary]`` the teacher's id with the same bytes as each
+            of the student's, ``-1`` where there is none. Outputs of the student's head
+            from ``len(twins)`` on only pad it.
+        temperature: ``T > 0`` of both softmaxes.
+        scale_by_t2: Multiply by T².
+        num_items: Divide the sum by this. Default: the labels that count here.
+
+    Returns:
+        A :class:`CrossLoss` with ``covered``; ``compared`` is the share of the labels
+        whose position counts.
+
+    Raises:
+        ValueError: As in :func:`chunk_likelihood_loss`; and for twins outside the
+            teacher's vocabulary.
+
+    Taught in notebook 10. Paper: the hybrid loss of TRL's GOLD is of this kind.
+    """
+    check_temperature(temperature)
+    count = _count(student, labels, num_items)
+    rows, other_rows = _compared_rows(labels, teacher, chunks, teacher_chunks)
+    models = [_Rows.of(student, rows), _Rows.of(teacher, other_rows)]
+    ids = (twins >= 0).nonzero().squeeze(-1).to(labels.device)
+    other_ids = twins.to(labels.device)[ids]
+    width, other_width = (model.vocabulary for model in models)
+    if len(ids) and (int(ids.max()) >= width or int(other_ids.max()) >= other_width):
+        raise ValueError(
+            f"twins holds ids up to {int(ids.max())} and {int(other_ids.max())}, and "
+            f"the heads have {width} and {other_width} outputs; make twins of these "
+            "models' own tokenizers (data.align_tokenizers)"
+        )
+
+    def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        log_q, q_tail = _parted((z_s / temperature)[:, : len(twins)], ids)
+        log_p, p_tail = _parted(z_t.detach() / temperature, other_ids)
+        covered = log_p.exp().sum(-1)
+        if q_tail is None:
+            log_p = log_p - log_p.logsumexp(-1, keepdim=True)
+        else:
+            if p_tail is None:
+                p_tail = torch.full_like(q_tail, -torch.inf)
+            log_p, log_q = torch.cat([log_p, p_tail], 1), torch.cat([log_q, q_tail], 1)
+        p = log_p.exp()
+        gap = (log_p - log_q).where(p > 0, 0)
+        return torch.stack([(p * gap).sum(-1), covered], -1)
+
+    found = _by_blocks(compare, models, rows)
+    scale = temperature**2 if scale_by_t2 else 1.0
+    loss = found[:, 0].sum() * scale / count
+    refuse_bad_value(loss, rows, student)
+    compared = loss.new_tensor(len(rows)) / count
+    return CrossLoss(loss, compared, found[:, 1].detach().sum() / count, count)
+
+
+def first_pieces_loss(
+    student: torch.Tensor | Hidden,
+    teacher: torch.Tensor | Hidden,
+    labels: torch.Tensor,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+    pieces: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    scale_by_t2: bool = True,
+    num_items: torch.Tensor | int | float | None = None,
+) -> CrossLoss:
+    """Forward KL where a chunk begins, from the teacher in the student's tokens.
+
+    Each of the teacher's tokens counts for the student's token that it begins with, and
+    probabilities that meet there are added. So next to nothing is lost: a teacher that
+    expects a long word tells the student to begin it. How the word goes on, inside a
+    chunk, no such sum can say. There the text's own token is the label, as wherever
+    else nothing is compared, and its cross-entropy is part of the loss.
+
+    With one tokenizer there is no inside: value and gradient are those of the forward
+    KL of :func:`~distill_helpers.losses.soft_label_loss`.
+
+    Its limits: a teacher hardly ever writes a word in short pieces, so that these get
+    less probability than the texts that begin so would deserve; and a row that could
+    not be aligned learns its labels alone.
+
+    Args:
+        student: Same as in :func:`chunk_likelihood_loss`, and so are ``teacher``,
+            ``chunks`` and ``teacher_chunks``.
+        labels: Same as in :func:`mapped_vocabulary_loss`.
+        pieces: ``[teacher's vocabulary]`` the student's token that each of the
+            teacher's begins with, ``-1`` for none (``Alignment.first_pieces``). What
+            stands on none is left out, and the rest divided by its sum. Outputs of the
+            teacher's head from ``len(pieces)`` on only pad it.
+        temperature: ``T > 0`` of both distributions over the student's tokens; labels
+            are learned at 1.
+        scale_by_t2: Multiply the KL by T².
+        num_items: Divide the sum by this. Default: the labels that count here.
+
+    Returns:
+        A :class:`CrossLoss` with ``covered``; ``compared`` is the share of the labels
+        whose position is compared.
+
+    Raises:
+        ValueError: As in :func:`chunk_likelihood_loss`; and for pieces outside the
+            student's vocabulary.
+
+    Taught in notebook 10. Paper: Sreenivas et al. 2026 (X-Token, arXiv:2605.21699),
+    whose map is learned further.
+    """
+    check_temperature(temperature)
+    count = _count(student, labels, num_items)
+    rows, other_rows = _compared_rows(labels, teacher, chunks, teacher_chunks)
+    models = [_Rows.of(student, rows), _Rows.of(teacher, other_rows)]
+    pieces = pieces.to(labels.device)
+    width, other_width = (model.vocabulary for model in models)
+    if len(pieces) > other_width or (len(pieces) and int(pieces.max()) >= width):
+        raise ValueError(
+            f"pieces maps {len(pieces)} tokens to ids up to {int(pieces.max())}, and "
+            f"the heads have {other_width} and {width} outputs; make it of these "
+            "models' own tokenizers (data.align_tokenizers)"
+        )
+    mapped = (pieces >= 0).nonzero().squeeze(-1)
+
+    def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        log_q = (z_s / temperature).log_softmax(-1)
+        said = z_t.detach().softmax(-1)[:, mapped]
+        p = torch.zeros_like(log_q).index_add(1, pieces[mapped], said)
+        covered = p.sum(-1)
+        # From probabilities alone any temperature follows; 1e-30 where all are zero.
+        p = (p / covered.clamp(min=1e-30).unsqueeze(-1)).pow(1 / temperature)
+        p = p / p.sum(-1, keepdim=True).clamp(min=1e-30)
+        gap = (p.log() - log_q).where(p > 0, 0)
+        return torch.stack([(p * gap).sum(-1), covered], -1)
+
+    found = _by_blocks(compare, models, rows)
+    inside = labels.flatten() != IGNORE_INDEX
+    inside[:: labels.shape[1]] = False  # nothing predicts the first token of a row
+    inside[rows + 1] = False
+    places = inside.nonzero().squeeze(-1)
+    own = [_Rows.of(student, places - 1)]
+    text = -_by_blocks(_token_log_probs, own, labels.flatten()[places]).sum()
+    scale = temperature**2 if scale_by_t2 else 1.0
+    loss = (found[:, 0].sum() * scale + text) / count
+    refuse_bad_value(loss, torch.cat([rows, places - 1]), student)
+    compared = loss.new_tensor(len(rows)) / count
+    return CrossLoss(loss, compared, found[:, 1].detach().sum() / count, count)
+
+
+def sorted_probabilities_loss(
+    student: torch.Tensor | Hidden,
+    teacher: torch.Tensor | Hidden,
+    labels: torch.Tensor,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    num_items: torch.Tensor | int | float | None = None,
+) -> CrossLoss:
+    """Compare the sorted probabilities where a chunk begins (ULD), for comparison.
+
+    The distance is the sum of the differences between the likeliest, the second
+    likeliest, … of both, in absolute value; the shorter vocabulary is filled up with
+    zeros. It is Wasserstein's distance if any two unequal tokens are equally far apart
+    and tokens may be renamed. It is never more than 2.
+
+    Its limit is that renaming: a student is told how sure to be, and not of what. Two
+    teachers that expect different things with equal shares teach the same. With one
+    tokenizer, zero does not mean that the two agree, except on the sorted shares.
+
+    Args:
+        student: Same as in :func:`mapped_vocabulary_loss`, and so are ``teacher``,
+            ``labels``, ``chunks`` and ``teacher_chunks``.
+        temperature: ``T > 0`` of both softmaxes; the loss is not multiplied by it.
+        num_items: Divide the sum by this. Default: the labels that count here.
+
+    Returns:
+        A :class:`CrossLoss`, as :func:`mapped_vocabulary_loss` without ``covered``.
+
+    Raises:
+        ValueError: As in :func:`chunk_likelihood_loss`.
+
+    Taught in notebook 10. Paper: Boizard et al. 2024 (arXiv:2402.12030).
+    """
+    check_temperature(temperature)
+    count = _count(student, labels, num_items)
+    rows, other_rows = _compared_rows(labels, teacher, chunks, teacher_chunks)
+    models = [_Rows.of(student, rows), _Rows.of(teacher, other_rows)]
+    width = max(model.vocabulary for model in models)
+
+    def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        q, p = (
+            F.pad(p, (0, width - p.shape[1])).sort(-1, descending=True).values
+            for p in ((z / temperature).softmax(-1) for z in (z_s, z_t.detach()))
+        )
+        return (p - q).abs().sum(-1)
+
+    loss = _by_blocks(compare, models, rows).sum() / count
+    refuse_bad_value(loss, rows, student)
+    return CrossLoss(loss, loss.new_tensor(len(rows)) / count, None, count)
+
+
+# --- which positions ----------------------------------------------------------------
+
+
+def _count(
+    student: torch.Tensor | Hidden,
+    labels: torch.Tensor,
+    num_items: torch.Tensor | int | float | None,
+) -> torch.Tensor | int | float:
+    check_student(student, labels)
+    width = student.vocabulary if isinstance(student, Hidden) else student.shape[-1]
+    return item_count(num_items, counted(labels, width, shift=True)[1])
+
+
+def _starts(chunks: torch.Tensor) -> torch.Tensor:
+    """Where a chunk begins."""
+    return (chunks >= 0) & (chunks != F.pad(chunks[:, :-1], (1, 0), value=-1))
+
+
+def _groups(chunks: torch.Tensor) -> torch.Tensor:
+    """The number of each token's chunk among those of all rows; -1 for none."""
+    numbers = _starts(chunks).flatten().cumsum(0).view(chunks.shape) - 1
+    return numbers.where(chunks >= 0, -1)
+
+
+def _pairs(
+    labels: torch.Tensor,
+    teacher: torch.Tensor | Hidden,
+    teacher_ids: torch.Tensor | None,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each chunk begins, in the student's rows and in the teacher's."""
+    states = teacher.states if isinstance(teacher, Hidden) else teacher
+    shapes = {"chunks": (chunks, labels.shape)}
+    shapes["teacher_chunks"] = (teacher_chunks, states.shape[:-1])
+    if teacher_ids is not None:
+        shapes["teacher_ids"] = (teacher_ids, states.shape[:-1])
+    for name, (given, wanted) in shapes.items():
+        if given.shape != wanted:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}, and there are "
+                f"{tuple(wanted)} tokens; one number for each is needed"
+            )
+    ours, theirs = _starts(chunks), _starts(teacher_chunks)
+    if not torch.equal(ours.sum(1), theirs.sum(1)):
+        row = int((ours.sum(1) != theirs.sum(1)).nonzero()[0])
+        raise ValueError(
+            f"row {row} has {int(ours[row].sum())} chunks for the student and "
+            f"{int(theirs[row].sum())} for the teacher; take both from one alignment "
+            "(data.align_rows)"
+        )
+    return (
+        ours.flatten().nonzero().squeeze(-1),
+        theirs.flatten().nonzero().squeeze(-1),
+    )
+
+
+def _compared_rows(
+    labels: torch.Tensor,
+    teacher: torch.Tensor | Hidden,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of both, flattened, that predict the first token of a chunk."""
+    ours, theirs = _pairs(labels, teacher, None, chunks, teacher_chunks)
+    counts = (labels.flatten()[ours] != IGNORE_INDEX) & (ours % labels.shape[1] > 0)
+    counts &= theirs % teacher_chunks.shape[1] > 0
+    return ours[counts] - 1, theirs[counts] - 1
+
+
+# --- logits, a block of rows at a time ----------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some positions of a model: their hidden states and head, or logits."""
+
+    hidden: Hidden | None
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, model: torch.Tensor | Hidden, rows: torch.Tensor) -> _Rows:
+        if isinstance(model, Hidden):
+            # Cut here, once, and not in every block.
+            head = model.head.cut(model.vocabulary)
+            states = model.states.flatten(0, -2).index_select(0, rows)
+            return cls(Hidden(states, head), states)
+        return cls(None, model.flatten(0, -2).index_select(0, rows))
+
+    @property
+    def vocabulary(self) -> int:
+        return self.values.shape[-1] if self.hidden is None else self.hidden.vocabulary
+
+    def logits(self, part: slice) -> torch.Tensor:
+        """The logits ``[rows, vocabulary]`` of a block, at least in fp32."""
+        logits = self.values[part]
+        if self.hidden is not None:
+            logits = self.hidden.head.logits(logits)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _by_blocks(
+    function: Callable[..., torch.Tensor],
+    models: list[_Rows],
+    more: torch.Tensor,
+) -> torch.Tensor:
+    """Join what a function makes of the logits of each block of rows.
+
+    With more blocks than one, logits are not kept for the gradient, but multiplied out
+    a second time.
+    """
+    count, device = len(more), more.device.type
+    numbers = _BLOCK_NUMBERS.get(device, _BLOCK_NUMBERS["cpu"])
+    size = max(_LEAST_ROWS, numbers // max(model.vocabulary for model in models))
+
+    def block(part: slice) -> torch.Tensor:
+        return function(*(model.logits(part) for model in models), more[part])
+
+    parts = [slice(start, start + size) for start in range(0, max(count, 1), size)]
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([block(part) for part in parts])
+    return torch.cat(
+        [
+            checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
+            for part in parts
+        ]
+    )
+
+
+def _token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def _parted(
+    logits: torch.Tensor, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities of some tokens, and of all others together, if there are any.
+
+    Summed, not 1 - sum: what is left may be tiny.
+    """
+    log_p = logits.log_softmax(-1)
+    if len(ids) == logits.shape[-1]:
+        return log_p[:, ids], None
+    tail = log_p.index_fill(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return log_p[:, ids], tail

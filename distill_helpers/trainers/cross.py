@@ -1,0 +1,250 @@
+"""Soft labels of a teacher with another tokenizer: the objective, and its batches.
+
+``SoftLabelTrainer(cross=…)`` comes here. Taught in notebook 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from distill_helpers.data import (
+    ALIGNED_COLUMNS,
+    AlignedCollator,
+    Alignment,
+    align_rows,
+    align_tokenizers,
+    collator_for,
+)
+from distill_helpers.losses import (
+    CrossLoss,
+    Hidden,
+    chunk_likelihood_loss,
+    cut_outputs,
+    first_pieces_loss,
+    hard_label_loss,
+    mapped_vocabulary_loss,
+    sorted_probabilities_loss,
+)
+from distill_helpers.models import HeadReader, Readers
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+CROSS = ("pieces", "chunks", "mapped", "sorted")
+
+
+class ReadingTeacher(Protocol):
+    """Whoever says what comes next in the teacher's own rows."""
+
+    def read(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | Hidden:
+        """Logits, or hidden states and head, of every position of a batch."""
+
+
+class CrossLabels:
+    """The mix of labels and a teacher who reads the text in tokens of its own.
+
+    Args:
+        teacher: Reads ``teacher_input_ids``.
+        kind: One of ``CROSS``.
+        alignment: How the student's and the teacher's tokenizers go together.
+        fused: Same as in :class:`~distill_helpers.trainers.HardLabels`.
+        temperature: ``T`` of the chosen loss.
+        alpha: Weight of the soft term; the rest goes to the labels.
+        scale: Multiply the soft term by what T makes gradients smaller by: T of
+            chunks, T² of mapped vocabularies.
+    """
+
+    def __init__(
+        self,
+        teacher: ReadingTeacher,
+        kind: str,
+        alignment: Alignment,
+        *,
+        fused: bool = True,
+        temperature: float = 1.0,
+        alpha: float = 1.0,
+        scale: bool = True,
+    ) -> None:
+        self.student = HeadReader("student", fused=fused)
+        self.teacher = teacher
+        self.kind = kind
+        self.twins = alignment.twins
+        self.pieces = alignment.first_pieces if kind == "pieces" else None
+        self.temperature = temperature
+        self.alpha = alpha
+        self.scale = scale
+
+    def __call__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss and its parts; see :class:`Objective`.
+
+        The parts are ``soft`` and, with labels in the mix, ``hard``; ``compared``, the
+        share of the labels that the soft term compares; ``covered``, of mapped
+        vocabularies, the teacher's probability per label that lies on shared tokens;
+        and ``unaligned``, the number of rows that have no chunk.
+        """
+        labels = inputs["labels"]
+        read = {
+            name: inputs["teacher_" + name] for name in ("input_ids", "attention_mask")
+        }
+        teacher = self.teacher.read(read)
+        student = cut_outputs(self.student.read(model, inputs), len(self.twins))
+        found = self._compare(student, teacher, inputs, num_items)
+        parts = {"loss": found.loss, "soft": found.loss.detach()}
+        if self.alpha < 1:
+            hard = hard_label_loss(student, labels, num_items=num_items)
+            parts["loss"] = self.alpha * found.loss + (1 - self.alpha) * hard
+            parts["hard"] = hard.detach()
+        parts["compared"] = found.compared
+        if found.covered is not None:
+            parts["covered"] = found.covered
+        learns = (labels >= 0).any(1)
+        parts["unaligned"] = (learns & (inputs["chunks"] < 0).all(1)).sum().float()
+        return parts
+
+    def _compare(
+        self,
+        student: torch.Tensor | Hidden,
+        teacher: torch.Tensor | Hidden,
+        inputs: Mapping[str, torch.Tensor],
+        num_items: torch.Tensor | int | None,
+    ) -> CrossLoss:
+        labels = inputs["labels"]
+        both = (inputs["chunks"], inputs["teacher_chunks"])
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "num_items": num_items,
+        }
+        if self.kind == "chunks":
+            ids = inputs["teacher_input_ids"]
+            return chunk_likelihood_loss(
+                student, teacher, labels, ids, *both, scale_by_t=self.scale, **options
+            )
+        if self.pieces is not None:
+            self.pieces = self.pieces.to(labels.device)
+            return first_pieces_loss(
+                student,
+                teacher,
+                labels,
+                *both,
+                self.pieces,
+                scale_by_t2=self.scale,
+                **options,
+            )
+        if self.kind == "mapped":
+            self.twins = self.twins.to(labels.device)
+            return mapped_vocabulary_loss(
+                student,
+                teacher,
+                labels,
+                *both,
+                self.twins,
+                scale_by_t2=self.scale,
+                **options,
+            )
+        return sorted_probabilities_loss(student, teacher, labels, *both, **options)
+
+
+def check_cross(
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: Any,
+    *,
+    alone: bool,
+    divergence: str,
+) -> Alignment:
+    """Align the tokenizers of ``SoftLabelTrainer(cross=…)``; refuse what cannot be.
+
+    Args:
+        kind: The value of ``cross``.
+        tokenizer: The student's tokenizer.
+        teacher_tokenizer: The teacher's tokenizer.
+        alone: Whether the teacher is a single model.
+        divergence: That of the trainer.
+
+    Raises:
+        ValueError: For options that do not go together, and for tokenizers whose
+            tokens' bytes cannot be known.
+    """
+    if kind not in CROSS:
+        raise ValueError(f"cross={kind!r} must be one of {', '.join(CROSS)}, or None")
+    if teacher_tokenizer is None:
+        raise ValueError(
+            f"cross={kind!r} needs teacher_tokenizer=, to write each row's text in the "
+            "teacher's tokens"
+        )
+    if not alone:
+        raise ValueError(
+            f"cross={kind!r} needs one model as the teacher: a cache holds soft labels "
+            "of the student's own tokens, and several teachers may have several "
+            "tokenizers; pass the teacher itself"
+        )
+    if divergence != "forward_kl":
+        raise ValueError(
+            f"divergence={divergence!r} has no meaning with cross={kind!r}, which is a "
+            "loss of its own; leave divergence out"
+        )
+    return align_tokenizers(tokenizer, teacher_tokenizer)
+
+
+def aligned_options(
+    alignment: Alignment,
+    student: nn.Module,
+    teacher: nn.Module,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Options of a trainer whose rows and batches hold the teacher's tokens too.
+
+    Args:
+        alignment: How the two tokenizers go together.
+        student: Which ids it can read, its batches are held to.
+        teacher: Which ids it can read, the batches' teacher part is held to.
+        options: With ``train_dataset`` and perhaps ``eval_dataset``. Rows of
+            :func:`~distill_helpers.data.align_rows` stay as they are; others are
+            aligned here, once.
+    """
+    changed = dict(options)
+    collate = AlignedCollator(
+        collator_for(alignment.student.tokenizer),
+        collator_for(alignment.teacher.tokenizer),
+    )
+    Readers({"student": student}).check_pad(collate.student.pad_token_id)
+    readers = Readers({"teacher": teacher})
+    readers.check_pad(collate.teacher.pad_token_id)
+    changed["data_collator"] = _TeacherChecked(collate, readers)
+    for name in ("train_dataset", "eval_dataset"):
+        rows = options.get(name)
+        if isinstance(rows, dict):
+            changed[name] = {key: _aligned(one, alignment) for key, one in rows.items()}
+        elif rows is not None:
+            changed[name] = _aligned(rows, alignment)
+    return changed
+
+
+def _aligned(rows: Dataset, alignment: Alignment) -> Dataset:
+    if {*ALIGNED_COLUMNS} <= {*(rows.column_names or ())}:
+        return rows
+    return align_rows(rows, alignment)
+
+
+@dataclass(frozen=True)
+class _TeacherChecked:
+    """Makes a batch, and looks whether the teacher can read its part."""
+
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]]
+    readers: Readers
+
+    def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
+        batch = self.collate(rows)
+        self.readers.check_batch({"input_ids": batch["teacher_input_ids"]})
+        return batch
