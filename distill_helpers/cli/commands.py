@@ -184,30 +184,24 @@ def _prepare(chosen: argparse.Namespace) -> int:
 
 
 def _cache(chosen: argparse.Namespace) -> int:
-    from distill_helpers.cli import runs
-    from distill_helpers.labels import write_cache
-    from distill_helpers.machine import get_profile
+    from distill_helpers.cli.caching import write_part_or_whole
+    from distill_helpers.labels import SoftLabelCache, merge_cache
+    from distill_helpers.trainers import end_processes
 
     options = _filled(chosen)
-    teacher = runs.resolve_teacher(options.teacher, get_profile(options.profile))
-    runs.check_length(options, teacher.model)
-    cache = write_cache(
-        teacher.model,
-        runs.load_rows(options, teacher.tokenizer),
-        options.output,
-        tokenizer=teacher.tokenizer,
-        scheme=options.scheme,
-        top_k=options.top_k,
-        samples=options.samples,
-        temperature=options.temperature,
-        seed=options.seed,
-        batch_size=options.batch_size,
-    )
-    positions = cache.header["dataset"]["positions"]
-    print(
-        f"{cache.path}: {positions:,} distributions, {cache.bytes_per_token:.1f} bytes "
-        "each"
-    )
+    if options.merge:
+        found: Path | SoftLabelCache | None = merge_cache(options.output)
+    else:
+        found = write_part_or_whole(options)
+    if isinstance(found, SoftLabelCache):
+        positions = found.header["dataset"]["positions"]
+        print(
+            f"{found.path}: {positions:,} distributions, {found.bytes_per_token:.1f} "
+            "bytes each"
+        )
+    elif found is not None:
+        print(f"{found} is written; when all parts are: distill cache --merge")
+    end_processes()
     return 0
 
 

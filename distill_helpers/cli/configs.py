@@ -74,6 +74,14 @@ class CacheOptions(TextOptions, TeacherOptions):
     top_k: int = _option(8, "likeliest tokens kept exactly")
     samples: int = _option(24, "tokens drawn from the rest")
     batch_size: int = _option(8, "rows per forward pass", least=1)
+    part: str = _option(
+        "",
+        "write one part of several, such as 3/16 (0/16 to 15/16), to be merged later; "
+        "processes of accelerate launch divide the rows by themselves",
+    )
+    merge: bool = _option(
+        False, "write nothing: check the parts in the folder, and join them"
+    )
 
 
 @dataclass
