@@ -184,37 +184,24 @@ def _prepare(chosen: argparse.Namespace) -> int:
 
 
 def _cache(chosen: argparse.Namespace) -> int:
-    from distill_helpers.cli import runs
-    from distill_helpers.labels import write_cache
-    from distill_helpers.machine import get_profile
+    from distill_helpers.cli.caching import write_part_or_whole
+    from distill_helpers.labels import SoftLabelCache, merge_cache
+    from distill_helpers.trainers import end_processes
 
     options = _filled(chosen)
-    teacher: Any
-    if options.server:
-        teacher = runs.resolve_served(options)
-        tokenizer = teacher.tokenizer
+    if options.merge:
+        found: Path | SoftLabelCache | None = merge_cache(options.output)
     else:
-        profile = get_profile(options.profile)
-        teacher, tokenizer = runs.resolve_teacher(options.teacher, profile)
-        runs.check_length(options, teacher)
-    cache = write_cache(
-        teacher,
-        runs.load_rows(options, tokenizer),
-        options.output,
-        tokenizer=tokenizer,
-        scheme=options.scheme,
-        top_k=options.top_k,
-        samples=options.samples,
-        temperature=options.temperature,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        max_total_tokens=options.max_total_tokens or None,
-    )
-    positions = cache.header["dataset"]["positions"]
-    print(
-        f"{cache.path}: {positions:,} distributions, {cache.bytes_per_token:.1f} bytes "
-        "each"
-    )
+        found = write_part_or_whole(options)
+    if isinstance(found, SoftLabelCache):
+        positions = found.header["dataset"]["positions"]
+        print(
+            f"{found.path}: {positions:,} distributions, {found.bytes_per_token:.1f} "
+            "bytes each"
+        )
+    elif found is not None:
+        print(f"{found} is written; when all parts are: distill cache --merge")
+    end_processes()
     return 0
 
 

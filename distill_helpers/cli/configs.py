@@ -86,6 +86,14 @@ class CacheOptions(TextOptions, TeacherOptions):
     max_total_tokens: int = _option(
         0, "the most tokens that a served teacher may read; 0 sets no limit", least=0
     )
+    part: str = _option(
+        "",
+        "write one part of several, such as 3/16 (0/16 to 15/16), to be merged later; "
+        "processes of accelerate launch divide the rows by themselves",
+    )
+    merge: bool = _option(
+        False, "write nothing: check the parts in the folder, and join them"
+    )
 
 
 @dataclass

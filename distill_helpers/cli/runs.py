@@ -358,7 +358,7 @@ def build_trainer(
             "distill train soft, without cache=…"
         )
     profile = get_profile(options.profile)
-    _take_own_gpu(profile)
+    take_own_gpu(profile)
     made_of_teacher = options.student.partition(":")[0] in ("fresh", "pruned")
     if (kind == "hard" or options.cache) and not made_of_teacher:
         # What it says is there already: a large teacher need not be loaded.
@@ -445,7 +445,7 @@ def _chosen(options: TrainOptions, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def _take_own_gpu(profile: Profile) -> None:
+def take_own_gpu(profile: Profile) -> None:
     """Where each of several processes has a GPU, let "cuda" mean this process's own.
 
     The trainer says so too, but only after all have loaded their models onto the first.

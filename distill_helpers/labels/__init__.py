@@ -20,6 +20,8 @@ A teacher's **distributions** (soft labels; notebook 04) are read token by token
 * ``schemes``: what is kept of a distribution, and what comes back;
 * ``cache_writer``: :func:`~distill_helpers.labels.cache_writer.write_cache`;
   ``cache_rows`` lets the teacher read rows, ``cache_files`` keeps header and shards;
+* ``cache_parts``: what several processes write becomes one cache:
+  :func:`~distill_helpers.labels.cache_parts.merge_cache`;
 * ``cache``: :class:`~distill_helpers.labels.cache.SoftLabelCache`, opened and checked;
 * ``served``: a teacher behind a server that tells logprobs, on its own answers or on
   rows; ``served_tokens`` finds the ids of what it names, ``served_cache`` lets it fill
@@ -32,6 +34,7 @@ from distill_helpers.labels.api import ApiTeacher, find_api_key
 from distill_helpers.labels.ask import LabelPlan, plan_labels, write_labels
 from distill_helpers.labels.cache import SoftLabelCache, Verification
 from distill_helpers.labels.cache_files import CacheError
+from distill_helpers.labels.cache_parts import merge_cache
 from distill_helpers.labels.cache_rows import row_key
 from distill_helpers.labels.cache_writer import write_cache
 from distill_helpers.labels.choices import relabel
@@ -94,6 +97,7 @@ __all__ = [
     "find_api_key",
     "learn_answers",
     "learn_conversations",
+    "merge_cache",
     "near_duplicate",
     "own_labels",
     "plan_labels",

@@ -112,6 +112,11 @@ class SoftLabelCache:
         """
         path = Path(path)
         header = read_header(path)
+        if "part" in header:
+            raise CacheError(
+                f"{path} is a part of a cache; join all parts (distill cache --merge, "
+                f"merge_cache) and open {path.parent}"
+            )
         if not header["complete"]:
             done = sum(shard["rows"] for shard in header["shards"])
             raise CacheError(

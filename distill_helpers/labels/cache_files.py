@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HEADER = "cache.json"
+PARTS = "part-*-of-*"  # folders inside a cache's, while parts of it are written
 
 
 class CacheError(ValueError):
@@ -48,6 +49,11 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     file = path / HEADER
     if not file.is_file():
+        if any(path.glob(PARTS)):
+            raise CacheError(
+                f"{path} holds parts of a soft-label cache; join them first (distill "
+                "cache --merge, merge_cache)"
+            )
         raise CacheError(f"{path} holds no soft-label cache: {HEADER} is missing")
     try:
         header: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from tqdm import tqdm
@@ -21,12 +22,24 @@ from distill_helpers.labels.cache_files import (
     FORMAT,
     HEADER,
     CacheError,
-    check_shard,
-    read_header,
     short_hash,
     tokenizer_facts,
     write_header,
     write_shard,
+)
+from distill_helpers.labels.cache_parts import (
+    StoredShard,
+    check_part,
+    difference,
+    find_shards,
+    has_parts,
+    join_shards,
+    part_folder,
+    read_headers,
+    refuse_writers,
+    remove_parts,
+    shard_count,
+    shard_name,
 )
 from distill_helpers.labels.cache_rows import RowEncoder, row_key
 from distill_helpers.labels.files import only_writer
@@ -46,10 +59,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # A shard is what a kill can cost, and thousands of files are a nuisance.
-_SHARDS, _SHARD_BYTES = 64, (2**20, 64 * 2**20)
+_SHARDS, _SHARD_BYTES = 64, (192 * 2**10, 64 * 2**20)
 
 
+@overload
 def write_cache(
+    teacher: PreTrainedModel | ServedTeacher,
+    dataset: Dataset,
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    part: None = None,
+    **options: Any,
+) -> SoftLabelCache: ...
+@overload
+def write_cache(
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    part: tuple[int, int],
+    **options: Any,
+) -> Path: ...
+def write_cache(  # type: ignore[misc]  # the overloads tell apart what is returned
     teacher: PreTrainedModel | ServedTeacher,
     dataset: Dataset,
     path: str | Path,
@@ -66,7 +99,8 @@ def write_cache(
     shard_bytes: int | None = None,
     max_total_tokens: int | None = None,
     max_cost: float | None = None,
-) -> SoftLabelCache:
+    part: tuple[int, int] | None = None,
+) -> SoftLabelCache | Path:
     """Store a teacher's soft labels for every row of a dataset.
 
     Args:
@@ -92,17 +126,26 @@ def write_cache(
             are batched or ordered does not matter.
         batch_size: Rows per forward pass.
         resume: Go on with an unfinished cache of the same making, and return a
-            finished one. From the first shard on that is missing or too short, a cache
-            is unfinished. ``False`` begins anew.
+            finished one. A shard that is missing or too short is written again, and
+            one that a part has written is taken over. ``False`` begins anew.
         progress: Show a bar.
         shard_bytes: Size of a shard, which is also what a kill can cost; default: a
-            64th of the cache, between 1 and 64 MiB.
+            64th of the cache, between 192 KiB and 64 MiB. The same for all parts.
         max_total_tokens: Ask a served teacher for nothing that could bring the tokens
             of this cache above this; what an earlier call asked for is counted.
         max_cost: The most money to spend, in the currency of the teacher's price.
+        part: Write one part of several, such as ``(3, 16)``: counted from 0, as the
+            ranks of processes and the tasks of a job array are. A part is every 16th
+            shard, in a folder of its own inside ``path``, so that the parts can be
+            written at the same time, and on machines that share no disk. Each may be
+            killed and goes on; with another count of parts, too, what is there stays.
+            Then :func:`~distill_helpers.labels.cache_parts.merge_cache` joins them to
+            the bytes that one process writes: draws depend on a row, not on who reads
+            it, and shards are never divided. Hardware that rounds otherwise may move
+            a last bit, as it may for one process. Of a model in this process alone.
 
     Returns:
-        The opened cache.
+        The opened cache; for a part, its folder.
 
     Raises:
         CacheError: If the folder holds a cache of another making, or another process
@@ -118,16 +161,24 @@ def write_cache(
         raise ValueError(f"temperature={temperature} must be a positive number")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if part is not None:
+        check_part(part)
     path = Path(path)
     if isinstance(teacher, ServedTeacher):
         check_served(teacher, tokenizer, scheme, top_k, temperature)
+        if part is not None:
+            raise ValueError(
+                f"part={part} is for a model in each process; a server is asked by one "
+                "process, many requests at a time: ServedTeacher(concurrency=…)"
+            )
         budget = Budget(teacher, max_total_tokens, max_cost)
     elif max_total_tokens is not None or max_cost is not None:
         raise ValueError(
             "max_total_tokens and max_cost are for a ServedTeacher; a model in this "
             "process costs nothing"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    folder = path if part is None else part_folder(path, part)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = _Rows.of(dataset)
     vocabulary = _vocabulary(teacher, tokenizer, rows)
     chosen = scheme_for(scheme, vocabulary, top_k=top_k, samples=samples)
@@ -150,25 +201,44 @@ def write_cache(
         shard_bytes = min(max(size // _SHARDS, _SHARD_BYTES[0]), _SHARD_BYTES[1])
     batches = max(1, int(shard_bytes / (size / len(rows.keys)) / batch_size))
     plan["rows_per_shard"] = batches * batch_size
-    with only_writer(path, path / ".lock", CacheError):
-        header = _begin(path, plan, resume=resume)
-        was_there = header["complete"]
-        if not was_there:
-            _check_space(path, header, rows)
+    with only_writer(folder, folder / ".lock", CacheError):
+        if part is None:
+            refuse_writers(path)
+        if not resume:
+            (folder / HEADER).unlink(missing_ok=True)
+            if part is None:
+                remove_parts(path)
+        # Another part's shards count as done: how many parts there are may change.
+        headers = read_headers(path) if resume or part is None else {}
+        plan = _same_plan(headers, plan)
+        found = find_shards(path, headers)
+        first, step = part or (0, 1)
+        numbers = range(first, shard_count(plan), step)
+        left = [number for number in numbers if number not in found]
+        if left:
+            header = _begin(folder, plan, headers, found, part)
+            _check_space(folder, header, rows, left)
             if isinstance(teacher, ServedTeacher):
                 served = ServedEncoder(
-                    teacher, dataset, path, header, budget, resume=resume
+                    teacher, dataset, folder, header, budget, resume=resume
                 )
-                _write_shards(served, dataset, path, header, rows, progress=progress)
+                _write_shards(
+                    served, dataset, folder, header, rows, left, progress=progress
+                )
                 served.forget()
             else:
                 encoder = RowEncoder(teacher, tokenizer, header)
                 with eval_mode(teacher):
                     _write_shards(
-                        encoder, dataset, path, header, rows, progress=progress
+                        encoder, dataset, folder, header, rows, left, progress=progress
                     )
+        if part is not None:
+            return folder
+        done = headers.get(path, {}).get("complete", False)
+        if left or not done or has_parts(path):
+            join_shards(path, checksums=False)
     # The tokenizer is part of the plan, and fresh shards have just been hashed.
-    return SoftLabelCache.open(path, checksums=was_there)
+    return SoftLabelCache.open(path, checksums=not left)
 
 
 def _facts(teacher: PreTrainedModel | ServedTeacher, dataset: Dataset) -> Any:
@@ -253,84 +323,86 @@ class _Rows:
         return int((self.lengths[part] - 1).sum())
 
 
-def _begin(path: Path, plan: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+def _same_plan(
+    headers: Mapping[Path, Mapping[str, Any]], plan: dict[str, Any]
+) -> dict[str, Any]:
+    """The plan, cut into shards as those that are there, or a refusal."""
+    for folder, header in headers.items():
+        # However a cache was cut into shards, it goes on like that.
+        plan = plan | {"rows_per_shard": header.get("rows_per_shard")}
+        if name := difference(plan, header):
+            raise CacheError(
+                f"{folder} holds a cache with {name}={header.get(name)}, and now "
+                f"{name}={plan[name]} is asked for; choose another path, or begin "
+                "anew (delete the folder, or pass resume=False)"
+            )
+    return plan
+
+
+def _begin(
+    folder: Path,
+    plan: dict[str, Any],
+    headers: Mapping[Path, Mapping[str, Any]],
+    found: Mapping[int, StoredShard],
+    part: tuple[int, int] | None,
+) -> dict[str, Any]:
     """The header to go on with, on disk; half-written files are gone."""
-    if (path / HEADER).is_file() and resume:
-        header = read_header(path)
-        for name, wanted in plan.items():
-            # However it was cut into shards, it goes on like that.
-            if name != "rows_per_shard" and header.get(name) != wanted:
-                raise CacheError(
-                    f"{path} holds a cache with {name}={header.get(name)}, and now "
-                    f"{name}={wanted} is asked for; choose another path, or begin "
-                    "anew (delete the folder, or pass resume=False)"
-                )
-        _cut_at_gap(path, header)
-    else:
-        header = plan | {"shards": [], "complete": False}
-        write_header(path, header)
-    known = {shard["file"] for shard in header["shards"]}
-    for old in path.glob("shard-*"):
-        if old.name not in known:
+    known = {shard.file for shard in found.values()}
+    for old in folder.glob("shard-*"):
+        if old not in known:
             old.unlink()
+    there = {shard.file.name for shard in found.values()}
+    own = headers.get(folder, {"shards": []})["shards"]
+    header = plan | ({} if part is None else {"part": list(part)})
+    header["shards"] = [facts for facts in own if facts["file"] in there]
+    header["complete"] = False
+    write_header(folder, header)
     return header
 
 
-def _cut_at_gap(path: Path, header: dict[str, Any]) -> None:
-    """Forget the shards from the first on that is lost, so that they are written.
-
-    A folder that was copied may have come without some of its files, or with parts.
-    """
-    for number, shard in enumerate(header["shards"]):
-        try:
-            check_shard(path / shard["file"], shard, checksums=False)
-        except CacheError:
-            header["shards"] = header["shards"][:number]
-            header["complete"] = False
-            write_header(path, header)
-            return
-
-
-def _check_space(path: Path, header: dict[str, Any], rows: _Rows) -> None:
-    done = sum(shard["rows"] for shard in header["shards"])
-    left = rows.positions(slice(done, None))
-    needed = left * Scheme(**header["scheme"]).bytes_per_position
-    free = shutil.disk_usage(path).free
+def _check_space(
+    folder: Path, header: dict[str, Any], rows: _Rows, left: Sequence[int]
+) -> None:
+    size = header["rows_per_shard"]
+    positions = sum(rows.positions(_rows_of(number, size)) for number in left)
+    needed = positions * Scheme(**header["scheme"]).bytes_per_position
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise CacheError(
-            f"the cache needs {needed / 1e9:.2f} GB more and {path} has "
+            f"the cache needs {needed / 1e9:.2f} GB more and {folder} has "
             f"{free / 1e9:.2f} GB free; choose another scheme (hybrid costs under 100 "
             "bytes a token), fewer rows or another disk"
         )
 
 
+def _rows_of(number: int, size: int) -> slice:
+    return slice(number * size, (number + 1) * size)
+
+
 def _write_shards(
     encoder: RowEncoder | ServedEncoder,
     dataset: Dataset,
-    path: Path,
+    folder: Path,
     header: dict[str, Any],
     rows: _Rows,
+    left: Sequence[int],
     *,
     progress: bool,
 ) -> None:
     size = header["rows_per_shard"]
-    done = sum(shard["rows"] for shard in header["shards"])
     bar = tqdm(
-        total=rows.positions(),
-        initial=rows.positions(slice(done)),
+        total=sum(rows.positions(_rows_of(number, size)) for number in left),
         unit="tok",
         unit_scale=True,
         desc="soft labels",
         disable=not progress,
     )
     with bar:
-        for start in range(done, len(rows.keys), size):
-            part = slice(start, start + size)
+        for number in left:
+            part = _rows_of(number, size)
             chosen = dataset.with_format(None).select(rows.indices[part])
             columns = encoder.encode(chosen["input_ids"][:], rows.keys[part], bar)
-            name = f"shard-{len(header['shards']):05d}.safetensors"
-            facts = write_shard(path / name, columns)
+            name = shard_name(number)
+            facts = write_shard(folder / name, columns)
             header["shards"].append({"file": name, "rows": len(chosen), **facts})
-            write_header(path, header)
-    header["complete"] = True
-    write_header(path, header)
+            write_header(folder, header)

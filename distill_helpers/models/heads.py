@@ -78,7 +78,7 @@ class HeadReader:
         kind = _kind_of_call(model, look, inputs)
         if "position_ids" in inputs:
             self._check_packed(look.causal, inputs)
-        if look.head is None or not self.fused:
+        if look.reason or not self.fused:
             if self.fused:
                 self._fall_back(look.reason)
             return self._logits(model, inputs)
@@ -96,12 +96,14 @@ class HeadReader:
             hidden = states[-1] if states else None
         else:
             outputs, hidden = _call_hooked(model, look.trunk, inputs, at)
-        reason = ""
+        reason, head = "", look.head or _gathered_head(look.causal)
         if hidden is None:
             reason = "uses hidden states that the model does not return"
-        elif not tried and not _agrees(hidden, look.head, outputs.logits, at):
+        elif head is None:
+            reason = "is spread over processes also behind the model's own call"
+        elif not tried and not _agrees(hidden, head, outputs.logits, at):
             reason = "does more than multiply by its weights"
-        if reason or hidden is None:
+        if reason or hidden is None or head is None:
             self._fall_back(reason)
             # As if the model had not been called: its first outputs hold all
             # activations, and dropout has drawn from the random states.
@@ -109,7 +111,12 @@ class HeadReader:
             _set_random_states(before, ids.device)
             return self._logits(model, inputs)
         self._tried.add(kind)
-        return Hidden(hidden, look.head)
+        if look.head is None:
+            # FSDP 2 notices a backward pass by the outputs of the modules that it was
+            # given, and shares no gradient otherwise. This adds nothing, in a sum of
+            # no numbers, and leads there.
+            hidden = hidden + outputs.logits[:, :0].sum()
+        return Hidden(hidden, head)
 
     @staticmethod
     def _logits(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -175,8 +182,8 @@ class _Look:
         causal: The same model without its wrappers.
         trunk: What gives the hidden states; ``None`` if that is unknown.
         linear: The output head's module.
-        head: Its weights, if it is plain.
-        reason: Why it is not.
+        head: Its weights, if it is plain and whole.
+        reason: Why it is not plain.
     """
 
     model: nn.Module
@@ -188,8 +195,9 @@ class _Look:
 
     @classmethod
     def of(cls, model: nn.Module, causal: Any) -> _Look:
-        reason = why_not_plain(causal)
-        head = None if reason else _head_of(causal)
+        reason = why_not_plain(causal, sharded=True)
+        whole = not (reason or _spread_weights(causal))
+        head = _head_of(causal) if whole else None
         return cls(model, causal, _trunk(causal), _linear(causal), head, reason)
 
     def still_holds(self, model: nn.Module) -> bool:
@@ -466,22 +474,30 @@ def _holds_several(inputs: Mapping[str, torch.Tensor]) -> bool:
     return bool((begins.sum(1) > 1).any())
 
 
-def why_not_plain(model: nn.Module) -> str:
+def why_not_plain(model: nn.Module, *, sharded: bool = False) -> str:
     """Why a causal model's head cannot be read apart from it; empty if it can.
 
     The reason goes behind "the student's head". It is an adapter on the head, a model
     that cannot leave its logits out, a module that is no ``transformers`` model, or
     weights that are spread over processes (FSDP, ZeRO-3) or devices and whole only
     inside the model's own call.
+
+    Args:
+        model: Without wrappers.
+        sharded: Let FSDP 2 pass, which may leave a head whole behind the call.
     """
     if not isinstance(model, PreTrainedModel):
         return "is inside a module that is no transformers model"
-    linear = model.get_output_embeddings()
-    if type(linear) is not nn.Linear:
-        return f"is not a plain linear layer but {type(linear).__name__}"
-    if linear._forward_hooks:
+    linear: Any = model.get_output_embeddings()
+    kind = type(linear)
+    shards = sharded and hasattr(linear, "unshard")
+    if shards:  # FSDP 2 gives a module a class of its own, and hooks
+        kind = kind.__bases__[-1]
+    if kind is not nn.Linear:
+        return f"is not a plain linear layer but {kind.__name__}"
+    if linear._forward_hooks and not shards:
         return "has a forward hook"
-    if _spread_weights(model):
+    if _spread_weights(model) and not (sharded and _is_distributed(linear.weight)):
         return "is spread over processes or devices"
     if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
         return "cannot be left out (the model takes no logits_to_keep)"
@@ -495,6 +511,22 @@ def plain_head(model: nn.Module) -> Head | None:
     """
     base = unwrapped(model)
     return None if why_not_plain(base) else _head_of(base)
+
+
+def _gathered_head(model: PreTrainedModel) -> Head | None:
+    """The head behind the model's call, if it is whole there.
+
+    FSDP 2 gathers a head for the call and, where it stands in the model's last group,
+    as accelerate puts it, leaves it until the backward pass has reached it. Gradients
+    of what is multiplied by it meanwhile are shared like all others.
+    """
+    linear: Any = _linear(model)
+    return None if _is_distributed(linear.weight) else _head_of(model)
+
+
+def _is_distributed(weight: torch.Tensor) -> bool:
+    """Whether a weight is a DTensor: each process holds a part of it."""
+    return hasattr(weight, "device_mesh")
 
 
 def _head_of(model: PreTrainedModel) -> Head:
@@ -528,7 +560,7 @@ def _spread_weights(model: nn.Module) -> bool:
     # FSDP 2 has a mesh of devices, ZeRO-3 a name of its own; FSDP 1 leaves a flat
     # piece, nothing, or a shape without memory. Every process has to say the same.
     # What accelerate has put elsewhere comes when it is needed.
-    if any(hasattr(weight, name) for name in ("device_mesh", "ds_id")):
+    if _is_distributed(weight) or hasattr(weight, "ds_id"):
         return True
     if weight.is_meta or weight.dim() != 2 or weight.numel() == 0:
         return True

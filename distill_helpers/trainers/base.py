@@ -106,7 +106,8 @@ class DistillationTrainer(Trainer):
 
     Raises:
         ValueError: For options of ``Trainer`` that would have no effect, since the
-            objective is the whole loss; and for a pad token that a model does not have.
+            objective is the whole loss; for FSDP on CPUs, where accelerate forgets it;
+            and for a pad token that a model does not have.
     """
 
     objective: Objective
@@ -153,6 +154,7 @@ class DistillationTrainer(Trainer):
             callbacks=[self._saves, *(options.pop("callbacks", None) or ())],
             **options,
         )
+        self._refuse_fsdp_without_effect()
         # Makes Trainer count the labels of the whole step and pass the number on; the
         # objective divides by it, so Trainer does not divide by the micro-batches
         # again. Without labels there is no number, and Trainer averages them.
@@ -286,6 +288,16 @@ class DistillationTrainer(Trainer):
         """
         self._saves.begin(Path(str(output_dir or self.args.output_dir)), self.args)
         super().save_model(output_dir, _internal_call)
+
+    def _refuse_fsdp_without_effect(self) -> None:
+        asked = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        on_cpu = self.args.device.type == "cpu" and self.args.world_size > 1
+        if asked and on_cpu and not self.is_fsdp_enabled:
+            raise ValueError(
+                "fsdp would have no effect: accelerate spreads weights over GPUs "
+                "alone, and on CPUs every process would keep all; run on GPUs, or "
+                "leave fsdp out (in accelerate's config, distributed_type: MULTI_CPU)"
+            )
 
     def _refuse_spread_weights(self, what_fails: str) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -252,7 +252,8 @@ class SoftLabelTrainer(DistillationTrainer):
     Args:
         model: The student.
         teacher: Frozen here, put into eval mode, moved to the student's device unless
-            accelerate has dispatched it, and never saved. Or a ``SoftLabelCache``:
+            accelerate has dispatched it, and never saved. Where FSDP 2 spreads the
+            student over processes, so is the teacher. Or a ``SoftLabelCache``:
             then the rows must be those that it was written for, ``temperature`` the
             one it was written at, and the divergence forward KL. Or
             ``AdaptersOff(model)``: the student itself without its adapters, which needs
@@ -355,6 +356,8 @@ class SoftLabelTrainer(DistillationTrainer):
             model, objective, tokenizer=tokenizer, readers=readers, **options
         )
         if teacher_column is not None:
+            # A process without a row of a teacher would let the others wait for it.
+            self._refuse_spread_weights("several teachers cannot be read")
             routed = RoutedCollator(self.data_collator, teacher_column, tuple(named))
             routed.check("train_dataset", self.train_dataset)
             routed.check("eval_dataset", self.eval_dataset)
@@ -368,6 +371,8 @@ class SoftLabelTrainer(DistillationTrainer):
                     "adapters cannot be turned off for the teacher"
                 )
             elif not is_dispatched(live.model):
+                if self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+                    _spread(_reader(live.model))
                 _move(live.model, self.args.device)
 
     @staticmethod
@@ -476,6 +481,23 @@ def _apart(teacher: nn.Module, student: nn.Module) -> nn.Module:
         return teacher
     weights = (*teacher.parameters(), *teacher.buffers())
     return copy.deepcopy(teacher, {id(tensor): tensor for tensor in weights})
+
+
+def _spread(teacher: nn.Module) -> None:
+    """Let every process keep its share of the teacher, as FSDP 2 does of the student.
+
+    Layer by layer, so that no more than one is whole at a time. Weights that are
+    rounded to whole numbers cannot be divided; such a teacher stays as it is.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    if not all(weight.is_floating_point() for weight in teacher.parameters()):
+        return
+    layers = getattr(teacher, "_no_split_modules", None) or ()
+    for module in list(teacher.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module)
+    fully_shard(teacher)
 
 
 def _move(teacher: nn.Module, device: torch.device) -> None:

@@ -950,8 +950,12 @@ def test_fused_and_plain_losses_train_alike(kind, precision):
     ) * moved
 
 
-def test_a_head_that_is_spread_over_processes_is_not_read_from_outside(bpe):
-    """FSDP's weights are whole only inside the model's own call."""
+@pytest.mark.parametrize("reshards", [True, False])
+def test_a_head_that_is_spread_over_processes_is_read_while_it_is_whole(bpe, reshards):
+    """FSDP 2 leaves it so from the model's call to the backward pass, or it does not.
+
+    Then the model's logits are taken. Either way it must notice the backward pass.
+    """
     from torch.distributed import HashStore, destroy_process_group, init_process_group
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -962,9 +966,12 @@ def test_a_head_that_is_spread_over_processes_is_not_read_from_outside(bpe):
     wanted.backward()
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        fully_shard(spread, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        fully_shard(spread, mesh=mesh, reshard_after_forward=reshards)
         assert isinstance(spread.lm_head.weight, DTensor)
-        loss = HardLabels()(spread, batch, None)["loss"]
+        learns = HardLabels()
+        loss = learns(spread, batch, None)["loss"]
+        assert learns.student.fused != reshards
         loss.backward()
         found = spread.lm_head.weight.grad.full_tensor()
     finally:
