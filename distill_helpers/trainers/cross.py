@@ -23,6 +23,7 @@ from distill_helpers.data import (
 from distill_helpers.losses import (
     CrossLoss,
     Hidden,
+    SparseTargets,
     chunk_likelihood_loss,
     cut_outputs,
     hard_label_loss,
@@ -41,8 +42,10 @@ CROSS = ("chunks", "mapped", "sorted")
 class ReadingTeacher(Protocol):
     """Whoever says what comes next in the teacher's own rows."""
 
-    def read(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | Hidden:
-        """Logits, or hidden states and head, of every position of a batch."""
+    def read(
+        self, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | Hidden | SparseTargets:
+        """What the teacher says at every position of a batch."""
 
 
 class CrossLabels:
@@ -96,6 +99,11 @@ class CrossLabels:
             name: inputs["teacher_" + name] for name in ("input_ids", "attention_mask")
         }
         teacher = self.teacher.read(read)
+        if isinstance(teacher, SparseTargets):
+            raise ValueError(
+                "the cache holds a part of each distribution, and across tokenizers "
+                "the whole is needed; write it with scheme='full'"
+            )
         student = cut_outputs(self.student.read(model, inputs), len(self.twins))
         found = self._compare(student, teacher, inputs, num_items)
         parts = {"loss": found.loss, "soft": found.loss.detach()}
@@ -147,7 +155,6 @@ def check_cross(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
     *,
-    stored: bool,
     divergence: str,
 ) -> Alignment:
     """Align the tokenizers of ``SoftLabelTrainer(cross=…)``; refuse what cannot be.
@@ -156,7 +163,6 @@ def check_cross(
         kind: The value of ``cross``.
         tokenizer: The student's tokenizer.
         teacher_tokenizer: The teacher's tokenizer.
-        stored: Whether the teacher is a cache.
         divergence: That of the trainer.
 
     Raises:
@@ -170,11 +176,6 @@ def check_cross(
             f"cross={kind!r} needs teacher_tokenizer=, to write each row's text in the "
             "teacher's tokens"
         )
-    if stored:
-        raise ValueError(
-            f"cross={kind!r} needs a model as the teacher, for a cache holds soft "
-            "labels of the student's own rows and tokens; pass the teacher itself"
-        )
     if divergence != "forward_kl":
         raise ValueError(
             f"divergence={divergence!r} has no meaning with cross={kind!r}, which is a "
@@ -186,7 +187,7 @@ def check_cross(
 def aligned_options(
     alignment: Alignment,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Options of a trainer whose rows and batches hold the teacher's tokens too.
@@ -194,7 +195,8 @@ def aligned_options(
     Args:
         alignment: How the two tokenizers go together.
         student: Which ids it can read, its batches are held to.
-        teacher: Which ids it can read, the batches' teacher part is held to.
+        teacher: Which ids it can read, the batches' teacher part is held to; ``None``
+            where a cache stands for it.
         options: With ``train_dataset`` and perhaps ``eval_dataset``. Rows of
             :func:`~distill_helpers.data.align_rows` stay as they are; others are
             aligned here, once.
@@ -205,7 +207,7 @@ def aligned_options(
         collator_for(alignment.teacher.tokenizer),
     )
     Readers({"student": student}).check_pad(collate.student.pad_token_id)
-    readers = Readers({"teacher": teacher})
+    readers = Readers({} if teacher is None else {"teacher": teacher})
     readers.check_pad(collate.teacher.pad_token_id)
     changed["data_collator"] = _TeacherChecked(collate, readers)
     for name in ("train_dataset", "eval_dataset"):

@@ -149,11 +149,7 @@ class SoftLabels:
         **options: Any,
     ) -> None:
         self.student = HeadReader("student", fused=fused)
-        self.teacher: LiveTeacher | StoredTeacher
-        if isinstance(teacher, StoredLabels):
-            self.teacher = StoredTeacher(teacher)
-        else:
-            self.teacher = LiveTeacher(teacher, vocabulary, fused=fused)
+        self.teacher = _reading(teacher, vocabulary, fused=fused)
         self.options = options
 
     def __call__(
@@ -209,7 +205,8 @@ class SoftLabelTrainer(DistillationTrainer):
         cross: What to learn from a teacher with another tokenizer: ``"chunks"``
             (:func:`~distill_helpers.losses.chunk_likelihood_loss`), ``"mapped"`` or
             ``"sorted"``. The rows' text is written in the teacher's tokens once,
-            before the training (:func:`~distill_helpers.data.align_rows`). ``None``
+            before the training (:func:`~distill_helpers.data.align_rows`). The teacher
+            may be a cache of scheme ``full``, of these ``teacher_input_ids``. ``None``
             refuses another tokenizer.
         temperature: The temperature of both softmaxes in the soft term, > 0; of
             chunks, the T of :func:`~distill_helpers.losses.binary_kl`.
@@ -255,15 +252,13 @@ class SoftLabelTrainer(DistillationTrainer):
         alignment = None
         if cross is not None:
             alignment = check_cross(
-                cross,
-                tokenizer,
-                teacher_tokenizer,
-                stored=isinstance(teacher, StoredLabels),
-                divergence=divergence,
+                cross, tokenizer, teacher_tokenizer, divergence=divergence
             )
         vocabulary = vocabulary_size(tokenizer)
         readers: dict[str, nn.Module] = {"student": model}
-        if isinstance(teacher, StoredLabels):
+        if isinstance(teacher, StoredLabels) and alignment is not None:
+            options = aligned_options(alignment, model, None, options)
+        elif isinstance(teacher, StoredLabels):
             _check_store(teacher, model, temperature, divergence)
             if teacher_tokenizer is not None:
                 shared_vocabulary(teacher_tokenizer, tokenizer)
@@ -283,10 +278,9 @@ class SoftLabelTrainer(DistillationTrainer):
         objective: Objective
         if alignment is not None:
             assert cross is not None
-            assert isinstance(teacher, nn.Module)
             width = len(alignment.teacher.bytes_of)
             objective = CrossLabels(
-                LiveTeacher(teacher, width, fused=fused),
+                _reading(teacher, width, fused=fused),
                 cross,
                 alignment,
                 fused=fused,
@@ -310,6 +304,14 @@ class SoftLabelTrainer(DistillationTrainer):
         )
         if isinstance(teacher, nn.Module) and not is_dispatched(teacher):
             _move(teacher, self.args.device)
+
+
+def _reading(
+    teacher: nn.Module | StoredLabels, vocabulary: int, *, fused: bool
+) -> LiveTeacher | StoredTeacher:
+    if isinstance(teacher, StoredLabels):
+        return StoredTeacher(teacher)
+    return LiveTeacher(teacher, vocabulary, fused=fused)
 
 
 def _reader(teacher: nn.Module) -> nn.Module:
