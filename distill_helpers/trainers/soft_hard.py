@@ -209,7 +209,8 @@ class SoftLabelTrainer(DistillationTrainer):
             may be a cache of scheme ``full``, of these ``teacher_input_ids``. ``None``
             refuses another tokenizer.
         temperature: The temperature of both softmaxes in the soft term, > 0; of
-            chunks, the T of :func:`~distill_helpers.losses.binary_kl`.
+            chunks, the T of :func:`~distill_helpers.losses.binary_kl`, for which 10
+            to 100 teaches more than 1.
         alpha: Weight of the soft term.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: The share of the teacher in the JSD's mixture, in [0, 1].
