@@ -140,7 +140,7 @@ class TrainOptions(TextOptions, TeacherOptions):
     cross: str = _option(
         "",
         "pieces, chunks, mapped or sorted: learn from a teacher with another tokenizer "
-        "than the student's (train soft)",
+        "than the student's (train soft); with chunks, take a temperature of 10 to 100",
     )
     steps: int = _option(300, "optimizer steps", least=1)
     save_steps: int = _option(

@@ -23,6 +23,7 @@ from distill_helpers.data import (
 from distill_helpers.losses import (
     CrossLoss,
     Hidden,
+    SparseTargets,
     chunk_likelihood_loss,
     cut_outputs,
     first_pieces_loss,
@@ -42,8 +43,10 @@ CROSS = ("pieces", "chunks", "mapped", "sorted")
 class ReadingTeacher(Protocol):
     """Whoever says what comes next in the teacher's own rows."""
 
-    def read(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | Hidden:
-        """Logits, or hidden states and head, of every position of a batch."""
+    def read(
+        self, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | Hidden | SparseTargets:
+        """What the teacher says at every position of a batch."""
 
 
 class CrossLabels:
@@ -98,6 +101,11 @@ class CrossLabels:
             name: inputs["teacher_" + name] for name in ("input_ids", "attention_mask")
         }
         teacher = self.teacher.read(read)
+        if isinstance(teacher, SparseTargets):
+            raise ValueError(
+                "the cache holds a part of each distribution, and across tokenizers "
+                "the whole is needed; write it with scheme='full'"
+            )
         student = cut_outputs(self.student.read(model, inputs), len(self.twins))
         found = self._compare(student, teacher, inputs, num_items)
         parts = {"loss": found.loss, "soft": found.loss.detach()}
@@ -185,9 +193,9 @@ def check_cross(
         )
     if not alone:
         raise ValueError(
-            f"cross={kind!r} needs one model as the teacher: a cache holds soft labels "
-            "of the student's own tokens, and several teachers may have several "
-            "tokenizers; pass the teacher itself"
+            f"cross={kind!r} needs one teacher, a model or a cache of its own rows, for "
+            "several may have several tokenizers; pass that one, without "
+            "teacher_column"
         )
     if divergence != "forward_kl":
         raise ValueError(
@@ -200,7 +208,7 @@ def check_cross(
 def aligned_options(
     alignment: Alignment,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Options of a trainer whose rows and batches hold the teacher's tokens too.
@@ -208,7 +216,8 @@ def aligned_options(
     Args:
         alignment: How the two tokenizers go together.
         student: Which ids it can read, its batches are held to.
-        teacher: Which ids it can read, the batches' teacher part is held to.
+        teacher: Which ids it can read, the batches' teacher part is held to; ``None``
+            where a cache stands for it.
         options: With ``train_dataset`` and perhaps ``eval_dataset``. Rows of
             :func:`~distill_helpers.data.align_rows` stay as they are; others are
             aligned here, once.
@@ -219,7 +228,7 @@ def aligned_options(
         collator_for(alignment.teacher.tokenizer),
     )
     Readers({"student": student}).check_pad(collate.student.pad_token_id)
-    readers = Readers({"teacher": teacher})
+    readers = Readers({} if teacher is None else {"teacher": teacher})
     readers.check_pad(collate.teacher.pad_token_id)
     changed["data_collator"] = _TeacherChecked(collate, readers)
     for name in ("train_dataset", "eval_dataset"):

@@ -180,11 +180,7 @@ class SoftLabels:
         **options: Any,
     ) -> None:
         self.student = HeadReader("student", fused=fused)
-        self.teacher: LiveTeacher | StoredTeacher
-        if isinstance(teacher, StoredLabels):
-            self.teacher = StoredTeacher(teacher)
-        else:
-            self.teacher = LiveTeacher(teacher, vocabulary, fused=fused)
+        self.teacher = _reading(teacher, vocabulary, fused=fused)
         self.options = options
 
     def __call__(
@@ -269,10 +265,12 @@ class SoftLabelTrainer(DistillationTrainer):
             (:func:`~distill_helpers.losses.first_pieces_loss`; begin with this one),
             ``"chunks"``, ``"mapped"`` or ``"sorted"``. The rows' text is written in the
             teacher's tokens once, before the training
-            (:func:`~distill_helpers.data.align_rows`). ``None`` refuses another
+            (:func:`~distill_helpers.data.align_rows`). The teacher may be a cache of
+            scheme ``full``, of these ``teacher_input_ids``. ``None`` refuses another
             tokenizer.
         temperature: The temperature of both softmaxes in the soft term, > 0; of
-            chunks, the T of :func:`~distill_helpers.losses.binary_kl`.
+            chunks, the T of :func:`~distill_helpers.losses.binary_kl`, for which 10
+            to 100 teaches more than 1.
         alpha: Weight of the soft term.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: The share of the teacher in the JSD's mixture, in [0, 1].
@@ -316,7 +314,7 @@ class SoftLabelTrainer(DistillationTrainer):
                 cross,
                 tokenizer,
                 teacher_tokenizer,
-                alone=isinstance(teacher, nn.Module)
+                alone=isinstance(teacher, nn.Module | StoredLabels)
                 and not isinstance(teacher_tokenizer, Mapping),
                 divergence=divergence,
             )
@@ -350,8 +348,9 @@ class SoftLabelTrainer(DistillationTrainer):
         objective: Objective = parts[0]
         if teacher_column is not None:
             objective = RoutedLabels(tuple(parts))
-        if alignment is not None and isinstance(teacher, nn.Module):
-            options = aligned_options(alignment, model, _reader(teacher), options)
+        if alignment is not None:
+            reader = _reader(teacher) if isinstance(teacher, nn.Module) else None
+            options = aligned_options(alignment, model, reader, options)
         super().__init__(
             model, objective, tokenizer=tokenizer, readers=readers, **options
         )
@@ -401,7 +400,9 @@ class SoftLabelTrainer(DistillationTrainer):
         check_student("student", model)
         vocabulary = vocabulary_size(tokenizer)
         readers: dict[str, nn.Module] = {"student": model}
-        if isinstance(teacher, StoredLabels):
+        if isinstance(teacher, StoredLabels) and alignment is not None:
+            pass  # its rows are the teacher's, and looked at when they are read
+        elif isinstance(teacher, StoredLabels):
             _check_store(teacher, model, temperature, divergence)
             if teacher_tokenizer is not None:
                 shared_vocabulary(teacher_tokenizer, tokenizer)
@@ -420,10 +421,10 @@ class SoftLabelTrainer(DistillationTrainer):
                 readers["teacher"] = reader
             teacher = _apart(teacher, model).requires_grad_(False).eval()
         if cross is not None and alignment is not None:
-            assert isinstance(teacher, nn.Module)
+            assert not isinstance(teacher, AdaptersOff)
             width = len(alignment.teacher.bytes_of)
             across = CrossLabels(
-                LiveTeacher(teacher, width, fused=fused),
+                _reading(teacher, width, fused=fused),
                 cross,
                 alignment,
                 fused=fused,
@@ -443,6 +444,14 @@ class SoftLabelTrainer(DistillationTrainer):
             scale_by_t2=scale_by_t2,
         )
         return objective, readers
+
+
+def _reading(
+    teacher: nn.Module | StoredLabels, vocabulary: int, *, fused: bool
+) -> LiveTeacher | StoredTeacher:
+    if isinstance(teacher, StoredLabels):
+        return StoredTeacher(teacher)
+    return LiveTeacher(teacher, vocabulary, fused=fused)
 
 
 def _reader(teacher: nn.Module) -> nn.Module:

@@ -522,3 +522,27 @@ def test_what_does_not_fit_is_named():
     wrong.labels = wrong.labels[:, 1:]
     with pytest.raises(ValueError, match="one hidden state per label"):
         wrong.loss("mapped")
+
+
+# ULDLoss of trl 1.16.0 (trl.experimental.gold, torch 2.13.0) on the tensors below: no
+# cross-entropy, byte offsets, "bayesian", without the hybrid loss.
+TRL_ULD = {1.0: 0.3000642914577595, 2.0: 0.24886979461937733}
+
+
+@pytest.mark.parametrize("temperature", TRL_ULD)
+def test_sorted_probabilities_are_those_of_trl(temperature):
+    """Where every token is a chunk, for only there do both compare the same places."""
+    student, teacher = (
+        (torch.arange(n * v, dtype=torch.float64) * step).reshape(1, n, v)
+        for n, v, step in ((6, 7, 1.0), (7, 9, 0.7))
+    )
+    chunks = torch.arange(-1, 5).unsqueeze(0)
+    found = sorted_probabilities_loss(
+        student.sin() * 3,
+        teacher.cos() * 3,
+        torch.tensor([[-100, 1, 2, 3, 4, 5]]),
+        chunks,
+        torch.cat([chunks, torch.tensor([[-1]])], 1),
+        temperature=temperature,
+    )
+    assert found.loss.item() == pytest.approx(TRL_ULD[temperature], rel=1e-9)

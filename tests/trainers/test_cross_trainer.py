@@ -227,12 +227,38 @@ def test_what_is_refused(small, large, options, message):
         trainer(tiny(small, seed=1), tiny(large, seed=2), small, other, rows, **options)
 
 
-def test_a_cache_is_refused(small, large, tmp_path):
-    rows = rows_of(small)
-    write_cache(tiny(small, seed=2), rows, tmp_path, tokenizer=small, scheme="full")
-    store = SoftLabelCache.open(tmp_path, tokenizer=small, dataset=rows)
-    with pytest.raises(ValueError, match="needs one model as the teacher"):
-        trainer(tiny(small, seed=1), store, small, large, rows, cross="chunks")
+@pytest.mark.parametrize("cross", CROSS)
+def test_a_cache_of_the_teacher_s_rows_stands_for_the_teacher(
+    small, large, cross, tmp_path
+):
+    rows = data.align_rows(rows_of(small), data.align_tokenizers(small, large))
+    theirs = Dataset.from_dict({"input_ids": rows["teacher_input_ids"]})
+    write_cache(tiny(large, seed=2), theirs, tmp_path, tokenizer=large, scheme="full")
+    store = SoftLabelCache.open(tmp_path, tokenizer=large, dataset=theirs)
+    # Whatever the temperature: all of each distribution is there.
+    live, stored = (
+        trainer(
+            *(tiny(small, seed=1), teacher, small, large, rows),
+            **{"cross": cross, "temperature": 3.0, "steps": 2},
+        )
+        for teacher in (tiny(large, seed=2), store)
+    )
+    live.train()
+    stored.train()
+    assert (weights(live.model) - weights(tiny(small, seed=1))).abs().max() > 1e-4
+    torch.testing.assert_close(
+        weights(stored.model), weights(live.model), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_cache_of_a_part_is_refused(small, large, tmp_path):
+    rows = data.align_rows(rows_of(small), data.align_tokenizers(small, large))
+    theirs = Dataset.from_dict({"input_ids": rows["teacher_input_ids"]})
+    write_cache(tiny(large, seed=2), theirs, tmp_path, tokenizer=large, scheme="hybrid")
+    store = SoftLabelCache.open(tmp_path, tokenizer=large, dataset=theirs)
+    made = trainer(tiny(small, seed=1), store, small, large, rows, cross="chunks")
+    with pytest.raises(ValueError, match=r"whole is needed.*scheme='full'"):
+        made.train()
 
 
 def test_ids_that_the_teacher_does_not_have_are_named(small, large):
