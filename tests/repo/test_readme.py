@@ -24,7 +24,7 @@ from distill_helpers.models import build_student
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "RELEASING.md", "CHANGELOG.md")
 PAGES += ("docs/results.md", "docs/running.md", "docs/toolkit.md")
-PAGES += ("docs/what_we_got_wrong.md",)
+PAGES += ("docs/what_we_got_wrong.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
 DATA_PAGE = "data/README.md"
 
 
@@ -53,6 +53,9 @@ def project(tmp_path):
     """A small project whose pages can go out of date."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "course.toml").write_text(read("notebooks/course.toml"))
+    package = tmp_path / "distill_helpers" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text('__version__ = "9"\n', encoding="utf-8")
     (tmp_path / "docs").mkdir()
     blocks = {
         name: f"<!-- begin: {name} -->\n<!-- end: {name} -->"
@@ -309,13 +312,16 @@ def test_the_readme_leads_to_every_page_of_docs():
     assert {name for name in PAGES if name.startswith("docs/")} <= linked
 
 
-def test_the_versions_agree():
-    project = tomllib.loads(read("pyproject.toml"))["project"]
-    citation = yaml.safe_load(read("CITATION.cff"))
-    assert distill_helpers.__version__ == project["version"]
-    assert citation["version"] == project["version"]
-    assert load_course(ROOT).tag == f"v{project['version']}"
-    assert f"## {project['version']}" in read("CHANGELOG.md")
+def test_the_version_stands_in_one_place():
+    version = distill_helpers.__version__
+    settings = tomllib.loads(read("pyproject.toml"))
+    assert "version" not in settings["project"]
+    assert settings["project"]["dynamic"] == ["version"]
+    assert settings["tool"]["hatch"]["version"]["path"] == "distill_helpers/__init__.py"
+    assert "version" not in yaml.safe_load(read("CITATION.cff"))
+    assert load_course(ROOT).tag == f"v{version}"
+    # The one other mention is history.
+    assert f"## {version}" in read("CHANGELOG.md")
 
 
 def test_the_citation_names_no_person():

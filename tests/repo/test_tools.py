@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 COURSE = """
 repository = "https://github.com/somebody/some-course"
-tag = "v9"
 title = "A course"
 licence = "Apache-2.0."
 """
@@ -137,7 +136,7 @@ def course(tmp_path, monkeypatch):
     (tmp_path / "notebooks" / "course.toml").write_text(COURSE + "".join(entries))
     package = tmp_path / "distill_helpers"
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text('__version__ = "9"\n')
     (package / "sample.py").write_text(HELPER)
     (package / "machine.py").write_text(MACHINE)
     paths = [str(tmp_path), os.environ["PYTHONPATH"]]
