@@ -4,6 +4,7 @@
 PYTHON = python3
 PROFILE = cpu
 ONLY =
+PART =
 
 # glibc gives freed memory back at once and asks for it again a step later; for small
 # models on a CPU that costs a fifth of the time. Other systems ignore these.
@@ -18,7 +19,7 @@ GOMP_SPINCOUNT ?= 10000
 export OMP_WAIT_POLICY GOMP_SPINCOUNT
 endif
 
-.PHONY: help run run-twice test test-quick lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
+.PHONY: help run run-twice test test-quick coverage lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
@@ -26,7 +27,9 @@ help:
 	@echo '  ONLY="01 02"          some notebooks'
 	@echo "make run-twice        every cell twice in a row (smoke; ONLY=...; half an hour)"
 	@echo "make test             everything that has to hold before a change is accepted"
+	@echo "  PART=training         a part of it, as CI runs it on a machine of its own"
 	@echo "make test-quick       the toolkit's tests without the slow ones (4 minutes)"
+	@echo "make coverage         the same, and which lines of the toolkit it left out"
 	@echo "make lab              open JupyterLab on the first notebook"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
 	@echo "make notebooks-check  are they built from their sources?"
@@ -48,10 +51,14 @@ run-twice: setup
 	@.venv/bin/python tools/run_notebooks.py --twice --profile $(PROFILE) --only $(ONLY)
 
 test: setup
-	@.venv/bin/python tools/test_all.py
+	@.venv/bin/python tools/test_all.py $(PART:%=--part=%)
 
 test-quick: setup
 	@.venv/bin/python tools/test_all.py --quick
+
+coverage: setup
+	@mkdir -p build
+	@.venv/bin/python tools/test_all.py --coverage
 
 lab: setup
 	@JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab notebooks/00_start_here.ipynb

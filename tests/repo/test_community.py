@@ -3,11 +3,15 @@
 import json
 import re
 import subprocess
+import tomllib
+from itertools import product
 from pathlib import Path
 
 import pytest
+import test_all
 import yaml
 from course import load_course
+from packaging.requirements import Requirement
 from setup_env import OLDEST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +143,66 @@ def test_a_job_calls_what_exists(path, name, job):
             assert (ROOT / file).is_file()
         # What somebody else may name is data, never a part of a command.
         assert "github." not in re.sub(r"github\.(event_name|ref|sha)\b", "", command)
+
+
+def matrix(job):
+    """The combinations of a job, as the host makes them."""
+    given = dict(job["strategy"]["matrix"])
+    more = given.pop("include", [])
+    return [
+        *(dict(zip(given, one, strict=True)) for one in product(*given.values())),
+        *more,
+    ]
+
+
+def test_every_part_is_tested_on_every_python_and_on_macos():
+    course = load(GITHUB / "workflows" / "course.yml")
+    found = {
+        (one["part"], one["system"], one["python"])
+        for one in matrix(course["jobs"]["test"])
+    }
+    linux = product(test_all.PARTS, ["ubuntu-latest"], ["3.11", "3.12", "3.13"])
+    # What a style checker says is the same everywhere.
+    mac = product(test_all.PARTS[1:], ["macos-latest"], ["3.11"])
+    assert found == {*linux, *mac}
+
+
+def test_the_parts_are_the_whole():
+    rooms = [room for rooms in test_all.ROOMS.values() for room in rooms]
+    tests = {
+        path.relative_to(ROOT / "tests") for path in ROOT.glob("tests/**/test_*.py")
+    }
+    assert {path.parts[0] for path in tests} == set(rooms)
+    assert len(rooms) == len(set(rooms))
+    steps = {
+        title: command
+        for part in test_all.PARTS
+        for title, command in test_all.part_steps(part).items()
+        if part not in test_all.ROOMS
+    }
+    assert steps == {k: v for k, v in test_all.steps().items() if k != "unit tests"}
+
+
+def test_both_ends_of_transformers_are_tested():
+    course = load(GITHUB / "workflows" / "course.yml")
+    versions = {one["version"] for one in matrix(course["jobs"]["transformers"])}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (allowed,) = (
+        one
+        for one in map(Requirement, project["dependencies"])
+        if one.name == "transformers"
+    )
+    (lowest,) = (one.version for one in allowed.specifier if one.operator == ">=")
+    (below,) = (one.version for one in allowed.specifier if one.operator == "<")
+    assert versions == {f"=={lowest}.*", f"<{below}"}
+
+
+def test_what_takes_long_runs_every_week():
+    course = load(GITHUB / "workflows" / "course.yml")
+    weekly = course["jobs"]["weekly"]
+    assert course[True]["schedule"]
+    assert "schedule" in weekly["if"]
+    assert {one["target"] for one in matrix(weekly)} == {"run", "test-colab"}
 
 
 def test_only_a_release_publishes_and_without_a_password():
