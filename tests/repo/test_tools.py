@@ -21,7 +21,7 @@ import pytest
 import run_notebooks as runner
 import template
 import test_all
-from course import load_course
+from course import PLACEHOLDER, load_course
 from lesson_lint import LINE_LENGTH, MOST_LINES, lint, measured_decimals
 from lesson_source import LessonError, read_cells, render, tags
 from nbclient import NotebookClient
@@ -182,7 +182,10 @@ def test_the_template_stands_around_the_lesson(course):
     assert kinds[:4] == [["title"], ["map"], ["setup"], ["parameters"]]
     assert kinds[-1] == ["footer"]
     title, here, setup = (cell.source for cell in notebook.cells[:3])
-    assert "github/somebody/some-course/blob/v9/notebooks/00_sample.ipynb" in title
+    place = "somebody/some-course/blob/v9/notebooks/00_sample.ipynb"
+    assert f"(https://colab.research.google.com/github/{place})" in title
+    assert f"welcome?src=https://github.com/{place})" in title
+    assert "after publication" not in title
     assert "* do this" in title
     assert "| 1 |" in title
     assert "**00 · Sample 00** ← you are here" in here
@@ -195,8 +198,21 @@ def test_the_template_stands_around_the_lesson(course):
     assert "Previous" not in footer
 
 
-def test_the_template_keeps_the_line_length():
-    course = load_course(ROOT)
+def test_before_publication_no_badge_leads_nowhere(course):
+    waiting = replace(course, repository=PLACEHOLDER)
+    assert course.published
+    assert not waiting.published
+    title, _, setup = (
+        cell.source for cell in render(waiting, course.lessons[0]).cells[:3]
+    )
+    assert "after publication" in title
+    assert "](" not in title
+    assert PLACEHOLDER not in setup
+
+
+@pytest.mark.parametrize("address", [PLACEHOLDER, "https://github.com/some/where"])
+def test_the_template_keeps_the_line_length(address):
+    course = replace(load_course(ROOT), repository=address)
     for cell in template.opening(course, course.lessons[0])[2:]:
         assert max(len(line) for line in cell.source.splitlines()) <= LINE_LENGTH
 
