@@ -5,6 +5,7 @@ PYTHON = python3
 PROFILE = cpu
 ONLY =
 PART =
+RESUME =
 
 # glibc gives freed memory back at once and asks for it again a step later; for small
 # models on a CPU that costs a fifth of the time. Other systems ignore these.
@@ -25,6 +26,7 @@ help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
 	@echo "  PROFILE=smoke         a quick look that every cell runs (default: cpu)"
 	@echo '  ONLY="01 02"          some notebooks'
+	@echo "  RESUME=1              keep what an interrupted run has finished"
 	@echo "make run-twice        every cell twice in a row (smoke; ONLY=...; half an hour)"
 	@echo "make test             everything that has to hold before a change is accepted"
 	@echo "  PART=training         a part of it, as CI runs it on a machine of its own"
@@ -44,7 +46,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 run: setup
-	@.venv/bin/python tools/run_notebooks.py --profile $(PROFILE) --only $(ONLY)
+	@.venv/bin/python tools/run_notebooks.py $(if $(RESUME),--resume) --profile $(PROFILE) --only $(ONLY)
 
 run-twice: PROFILE = smoke
 run-twice: setup
