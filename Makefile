@@ -4,6 +4,8 @@
 PYTHON = python3
 PROFILE = cpu
 ONLY =
+PART =
+RESUME =
 
 # glibc gives freed memory back at once and asks for it again a step later; for small
 # models on a CPU that costs a fifth of the time. Other systems ignore these.
@@ -18,21 +20,24 @@ GOMP_SPINCOUNT ?= 10000
 export OMP_WAIT_POLICY GOMP_SPINCOUNT
 endif
 
-.PHONY: help run run-twice test test-quick lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
+.PHONY: help run run-twice test test-quick coverage lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
 	@echo "  PROFILE=smoke         a quick look that every cell runs (default: cpu)"
 	@echo '  ONLY="01 02"          some notebooks'
+	@echo "  RESUME=1              keep what an interrupted run has finished"
 	@echo "make run-twice        every cell twice in a row (smoke; ONLY=...; half an hour)"
 	@echo "make test             everything that has to hold before a change is accepted"
+	@echo "  PART=training         a part of it, as CI runs it on a machine of its own"
 	@echo "make test-quick       the toolkit's tests without the slow ones (4 minutes)"
+	@echo "make coverage         the same, and which lines of the toolkit it left out"
 	@echo "make lab              open JupyterLab on the first notebook"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
 	@echo "make notebooks-check  are they built from their sources?"
 	@echo "make studies          run one seed of every study anew and compare (an hour)"
 	@echo "make studies-anew     run all seeds anew and publish what comes out (hours)"
-	@echo "make readme           refresh the map and the results in README.md"
+	@echo "make readme           refresh the tables of README.md and docs/results.md"
 	@echo "make bench            time and memory against other libraries (45 minutes)"
 	@echo "make test-colab       package and notebooks with the versions Colab ships"
 	@echo "make clean            remove what was built; the environment stays"
@@ -41,17 +46,21 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 run: setup
-	@.venv/bin/python tools/run_notebooks.py --profile $(PROFILE) --only $(ONLY)
+	@.venv/bin/python tools/run_notebooks.py $(if $(RESUME),--resume) --profile $(PROFILE) --only $(ONLY)
 
 run-twice: PROFILE = smoke
 run-twice: setup
 	@.venv/bin/python tools/run_notebooks.py --twice --profile $(PROFILE) --only $(ONLY)
 
 test: setup
-	@.venv/bin/python tools/test_all.py
+	@.venv/bin/python tools/test_all.py $(PART:%=--part=%)
 
 test-quick: setup
 	@.venv/bin/python tools/test_all.py --quick
+
+coverage: setup
+	@mkdir -p build
+	@.venv/bin/python tools/test_all.py --coverage
 
 lab: setup
 	@JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab notebooks/00_start_here.ipynb

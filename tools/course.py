@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+# Until the repository is published, its address leads nowhere.
+PLACEHOLDER = "https://github.com/distill-course/distill-course"
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Course:
-    """The whole map, and the folder of the project that it belongs to."""
+    """The whole map, and the folder of the project that it belongs to.
+
+    ``tag`` is the version's, which stands in ``distill_helpers/__init__.py`` alone.
+    """
 
     root: Path
     title: str
@@ -36,6 +43,11 @@ class Course:
     tag: str
     licence: str
     lessons: tuple[Lesson, ...]
+
+    @property
+    def published(self) -> bool:
+        """Whether ``repository`` is an address that leads somewhere."""
+        return self.repository != PLACEHOLDER
 
     def source_path(self, lesson: Lesson) -> Path:
         """The only form of a lesson that a person edits."""
@@ -65,4 +77,8 @@ def load_course(root: Path) -> Course:
     path = root / "notebooks" / "course.toml"
     facts = tomllib.loads(path.read_text(encoding="utf-8"))
     lessons = tuple(Lesson(**entry) for entry in facts.pop("lesson"))
-    return Course(root=root, lessons=lessons, **facts)
+    package = (root / "distill_helpers" / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'^__version__ = "(.+)"$', package, re.MULTILINE)
+    if version is None:
+        raise ValueError(f"{root}: distill_helpers/__init__.py has no __version__")
+    return Course(root=root, lessons=lessons, tag=f"v{version[1]}", **facts)

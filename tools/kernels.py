@@ -29,8 +29,9 @@ def use_this_python() -> None:
     """
     folder = Path(sys.prefix, "share", "distill")
     spec = folder / "kernels" / KERNEL_NAME / "kernel.json"
-    # ipykernel logs a line about missing encryption at every start; errors still show.
-    quiet = "--IPKernelApp.log_level=40"
+    # ipykernel logs a line about missing encryption at every start, and an "error" when
+    # it is interrupted in order to be shut down. What a cell raises is no log.
+    quiet = "--IPKernelApp.log_level=50"
     launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     content = {
         "argv": [*launch, quiet],

@@ -1,8 +1,9 @@
-"""Fills the marked blocks of README.md: the map of the notebooks, and the results.
+"""Fills the marked blocks of README.md and docs/results.md: map, headlines, results.
 
 The map comes from ``notebooks/course.toml``, the results from ``results/studies``: the
-confirming rows of every study and the verdicts on its claims. Nothing in a block is
-typed by hand. ``--check`` changes nothing and fails if a block is out of date.
+confirming rows of every study and the verdicts on its claims. No number and no verdict
+in a block is typed by hand. ``--check`` changes nothing and fails if a block is out of
+date. README's figure is the first diagram of lesson 00, written with the blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import csv
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,15 @@ from typing import Any
 
 from course import Course, load_course
 
+from distill_helpers.course.diagrams import three_techniques
 from distill_helpers.studies import UNITS, Interval
 from distill_helpers.studies.records import Round, load_rounds
 from distill_helpers.studies.results import what_would_decide
 from distill_helpers.studies.study import claimed
 
 CONFIDENCE = 0.95
+PAGES = ("README.md", "docs/results.md")
+FIGURE = "docs/three_techniques.svg"
 NO_RESULTS = (
     "*The studies have not been run yet.* `make studies-anew` runs them and fills this "
     "in."
@@ -138,8 +143,38 @@ SHOWN = {
 }
 
 
+# One question for every technique: study, claim, lesson, and the question, which does
+# not say what the answer is.
+HEADLINES = (
+    (
+        *("soft_labels", "few_data", "03"),
+        "Does a student of soft labels predict text better than one of the text alone?",
+    ),
+    (
+        *("stored_labels", "default_keeps", "04"),
+        "Do 8 stored tokens and 24 drawn ones keep 90 % of that gain?",
+    ),
+    (
+        *("hard_labels", "teacher_helps", "05"),
+        "With only 600 labels, do a teacher's answers raise the share of right ones?",
+    ),
+    (
+        *("reasoning_traces", "passes_retrained", "06"),
+        "Does a student of right traces pass the teacher that learns from them, too?",
+    ),
+    (
+        *("codistillation", "pays_many", "07"),
+        "With 3,000 rows, does learning next to a young teacher beat learning alone?",
+    ),
+    (
+        *("on_policy", "own_beats_soft", "08"),
+        "Does learning from its own text beat soft labels on the teacher's traces?",
+    ),
+)
+
+
 class ReadmeError(ValueError):
-    """README.md or the results cannot be used; the message says what to do."""
+    """A page or the results cannot be used; the message says what to do."""
 
 
 # The map ----------------------------------------------------------------------------
@@ -214,6 +249,33 @@ def metric_table(rows: Sequence[dict[str, str]], shown: Shown) -> str:
     return "\n".join(lines)
 
 
+def _unit(verdict: dict[str, Any]) -> str:
+    return UNITS.get(verdict["metric"], verdict["metric"])
+
+
+def _interval(verdict: dict[str, Any]) -> str:
+    return f"{verdict['gain']['low']:+.3f} to {verdict['gain']['high']:+.3f}"
+
+
+def headlines_block(root: Path) -> str:
+    """One question for every technique and its verdict, then a count of them all."""
+    verdicts = load_verdicts(root)
+    found = {(one["study"], one["name"]): one for one in verdicts}
+    chosen = [(one, found[one[:2]]) for one in HEADLINES if one[:2] in found]
+    if not chosen:
+        return NO_RESULTS
+    lines = ["| lesson | question | measured gain | verdict |", "|---|---|--:|---|"]
+    for (_, _, lesson, question), one in chosen:
+        over = f" over {100 * one['share']:g} %" if one.get("reference") else ""
+        lines.append(
+            f"| {lesson} | {question} | {one['gain']['mean']:+.3f} {_unit(one)}{over} "
+            f"({_interval(one)}) | **{one['status']}** |"
+        )
+    counts = Counter(one["status"] for one in verdicts)
+    said = ", ".join(f"{status} {count}" for status, count in counts.most_common())
+    return "\n".join([*lines, "", f"All {len(verdicts)} claims: {said}."])
+
+
 def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
     """What was claimed, what came of it."""
     lines = [
@@ -221,8 +283,7 @@ def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
         "|---|--:|--:|--:|---|",
     ]
     for one in verdicts:
-        gain, unit = one["gain"], UNITS.get(one["metric"], one["metric"])
-        interval = f"{gain['low']:+.3f} to {gain['high']:+.3f}"
+        gain = one["gain"]
         mean = f"{gain['mean']:+.3f}"
         if one.get("reference"):
             # No gain, but what is left of one when a share of another is taken away.
@@ -234,8 +295,8 @@ def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:
             asked = Interval(**gain), one["margin"], one.get("within")
             status += f": {what_would_decide(*asked)}"
         lines.append(
-            f"| {one['text']} | {mean} | {interval} "
-            f"| {claimed(one['margin'], one.get('within'))} {unit} | {status} |"
+            f"| {one['text']} | {mean} | {_interval(one)} "
+            f"| {claimed(one['margin'], one.get('within'))} {_unit(one)} | {status} |"
         )
     return "\n".join(lines)
 
@@ -249,7 +310,7 @@ def _study_section(
     name: str, rows: Sequence[dict[str, str]], verdicts: Sequence[dict[str, Any]]
 ) -> str:
     shown = SHOWN.get(name)
-    parts = [f"### {shown.heading if shown else name}"]
+    parts = [f"## {shown.heading if shown else name}"]
     if verdicts:
         parts.append(claims_table(verdicts))
     if shown and shown.metric and rows:
@@ -258,13 +319,16 @@ def _study_section(
     return "\n\n".join(parts)
 
 
+def load_verdicts(root: Path) -> list[dict[str, Any]]:
+    """What the studies decided; nothing if none has been run."""
+    path = root / "results" / "studies" / "verdicts.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
 def results_block(root: Path) -> str:
     """A section for every study that has been run."""
     folder = root / "results" / "studies"
-    path = folder / "verdicts.json"
-    verdicts: list[dict[str, Any]] = []
-    if path.is_file():
-        verdicts = json.loads(path.read_text(encoding="utf-8"))
+    verdicts = load_verdicts(root)
     rows = {one.stem: read_rows(one, "confirm") for one in sorted(folder.glob("*.csv"))}
     found = {*rows, *(one["study"] for one in verdicts)}
     if not found:
@@ -315,7 +379,7 @@ def record_section(rounds: Sequence[Round], root: Path) -> str:
     ]
     return "\n\n".join(
         [
-            "### How they were run",
+            "## How they were run",
             "\n".join(lines),
             "<details><summary>What a careful reader should know of each round"
             "</summary>",
@@ -338,10 +402,10 @@ def _remarks(one: Round) -> list[str]:
     return [f"{what}: {text}" for what, text in texts.items() if text]
 
 
-# README.md --------------------------------------------------------------------------
+# The pages --------------------------------------------------------------------------
 
 
-def fill(text: str, blocks: dict[str, str]) -> str:
+def fill(page: str, text: str, blocks: dict[str, str]) -> str:
     """Put every block between its markers."""
     for name, body in blocks.items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
@@ -349,17 +413,24 @@ def fill(text: str, blocks: dict[str, str]) -> str:
         _, found, after = rest.partition(end)
         if not found or begin in rest or end in before + after:
             raise ReadmeError(
-                f"README.md needs one line `{begin}` and, after it, one `{end}`"
+                f"{page} needs one line `{begin}` and, after it, one `{end}`"
             )
         text = f"{before}{begin}\n\n{body}\n\n{end}{after}"
     return text
 
 
-def render(root: Path) -> str:
-    """README.md as it should be."""
-    text = (root / "README.md").read_text(encoding="utf-8")
-    blocks = {"map": map_block(load_course(root)), "results": results_block(root)}
-    return fill(text, blocks)
+def render(root: Path) -> dict[str, str]:
+    """The pages as they should be, by name."""
+    figure = f"![{three_techniques().alt}]({FIGURE})"
+    readme = {"figure": figure, "map": map_block(load_course(root))}
+    blocks = (
+        readme | {"headlines": headlines_block(root)},
+        {"results": results_block(root)},
+    )
+    return {
+        page: fill(page, (root / page).read_text(encoding="utf-8"), mine)
+        for page, mine in zip(PAGES, blocks, strict=True)
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -367,21 +438,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     options = parser.parse_args(arguments)
-    path = options.root.resolve() / "README.md"
+    root = options.root.resolve()
     try:
-        fresh = render(path.parent)
+        fresh = render(root)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    if fresh == path.read_text(encoding="utf-8"):
-        return 0
+    stale = [
+        page
+        for page, text in fresh.items()
+        if text != (root / page).read_text(encoding="utf-8")
+    ]
     if options.check:
-        print("README.md is out of date: `make readme` fills it anew.", file=sys.stderr)
-        return 1
-    draft = path.with_suffix(".md.part")
-    draft.write_text(fresh, encoding="utf-8")
-    draft.replace(path)
-    print("README.md: map and results are up to date")
+        for page in stale:
+            print(f"{page} is out of date: `make readme` fills it.", file=sys.stderr)
+        return 1 if stale else 0
+    (root / FIGURE).write_text(three_techniques().svg, encoding="utf-8")
+    for page in stale:
+        draft = root / f"{page}.part"
+        draft.write_text(fresh[page], encoding="utf-8")
+        draft.replace(root / page)
+        print(f"{page} is up to date")
     return 0
 
 

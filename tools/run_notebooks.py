@@ -3,7 +3,9 @@
 One after another, each in a child process, so that a crash or an interruption takes
 nothing else along. Everything lands in ``build/run/``: the executed notebooks, their
 HTML, ``results.json`` and ``index.html``. What a notebook found out reaches us through
-outputs of the type ``application/vnd.distill-helpers+json``.
+outputs of the type ``application/vnd.distill-helpers+json``. ``--resume`` keeps what an
+earlier run finished without a failure, as long as notebook, profile, package and data
+are the same.
 
 ``--twice`` runs every code cell a second time right after the first, as learners do
 by accident, in notebooks made from the sources (``build/run-twice/``). No cell may fail
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import multiprocessing
 import os
@@ -159,6 +162,9 @@ def collect_findings(notebook: NotebookNode) -> list[dict[str, Any]]:
 def judge(result: Result, notebook: NotebookNode, *, solved: bool) -> None:
     """Add to ``result`` what the executed notebook says about itself."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        if seconds := cell.metadata.get("papermill", {}).get("duration"):
+            result.cells.append((round(seconds, 1), first_line(cell)[:60]))
     if code and all(cell.execution_count is None for cell in code):
         result.failures.append("has code cells but ran none of them")
     result.findings = collect_findings(notebook)
@@ -237,6 +243,28 @@ def judge_again(result: Result, notebook: NotebookNode) -> None:
                 result.changes.append(what)
 
 
+# Going on ---------------------------------------------------------------------------
+
+
+def inputs(course: Course, source: Path, profile: str) -> str:
+    """A fingerprint of the notebook and of all that its run depends on here."""
+    package = sorted((course.root / "distill_helpers").rglob("*.py"))
+    manifest = course.root / "data" / "MANIFEST.json"
+    digest = hashlib.sha256(profile.encode())
+    for path in (source, manifest, *package):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def finished(folder: Path) -> dict[str, Result]:
+    """What an earlier run left without a failure, by the notebook's name."""
+    path = folder / "results.json"
+    if not path.exists():
+        return {}
+    records = [Result(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    return {one.name: one for one in records if one.ok and one.inputs}
+
+
 def run_one(
     course: Course,
     lesson: Lesson,
@@ -246,7 +274,9 @@ def run_one(
     solved: bool,
     enforce: bool,
     twice: bool = False,
+    kept: Result | None = None,
 ) -> Result:
+    """Execute and judge one notebook; or return ``kept``, if it came from the same."""
     result = Result(lesson.name)
     if twice:
         source = double(course, lesson, solved=solved)
@@ -255,6 +285,9 @@ def run_one(
     if not source.exists():
         result.failures.append("not built yet: make notebooks")
         return result
+    result.inputs = inputs(course, source, profile)
+    if kept is not None and kept.inputs == result.inputs:
+        return kept
     target = folder / f"{lesson.name}.ipynb"
     # Only against a cell that hangs; slow machines are judged by judge_time.
     cell_limit = 300 if profile == "smoke" else int(lesson.minutes[profile] * 240 + 600)
@@ -282,19 +315,24 @@ def run_all(
     solved: bool = False,
     enforce: bool = False,
     twice: bool = False,
+    resume: bool = False,
 ) -> list[Result]:
-    """Run the notebooks into a folder made anew, which is always up to date."""
+    """Run the notebooks into a folder, made anew unless ``resume`` asks to go on."""
     kind = "run-twice" if twice else "run-solved" if solved else "run"
     folder = course.root / "build" / kind
-    if folder.exists():
+    kept = finished(folder) if resume else {}
+    if folder.exists() and not resume:
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     for number, lesson in enumerate(lessons, start=1):
         print(f"[{number}/{len(lessons)}] {lesson.name} ({profile})", flush=True)
         options = {"solved": solved, "enforce": enforce, "twice": twice}
-        result = run_one(course, lesson, folder, profile, **options)
+        before = kept.pop(lesson.name, None)
+        result = run_one(course, lesson, folder, profile, kept=before, **options)
         results.append(result)
+        if result is before:
+            print("  kept from an earlier run", flush=True)
         for failure in result.failures:
             print(f"  FAILED: {failure}")
         for warning in result.warnings:
@@ -303,10 +341,14 @@ def run_all(
             print(f"  prints otherwise the second time: {change}")
         status = "ok" if result.ok else "FAILED"
         print(f"  {status}, {result.seconds:.1f} s\n", flush=True)
-        records = json.dumps([asdict(one) for one in results], indent=1)
+        # What an earlier run finished stays on record until its turn comes.
+        there = [*results, *kept.values()]
+        records = json.dumps([asdict(one) for one in there], indent=1)
         (folder / "results.json").write_text(records, encoding="utf-8")
         run_report.write_index(course, results, profile, folder / "index.html")
     print(run_report.table(results))
+    if slowest := run_report.slowest(results):
+        print(f"\n{slowest}")
     print(f"\nTo read: {(folder / 'index.html').relative_to(course.root)}")
     return results
 
@@ -322,6 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--solved", action="store_true", help="with the solutions")
     parser.add_argument("--enforce", action="store_true", help="too slow is a failure")
     parser.add_argument("--twice", action="store_true", help="every cell twice")
+    parser.add_argument("--resume", action="store_true", help="keep what is finished")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     options = parser.parse_args(arguments)
     # `kill` ends a run as Ctrl-C does: kernel first.
@@ -335,12 +378,16 @@ def main(arguments: list[str] | None = None) -> int:
             solved=options.solved,
             enforce=options.enforce,
             twice=options.twice,
+            resume=options.resume,
         )
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted. The next run starts from a clean folder.")
+        print(
+            "\nInterrupted. With RESUME=1 (--resume) the next run keeps what is "
+            "finished; without, it starts from a clean folder."
+        )
         return 130
     return 0 if all(result.ok for result in results) else 1
 

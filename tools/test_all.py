@@ -1,7 +1,9 @@
 """Everything that has to hold before a change is accepted: ``make test``.
 
 All steps run, whatever fails; the summary and the exit status say what did.
-``--quick`` runs the toolkit's own tests without the slow ones, in a few minutes.
+``--part`` runs a part of it; CI runs all parts, each on a machine of its own.
+``--quick`` runs the toolkit's own tests without the slow ones, in a few minutes;
+``--coverage`` does the same and counts the toolkit's lines that ran.
 ``--colab`` runs the tests of the package and every notebook with the versions that
 Colab ships, the package installed from its wheel.
 """
@@ -51,12 +53,45 @@ def steps() -> dict[str, list[str]]:
     }
 
 
+# The unit tests in parts that take about as long, by rooms; the other parts are steps.
+ROOMS = {
+    "foundations": ("losses", "machine", "data", "models", "evaluation", "planning"),
+    "training": ("labels", "trainers", "test_export.py"),
+    "course": ("tasks", "studies", "course", "cli"),
+    "repository": ("repo",),
+}
+TOOLKIT = ("foundations", "training")
+PARTS = ("rules", *ROOMS, "notebooks")
+
+
+def part_steps(part: str) -> dict[str, list[str]]:
+    """The steps of one of ``PARTS``."""
+    if part in ROOMS:
+        folders = [f"tests/{room}" for room in ROOMS[part]]
+        return {f"unit tests: {part}": [*PYTEST, *folders]}
+    titles = list(steps())
+    # What is checked without running much, then what runs the notebooks.
+    split = titles.index("unit tests")
+    wanted = titles[:split] if part == "rules" else titles[split + 1 :]
+    return {title: steps()[title] for title in wanted}
+
+
 def quick_steps() -> dict[str, list[str]]:
     """What to run between two changes: the rooms that everything else rests on."""
-    rooms = ["losses", "machine", "data", "models", "evaluation", "labels"]
-    rooms += ["trainers", "planning"]
-    folders = [f"tests/{room}" for room in rooms]
+    folders = [f"tests/{room}" for part in TOOLKIT for room in ROOMS[part]]
     return {"the toolkit's quick tests": [*PYTEST, "-m", "not slow", *folders]}
+
+
+def coverage_steps() -> dict[str, list[str]]:
+    """The quick tests, counted, and what they left out as ``build/coverage``."""
+    (quick,) = quick_steps().values()
+    # One process: each further worker would have to be told to count.
+    tests = [*quick[:2], "-n", "0", *quick[len(PYTEST) :]]
+    return {
+        "the toolkit's quick tests, counted": ["-m", "coverage", "run", *tests],
+        "pages": ["-m", "coverage", "html", "--skip-empty", "-q"],
+        "figure": ["-m", "coverage", "report", "--skip-covered", "--sort=cover"],
+    }
 
 
 def colab_steps() -> dict[str, list[str]]:
@@ -100,14 +135,20 @@ def environment(command: list[str], *, colab: bool = False) -> Mapping[str, str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group()
+    which.add_argument("--part", choices=PARTS, help="a part; CI runs all of them")
     which.add_argument("--quick", action="store_true", help="the toolkit's, not slow")
+    which.add_argument("--coverage", action="store_true", help="the same, counted")
     which.add_argument("--colab", action="store_true", help="with Colab's versions")
     options = parser.parse_args()
     use_this_python()
     outcome = []
     chosen = steps()
-    if options.quick:
+    if options.part:
+        chosen = part_steps(options.part)
+    elif options.quick:
         chosen = quick_steps()
+    elif options.coverage:
+        chosen = coverage_steps()
     elif options.colab:
         chosen = colab_steps()
     for title, command in chosen.items():

@@ -1,8 +1,8 @@
 """What was done, round by round: who declared what when, and which rows came of it.
 
 The facts stand in ``results/studies/records.toml``. Tests hold them to the rows and to
-the history of the repository; README prints them. Taught nowhere; CONTRIBUTING.md says
-how a claim is made.
+the history of the repository; docs/results.md prints them. Taught nowhere;
+CONTRIBUTING.md says how a claim is made.
 """
 
 from __future__ import annotations

@@ -11,13 +11,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 import template
 import torch
-from course import load_course
+from course import PLACEHOLDER, load_course
 from setup_env import read_pins
 from training_runs import trainer
 from transformers import TrainerCallback
@@ -218,48 +219,81 @@ shell.run_cell(open(sys.argv[1]).read()).raise_error()
 """
 
 
+PUBLISHED = "https://github.com/some/where"
+WHEEL = "distill_helpers-9.9-py3-none-any.whl"
+
+
+def run_setup(folder, state, *, repository=PUBLISHED, policy=None):
+    """Run the setup cell in a folder, as the template writes it for an address."""
+    course = replace(load_course(ROOT), repository=repository)
+    _, _, setup, _ = template.opening(course, course.lessons[0])
+    cell = folder / "cell.txt"
+    cell.write_text(setup.source)
+    environment = {
+        **os.environ,
+        "COLAB_RELEASE_TAG": "release-colab-20260801",
+        "IPYTHONDIR": str(folder),
+        "OMP_DISPLAY_ENV": "true",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
+    }
+    environment.pop("OMP_WAIT_POLICY", None)
+    if policy is not None:
+        environment["OMP_WAIT_POLICY"] = policy
+    return subprocess.run(
+        [sys.executable, "-c", RUN_SETUP, str(cell), state],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def installed(done):
+    return [line for line in done.stdout.splitlines() if line.startswith("PIP")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "policy"),
     [("missing", None), ("installed", None), ("installed", "active")],
 )
 def test_the_setup_cell_runs(state, policy, tmp_path):
-    cell = tmp_path / "cell.txt"
-    course = load_course(ROOT)
-    _, _, setup, _ = template.opening(course, course.lessons[0])
-    cell.write_text(setup.source)
-    environment = {
-        **os.environ,
-        "COLAB_RELEASE_TAG": "release-colab-20260801",
-        "IPYTHONDIR": str(tmp_path),
-        "OMP_DISPLAY_ENV": "true",
-    }
-    environment.pop("OMP_WAIT_POLICY", None)
-    if policy is not None:
-        environment["OMP_WAIT_POLICY"] = policy
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_SETUP, str(cell), state],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = run_setup(tmp_path, state, policy=policy)
     assert done.returncode == 0, done.stderr
     # OpenMP says what it found when torch was loaded: the cell comes first.
     found = re.findall(r"OMP_WAIT_POLICY *= *'(\w+)'", done.stderr)
     assert {one.lower() for one in found} == {policy or "passive"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("PIP")]
+    lines = installed(done)
     if state == "installed":
         assert lines == []
     else:
         # Nothing that Colab ships may be changed, and all else has its version.
         course, *others = lines
-        assert course.startswith("PIP install -q --no-deps git+https://")
-        assert "@" in course
+        assert course.startswith(f"PIP install -q --no-deps git+{PUBLISHED}@v")
         for line in others:
             options, packages = line.split(" --no-deps ")
             assert options == "PIP install -q"
             assert all("==" in package for package in packages.split())
     assert "Everything the course needs is here." in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repository", [PUBLISHED, PLACEHOLDER])
+def test_an_uploaded_wheel_comes_first(repository, tmp_path):
+    # What a browser calls a second download, pip would refuse.
+    for name in (WHEEL, WHEEL.replace(".whl", " (1).whl")):
+        (tmp_path / name).touch()
+    done = run_setup(tmp_path, "missing", repository=repository)
+    assert done.returncode == 0, done.stderr
+    assert installed(done)[0] == f"PIP install -q --no-deps {WHEEL}"
+
+
+@pytest.mark.slow
+def test_before_publication_the_cell_asks_for_the_wheel(tmp_path):
+    done = run_setup(tmp_path, "missing", repository=PLACEHOLDER)
+    assert done.returncode != 0
+    assert "upload the course's wheel" in done.stderr
+    assert installed(done) == []
 
 
 # What Run All must never do: wait for somebody

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import try_wheel
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -178,3 +179,25 @@ def test_the_unpacked_wheel_finds_its_data_alone(wheel, tmp_path):
     package, folder = done.stdout.split()
     assert Path(package) == tmp_path / "distill_helpers"
     assert Path(folder) == tmp_path / "distill_helpers" / "_data"
+
+
+def python_with(tmp_path, place):
+    """A Python that finds the package in ``place``, whatever is installed."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={place} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+@pytest.mark.slow
+def test_lesson_02_learns_from_the_wheel_alone(wheel, tmp_path, capfd):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "there")
+    assert try_wheel.main([python_with(tmp_path, tmp_path / "there")]) == 0
+    assert (
+        f"package: {tmp_path / 'there' / 'distill_helpers'}" in capfd.readouterr().out
+    )
+
+
+def test_the_repository_does_not_pass_for_a_wheel(tmp_path, capfd):
+    assert try_wheel.main([python_with(tmp_path, ROOT)]) == 1
+    assert "not that of a wheel" in capfd.readouterr().err

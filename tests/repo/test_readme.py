@@ -5,9 +5,11 @@ import json
 import re
 import subprocess
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import api_server
+import matplotlib
 import pytest
 import readme_tables
 import yaml
@@ -16,10 +18,13 @@ from scipy import stats
 from tiny_models import TEXTS, byte_level_bpe
 
 import distill_helpers
+from distill_helpers.course.diagrams import three_techniques
 from distill_helpers.models import build_student
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "RELEASING.md", "CHANGELOG.md")
+PAGES += ("docs/results.md", "docs/running.md", "docs/toolkit.md")
+PAGES += ("docs/what_we_got_wrong.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
 DATA_PAGE = "data/README.md"
 
 
@@ -45,13 +50,20 @@ def test_every_lesson_is_on_the_map():
 
 @pytest.fixture
 def project(tmp_path):
-    """A small project whose README can go out of date."""
+    """A small project whose pages can go out of date."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "course.toml").write_text(read("notebooks/course.toml"))
-    blocks = [
-        f"<!-- begin: {name} -->\n<!-- end: {name} -->" for name in ("map", "results")
-    ]
-    text = "before\n\n{}\n\nbetween\n\n{}\n\nafter\n".format(*blocks)
+    package = tmp_path / "distill_helpers" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text('__version__ = "9"\n', encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    blocks = {
+        name: f"<!-- begin: {name} -->\n<!-- end: {name} -->"
+        for name in ("figure", "map", "headlines", "results")
+    }
+    results = f"above\n\n{blocks.pop('results')}\n\nbelow\n"
+    (tmp_path / "docs" / "results.md").write_text(results, encoding="utf-8")
+    text = "\n\nbetween\n\n".join(["before", *blocks.values(), "after\n"])
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -85,25 +97,33 @@ def run(project, *options):
     return readme_tables.main([*options, "--root", str(project)])
 
 
-def page(project):
-    return (project / "README.md").read_text(encoding="utf-8")
+def page(project, name="docs/results.md"):
+    return (project / name).read_text(encoding="utf-8")
+
+
+def pages(project):
+    return {name: page(project, name) for name in readme_tables.PAGES}
 
 
 def test_check_changes_nothing_and_a_second_run_neither(project, capsys):
-    empty = page(project)
+    empty = pages(project)
     assert run(project, "--check") == 1
-    assert "make readme" in capsys.readouterr().err
-    assert page(project) == empty
+    stale = capsys.readouterr().err
+    assert all(f"{name} is out of date: `make readme`" in stale for name in empty)
+    assert pages(project) == empty
 
     assert run(project) == 0
-    filled = page(project)
-    assert filled.startswith("before\n")
-    assert "\nbetween\n" in filled
-    assert filled.endswith("\nafter\n")
-    assert "have not been run" in filled
+    filled = pages(project)
+    readme, results = filled["README.md"], filled["docs/results.md"]
+    assert readme.startswith("before\n")
+    assert readme.count("\nbetween\n") == 4
+    assert readme.endswith("\nafter\n")
+    assert results.startswith("above\n")
+    assert results.endswith("\nbelow\n")
+    assert all("have not been run" in text for text in (readme, results))
     assert run(project, "--check") == 0
     assert run(project) == 0
-    assert page(project) == filled
+    assert pages(project) == filled
 
 
 def test_means_come_from_the_confirming_rows_with_their_interval(project):
@@ -126,14 +146,18 @@ def test_means_come_from_the_confirming_rows_with_their_interval(project):
     gain = "+0.500 | +0.432 to +0.600"
     assert f"| Soft labels win | {gain} | more than 0.3 nats | **holds** |" in text
     assert "have not been run" not in text
+    readme = page(project, "README.md")
+    assert "| +0.500 nats (+0.432 to +0.600) | **holds** |" in readme
+    assert "All 1 claims: holds 1." in readme
 
     # New results make it stale.
     path = project / "results" / "studies" / "verdicts.json"
     path.write_text(json.dumps([{**VERDICT, "status": "fails"}]), encoding="utf-8")
     assert run(project, "--check") == 1
     assert run(project) == 0
-    assert "**fails**" in page(project)
-    assert "**holds**" not in page(project)
+    for name in readme_tables.PAGES:
+        assert "**fails**" in page(project, name)
+        assert "**holds**" not in page(project, name)
 
 
 def test_a_share_is_not_called_a_gain():
@@ -179,11 +203,41 @@ def test_costs_stand_beside_the_metric():
 )
 def test_a_damaged_marker_loses_no_text(project, damage, capsys):
     path = project / "README.md"
-    path.write_text(damage(page(project)), encoding="utf-8")
-    before = page(project)
+    path.write_text(damage(page(project, "README.md")), encoding="utf-8")
+    before = pages(project)
     assert run(project) == 2
-    assert "begin: map" in capsys.readouterr().err
-    assert page(project) == before
+    assert "README.md needs one line `<!-- begin: map" in capsys.readouterr().err
+    assert pages(project) == before
+
+
+def test_every_headline_is_a_claim_of_its_lesson():
+    """A question must not be about another claim than the numbers next to it."""
+    verdicts = readme_tables.load_verdicts(ROOT)
+    known = {(one["study"], one["name"]) for one in verdicts}
+    lessons = {one.number: one for one in load_course(ROOT).lessons if one.ready}
+    assert len(readme_tables.HEADLINES) == 6
+    for study, claim, number, question in readme_tables.HEADLINES:
+        assert (study, claim) in known
+        source = load_course(ROOT).source_path(lessons[number])
+        assert study in source.read_text(encoding="utf-8")
+        assert question.endswith("?")
+
+
+def test_the_headlines_count_every_verdict():
+    counted = Counter(one["status"] for one in readme_tables.load_verdicts(ROOT))
+    last = readme_tables.headlines_block(ROOT).splitlines()[-1]
+    found = {word: int(n) for word, n in re.findall(r"(\w+) (\d+)[,.]", last)}
+    assert found == counted
+    assert last.startswith(f"All {counted.total()} claims: ")
+
+
+def test_the_figure_is_the_lessons_first_diagram():
+    drawn = read(readme_tables.FIGURE)
+    diagram = three_techniques()
+    assert f"<title>{diagram.alt}</title>" in drawn
+    # Another matplotlib draws other bytes.
+    if f"Matplotlib v{matplotlib.__version__}," in drawn:
+        assert drawn == diagram.svg
 
 
 # --- what the pages say -------------------------------------------------------------
@@ -221,8 +275,8 @@ def test_every_make_target_exists(name):
     # In code spans, and at the start of a line of a shell block.
     called = re.findall(r"(?:`|^)make ((?:[A-Z]+=\S+ )*)([a-z][\w-]*)", text, re.M)
     assert {target for _, target in called} <= targets()
-    if name == "README.md":
-        assert {"run", "test", "lab", "notebooks"} <= {target for _, target in called}
+    needed = {"README.md": {"run", "test", "lab"}, "CONTRIBUTING.md": {"notebooks"}}
+    assert needed.get(name, set()) <= {target for _, target in called}
 
 
 def test_make_help_knows_every_target():
@@ -243,18 +297,31 @@ def test_named_files_exist(name):
 
 
 def test_a_newcomer_gets_through_the_readme():
-    # The tables between the markers are generated, and skimmed.
-    text = re.sub(r"<!-- begin.*?<!-- end", "", read("README.md"), flags=re.DOTALL)
-    assert len(text.splitlines()) < 220
+    lines = read("README.md").splitlines()
+    assert len(lines) <= 200
+    # The first link of all leads to the first lesson, before any heading but the title.
+    first = load_course(ROOT).lessons[0]
+    (at,) = [i for i, line in enumerate(lines) if "Begin here" in line]
+    assert f"(notebooks/{first.name}.ipynb)" in lines[at]
+    assert not any("](" in line for line in lines[:at])
+    assert sum(line.startswith("#") for line in lines[:at]) == 1
 
 
-def test_the_versions_agree():
-    project = tomllib.loads(read("pyproject.toml"))["project"]
-    citation = yaml.safe_load(read("CITATION.cff"))
-    assert distill_helpers.__version__ == project["version"]
-    assert citation["version"] == project["version"]
-    assert load_course(ROOT).tag == f"v{project['version']}"
-    assert f"## {project['version']}" in read("CHANGELOG.md")
+def test_the_readme_leads_to_every_page_of_docs():
+    linked = set(re.findall(r"\]\((docs/[\w.]+)", read("README.md")))
+    assert {name for name in PAGES if name.startswith("docs/")} <= linked
+
+
+def test_the_version_stands_in_one_place():
+    version = distill_helpers.__version__
+    settings = tomllib.loads(read("pyproject.toml"))
+    assert "version" not in settings["project"]
+    assert settings["project"]["dynamic"] == ["version"]
+    assert settings["tool"]["hatch"]["version"]["path"] == "distill_helpers/__init__.py"
+    assert "version" not in yaml.safe_load(read("CITATION.cff"))
+    assert load_course(ROOT).tag == f"v{version}"
+    # The one other mention is history.
+    assert f"## {version}" in read("CHANGELOG.md")
 
 
 def test_the_citation_names_no_person():
@@ -326,7 +393,9 @@ def test_the_pattern_tells_paths_from_prose(text, is_forbidden):
     assert bool(FORBIDDEN.search(text)) == is_forbidden
 
 
-# --- the code in the README ---------------------------------------------------------
+# --- the code on the pages ----------------------------------------------------------
+
+WITH_CODE = ("README.md", "docs/toolkit.md")
 
 
 @pytest.fixture
@@ -343,13 +412,12 @@ def learners_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def code_blocks():
-    return re.findall(r"^```python\n(.*?)^```", read("README.md"), re.M | re.S)
+def code_blocks(name):
+    return re.findall(r"^```python\n(.*?)^```", read(name), re.M | re.S)
 
 
-def test_the_code_in_the_readme_runs(learners_folder, capsys):
-    blocks = code_blocks()
-    assert len(blocks) == 4
+def executed(blocks):
+    """The names that every block leaves, run against a server of our own."""
     spaces = []
     with api_server.serving() as server:
         there = f'"{server.base_url}", api_key="{api_server.KEY}"'
@@ -357,8 +425,24 @@ def test_the_code_in_the_readme_runs(learners_folder, capsys):
             here = block.replace('"https://api.example.com/v1"', there)
             here = here.replace("their-model", api_server.MODEL)
             space = {}
-            exec(compile(here, "README.md", "exec"), space)
+            exec(compile(here, "a page", "exec"), space)
             spaces.append(space)
+    return spaces
+
+
+def test_the_code_in_the_readme_runs():
+    (block,) = code_blocks("README.md")
+    (space,) = executed([block])
+    assert space["student_logits"].grad.abs().sum() > 0
+    # The page on the toolkit repeats it; "ten lines" is what README promises.
+    assert block in code_blocks("docs/toolkit.md")
+    assert len(block.splitlines()) <= 10
+
+
+def test_the_code_for_practitioners_runs(learners_folder, capsys):
+    blocks = code_blocks("docs/toolkit.md")
+    assert len(blocks) == 4
+    spaces = executed(blocks)
     assert "Evaluation(nll=" in capsys.readouterr().out
     assert (learners_folder / "my-distilled-student" / "model.safetensors").is_file()
     assert spaces[0]["trainer"].state.global_step == 100
@@ -366,6 +450,6 @@ def test_the_code_in_the_readme_runs(learners_folder, capsys):
     assert len(spaces[3]["rows"]) == 2
 
 
-@pytest.mark.parametrize("block", code_blocks())
-def test_the_code_in_the_readme_fits_the_page(block):
+@pytest.mark.parametrize("block", [b for name in WITH_CODE for b in code_blocks(name)])
+def test_the_code_on_the_pages_fits_the_page(block):
     assert max(len(line) for line in block.splitlines()) <= 88

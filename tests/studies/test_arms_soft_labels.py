@@ -18,7 +18,7 @@ from distill_helpers.models import (
 from distill_helpers.studies import longer_training, soft_labels
 from distill_helpers.tasks.teachers import load_tiny_teacher
 
-# Arm: weight of the soft labels and their temperature, as README's table names them.
+# Arm: weight of the soft labels and their temperature, named as in docs/results.md.
 SOFT = {
     "soft T=1": (1.0, 1.0),
     "soft T=2": (1.0, 2.0),

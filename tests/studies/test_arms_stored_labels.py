@@ -13,7 +13,7 @@ from distill_helpers.models import build_student, weights_hash
 from distill_helpers.studies import reused_draws, soft_labels, stored_labels
 from distill_helpers.tasks.teachers import load_tiny_teacher
 
-# Arm: scheme, tokens kept, draws, and the bytes a token that README's table prints.
+# Arm: scheme, tokens kept, draws, and the bytes a token in docs/results.md.
 STORED = {
     "top-12": ("top_k", 12, 0, 52),
     "tail bucket of 16": ("tail_bucket", 16, 0, 68),
