@@ -193,9 +193,8 @@ def check_cross(
         )
     if not alone:
         raise ValueError(
-            f"cross={kind!r} needs one teacher, a model or a cache of its own rows, for "
-            "several may have several tokenizers; pass that one, without "
-            "teacher_column"
+            f"cross={kind!r} needs one teacher, a model or a cache of its own rows: "
+            "several may have several tokenizers; pass that one, without teacher_column"
         )
     if divergence != "forward_kl":
         raise ValueError(

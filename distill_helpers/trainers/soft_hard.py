@@ -421,7 +421,6 @@ class SoftLabelTrainer(DistillationTrainer):
                 readers["teacher"] = reader
             teacher = _apart(teacher, model).requires_grad_(False).eval()
         if cross is not None and alignment is not None:
-            assert not isinstance(teacher, AdaptersOff)
             width = len(alignment.teacher.bytes_of)
             across = CrossLabels(
                 _reading(teacher, width, fused=fused),
@@ -447,7 +446,7 @@ class SoftLabelTrainer(DistillationTrainer):
 
 
 def _reading(
-    teacher: nn.Module | StoredLabels, vocabulary: int, *, fused: bool
+    teacher: AnyTeacher, vocabulary: int, *, fused: bool
 ) -> LiveTeacher | StoredTeacher:
     if isinstance(teacher, StoredLabels):
         return StoredTeacher(teacher)
