@@ -189,7 +189,8 @@ def _cache(chosen: argparse.Namespace) -> int:
     from distill_helpers.machine import get_profile
 
     options = _filled(chosen)
-    teacher = runs.resolve_teacher(options.teacher, get_profile(options.profile))
+    profile = get_profile(options.profile)
+    teacher = runs.resolve_teacher(options.teacher, profile, bits=options.bits)
     runs.check_length(options, teacher.model)
     cache = write_cache(
         teacher.model,
@@ -264,7 +265,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     profile = get_profile(options.profile)
     # As a teacher is loaded, but in full precision.
     exact = replace(profile, teacher_dtype=torch.float32)
-    model, tokenizer = runs.resolve_teacher(options.model, exact)
+    model, tokenizer = runs.resolve_teacher(options.model, exact, bits=options.bits)
     if options.answers:
         found = _score_answers(options, model, tokenizer)
     else:
@@ -321,6 +322,7 @@ def _plan(chosen: argparse.Namespace) -> int:
         checkpointing=options.gradient_checkpointing,
         mixed_precision=options.mixed_precision,
         packed=options.packed,
+        bits=options.bits or None,
     )
     print(found)
     return 0 if found.fits else 1

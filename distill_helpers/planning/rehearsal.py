@@ -27,7 +27,12 @@ from distill_helpers.labels import scheme_for
 from distill_helpers.losses import SparseTargets
 from distill_helpers.losses.fused import working_bytes
 from distill_helpers.losses.gradients import block_rows
-from distill_helpers.models import attention_for, checkpoint_activations, heads
+from distill_helpers.models import (
+    attention_for,
+    checkpoint_activations,
+    heads,
+    rounded_bytes,
+)
 from distill_helpers.planning.devices import Device
 from distill_helpers.planning.ledger import Ledger
 from distill_helpers.planning.shapes import vocabulary_of
@@ -62,6 +67,7 @@ class Step:
         method: One of ``METHODS``.
         autocast: The half precision of the step, or ``None``.
         teacher_dtype: The dtype of a frozen teacher's weights.
+        teacher_bits: 8 or 4 if its linear layers are rounded to that.
     """
 
     student: PreTrainedConfig
@@ -74,6 +80,7 @@ class Step:
     optimizer: str = "adamw_torch_fused"
     autocast: torch.dtype | None = None
     teacher_dtype: torch.dtype = torch.float32
+    teacher_bits: int | None = None
     checkpointing: bool = False
     packed: bool = False
 
@@ -136,7 +143,24 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
             run_step(step, model, objective, optimizer, ledger)
     extra = _working_bytes(step, device_type) - _working_bytes(step, "cpu")
     share = step.accumulation / _rehearsed_batches(step)
-    return Rehearsal(ledger.peak(extra), float(flops.get_total_flops()) * share)
+    # They are there all the time, and so no less at the peak.
+    parts = ledger.peak(extra)
+    parts["teacher's weights"] -= _spared_bytes(step)
+    return Rehearsal(parts, float(flops.get_total_flops()) * share)
+
+
+def _spared_bytes(step: Step) -> int:
+    """Count what rounding a teacher's linear layers takes off its weights."""
+    if step.teacher is None or step.teacher_bits is None:
+        return 0
+    with FakeTensorMode():
+        teacher = _model(step.teacher, step.teacher_dtype, flash=True)
+    return sum(
+        layer.weight.nbytes
+        - rounded_bytes(layer.out_features, layer.in_features, step.teacher_bits)
+        for layer in teacher.modules()
+        if isinstance(layer, nn.Linear) and layer is not teacher.get_output_embeddings()
+    )
 
 
 # --- the step -----------------------------------------------------------------------
