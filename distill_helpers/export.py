@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill_helpers.models import ModelError, end_tokens
+from distill_helpers.models import (
+    ModelError,
+    end_tokens,
+    is_fake_rounded,
+    refuse_rounded,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +77,7 @@ def export_gguf(
             unknown type, adapters, a kind of RoPE, a tokenizer that is no byte-level
             BPE or cuts texts in a way that llama.cpp has no name for, or, for ``f16``,
             weights that are too large.
-        ValueError: If ``precision`` is none of the three.
+        ValueError: If ``precision`` is none of the three, or the model is rounded.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} must be one of {PRECISIONS}")
@@ -118,6 +123,9 @@ def _check_model(model: PreTrainedModel) -> None:
         raise ModelError(
             "model has adapters; export what model.merge_and_unload() returns"
         )
+    refuse_rounded("model", model, "exported", "load it without bits")
+    if is_fake_rounded(model):
+        raise ModelError("model computes as fake_round says; export bake(model)")
     if config.hidden_act != "silu":
         raise ModelError(
             f"model: hidden_act={config.hidden_act!r}; llama.cpp's {kind} has silu"

@@ -49,7 +49,9 @@ def write_part_or_whole(options: CacheOptions) -> SoftLabelCache | Path | None:
         teacher = runs.resolve_served(options)
         tokenizer = teacher.tokenizer
     else:
-        teacher, tokenizer = runs.resolve_teacher(options.teacher, profile)
+        teacher, tokenizer = runs.resolve_teacher(
+            options.teacher, profile, bits=options.bits
+        )
         runs.check_length(options, teacher)
     found: SoftLabelCache | Path | None = write_cache(
         teacher,

@@ -262,7 +262,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     profile = get_profile(options.profile)
     # As a teacher is loaded, but in full precision.
     exact = replace(profile, teacher_dtype=torch.float32)
-    model, tokenizer = runs.resolve_teacher(options.model, exact)
+    model, tokenizer = runs.resolve_teacher(options.model, exact, bits=options.bits)
     if options.answers:
         found = _score_answers(options, model, tokenizer)
     else:
@@ -320,6 +320,7 @@ def _plan(chosen: argparse.Namespace) -> int:
         mixed_precision=options.mixed_precision,
         packed=options.packed,
         adapters=options.adapters,
+        bits=options.bits or None,
     )
     print(found)
     return 0 if found.fits else 1

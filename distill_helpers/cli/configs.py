@@ -60,6 +60,7 @@ class TeacherOptions(Options):
         "folder or a name on the hub",
     )
     temperature: float = _option(1.0, "of the softmax in the soft labels")
+    bits: int = _option(0, "round a teacher that is only read to 8 or 4; 0: whole")
 
 
 @dataclass
@@ -169,6 +170,7 @@ class EvaluateOptions(TextOptions):
         "build/student", "a folder, a name on the hub, or one that --teacher knows"
     )
     split: str = _option("test", "of a bundled text: train, validation or test")
+    bits: int = _option(0, "judge the model rounded to 8 or 4; 0: whole")
     teacher: str = _option("", "compare distributions with it; see distill train")
     answers: str = _option(
         "",
@@ -196,6 +198,7 @@ class PlanOptions(Options):
     profile: str = _option("auto", "auto, smoke, cpu or gpu: its teacher and student")
     teacher: str = _option("", "instead of the profile's; see distill train")
     student: str = _option("", "likewise")
+    bits: int = _option(0, "of a teacher that is rounded to 8 or 4; 0: whole")
     device: str = _option(
         "",
         "cpu, T4, L4, A100 or H100; default: what the profile runs on here, or a T4 "

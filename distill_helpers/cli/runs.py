@@ -51,7 +51,11 @@ from distill_helpers.tasks.bundled import data_folder
 from distill_helpers.tasks.glosses import glosses_of
 from distill_helpers.tasks.prose import austen
 from distill_helpers.tasks.questions import read_questions
-from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
+from distill_helpers.tasks.teachers import (
+    load_teacher,
+    load_tiny_teacher,
+    prepare_packaged_teacher,
+)
 from distill_helpers.trainers import (
     HardLabelTrainer,
     SoftLabelTrainer,
@@ -78,17 +82,29 @@ _ADAPTERS_RATE = 1e-3
 _TINY = {"tiny-prose": "prose", "tiny-sums": "sums"}
 
 
-def resolve_teacher(name: str, profile: Profile) -> Loaded:
+def resolve_teacher(name: str, profile: Profile, *, bits: int = 0) -> Loaded:
     """Load the teacher that an option names, frozen, onto the profile's device.
 
     Args:
         name: ``packaged``, ``tiny-prose``, ``tiny-sums``, a folder, or a name on the
             hub.
         profile: Its device and dtype; it also says what ``packaged`` means.
+        bits: 8 or 4 rounds it, see :func:`~distill_helpers.models.load_model`; in 4
+            bits, it computes in bf16. 0 does not.
 
     Raises:
         ModelError: If there is no model of that name.
+        ValueError: If the machine cannot do the bits.
     """
+    if bits:
+        if name == "packaged":
+            packaged = profile.teacher == "packaged"
+            name = str(prepare_packaged_teacher()) if packaged else profile.teacher
+        elif name in _TINY:
+            name = str(data_folder(f"tiny_{_TINY[name]}"))
+        dtype = torch.bfloat16 if bits == 4 else profile.teacher_dtype
+        where = {"dtype": dtype, "device": profile.device}
+        return _load(name, bits=bits, frozen=True, **where)
     if name == "packaged":
         return load_teacher(profile)
     if name in _TINY:
@@ -364,7 +380,9 @@ def build_trainer(
         # What it says is there already: a large teacher need not be loaded.
         student, tokenizer = _load(options.student, device=profile.device)
     else:
-        teacher = teacher or resolve_teacher(options.teacher, profile)
+        teacher = teacher or resolve_teacher(
+            options.teacher, profile, bits=options.bits
+        )
         student, tokenizer = resolve_student(
             options.student, teacher, profile, seed=options.seed
         )
@@ -421,6 +439,8 @@ def build_trainer(
     if made_of_teacher or (kind == "soft" and not options.cache):
         packaged = options.teacher == "packaged"
         facts["teacher"] = profile.teacher if packaged else options.teacher
+        if options.bits:
+            facts["bits"] = options.bits
     store = None
     if options.cache:
         store = SoftLabelCache.open(options.cache, tokenizer=tokenizer, dataset=rows)

@@ -9,6 +9,7 @@
 * ``heads``: hidden states and output head apart, tried out before they are trusted;
 * ``limits``: what a model can read: ids, positions, device;
 * ``generation``: a batch of answers;
+* ``rounding``: a teacher in 8 or 4 bits, and a student that learns to bear it;
 * ``remembering``: a frozen teacher that computes every row once;
 * ``base``: name, size, hash and mode of any model.
 
@@ -63,6 +64,15 @@ from distill_helpers.models.limits import (
 from distill_helpers.models.load import attention_for, load_model
 from distill_helpers.models.prune import config_of_kept, prune_layers
 from distill_helpers.models.remembering import RememberingTeacher
+from distill_helpers.models.rounding import (
+    bake,
+    bits_of,
+    fake_round,
+    is_fake_rounded,
+    refuse_rounded,
+    round_groups,
+    rounded_bytes,
+)
 from distill_helpers.models.vocabularies import (
     shared_vocabulary,
     shared_vocabulary_hash,
@@ -81,6 +91,8 @@ __all__ = [
     "adapters_off",
     "add_adapters",
     "attention_for",
+    "bake",
+    "bits_of",
     "build_student",
     "check_causal",
     "check_head",
@@ -91,9 +103,11 @@ __all__ = [
     "config_of_kept",
     "end_tokens",
     "eval_mode",
+    "fake_round",
     "generate_batch",
     "input_rows",
     "is_dispatched",
+    "is_fake_rounded",
     "isolates_examples",
     "load_model",
     "merge_adapters",
@@ -105,6 +119,9 @@ __all__ = [
     "prune_layers",
     "public_name",
     "reading_device",
+    "refuse_rounded",
+    "round_groups",
+    "rounded_bytes",
     "shared_vocabulary",
     "shared_vocabulary_hash",
     "student_config",

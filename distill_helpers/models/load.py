@@ -14,6 +14,7 @@ from torch import nn
 
 from distill_helpers.machine import has_flash_attention
 from distill_helpers.models.base import Loaded
+from distill_helpers.models.rounding import rounding_config
 
 if TYPE_CHECKING:
     from transformers import (
@@ -27,6 +28,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     frozen: bool = False,
+    bits: int | None = None,
 ) -> Loaded:
     """Load a causal language model and its tokenizer from the hub or a folder.
 
@@ -40,22 +42,38 @@ def load_model(
         dtype: Always explicit: transformers would otherwise take the file's dtype.
         device: Where the model goes.
         frozen: Without gradients, as a teacher.
+        bits: 8 or 4 rounds the linear layers as they are loaded, with torchao, for a
+            teacher that is read; see
+            :func:`~distill_helpers.models.rounding.rounding_config`. Its soft labels
+            are another teacher's: measure how far off with ``evaluate``. Notebook 09.
 
     Returns:
         The model in eval mode, and its tokenizer.
 
     Raises:
-        ValueError: If a GGUF file cannot be read, or is one of several in a folder.
+        ValueError: If a GGUF file cannot be read, or is one of several in a folder; or
+            if the machine cannot do the bits.
     """
     flash = has_flash_attention(device)
     gguf = _gguf_in(Path(name_or_folder))
+    if bits is not None and gguf is not None:
+        raise ValueError(
+            f"bits={bits} and {gguf}: a GGUF file is loaded in full; save what "
+            "load_model gives (save_pretrained), and load that folder with bits"
+        )
+    rounding: dict[str, Any] = {}
+    if bits is not None:
+        rounding["quantization_config"] = rounding_config(bits, dtype, device)
+        rounding["device_map"] = {"": device}  # rounded where it will be
     if gguf is None:
         model, tokenizer = _from_pretrained(
-            name_or_folder, dtype, flash, use_safetensors=True
+            name_or_folder, dtype, flash, use_safetensors=True, **rounding
         )
     else:
         model, tokenizer = from_gguf(gguf, dtype, flash)
-    model = model.to(device).eval()  # type: ignore[arg-type]
+    if not rounding:
+        model.to(device)  # type: ignore[arg-type]
+    model.eval()
     if frozen:
         model.requires_grad_(False)
     return Loaded(model, tokenizer)
@@ -67,6 +85,8 @@ def _from_pretrained(
     flash: bool,
     *,
     use_safetensors: bool | None = None,
+    quantization_config: Any = None,
+    device_map: Any = None,
     **where: str,
 ) -> Loaded:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -74,13 +94,22 @@ def _from_pretrained(
     # By default, transformers asks at a terminal whether it may run code.
     where_from: dict[str, Any] = {**where, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **where_from)
-    model = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
         attn_implementation=attention_for(config, flash=flash),
         use_safetensors=use_safetensors,
+        quantization_config=quantization_config,
+        device_map=device_map,
+        output_loading_info=True,
         **where_from,
     )
+    model, report = loaded
+    if any(".parametrizations." in name for name in report["unexpected_keys"]):
+        raise ValueError(
+            f"{source} holds a student of fake_round in the middle of its training; "
+            "resume it, and call bake(model) before save_pretrained"
+        )
     return Loaded(model, AutoTokenizer.from_pretrained(source, **where_from))
 
 

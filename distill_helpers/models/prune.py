@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from distill_helpers.models.base import eval_mode
+from distill_helpers.models.rounding import is_fake_rounded, refuse_rounded
 
 if TYPE_CHECKING:
     from transformers import (
@@ -121,10 +122,10 @@ def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
             f"{name} keeps its layers elsewhere than in the layers of one decoder; "
             "use a Llama-like model (Llama, Qwen, Gemma, Mistral)"
         )
-    if getattr(model.config, "quantization_config", None) is not None:
+    refuse_rounded("model", model, "pruned", "load it without bits, and prune that")
+    if is_fake_rounded(model):
         raise ValueError(
-            f"model is a quantised {name}, which cannot be trained; load it without "
-            "quantization_config"
+            "model computes as fake_round says; prune first, and then fake_round"
         )
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import nn
 
 from distill_helpers.labels import SCHEMES, scheme_for
 from distill_helpers.machine import Profile
+from distill_helpers.models import bits_of
 from distill_helpers.planning.devices import (
     DEVICES,
     Device,
@@ -152,6 +153,7 @@ def plan(
     student: int = 0,
     resident: Sequence[Model] = (),
     adapters: int = 0,
+    bits: int | None = None,
 ) -> Plan:
     """Plan a training run before it begins: memory, time, money and storage.
 
@@ -183,13 +185,16 @@ def plan(
             they are, others in the precision of a frozen teacher.
         adapters: The rank of the student's adapters (``add_adapters``), which then are
             all of it that learns; 0: it learns whole.
+        bits: 8 or 4 for a teacher that is loaded with ``bits``; one that is passed as
+            a model says so itself.
 
     Returns:
         The plan. Takes seconds; nothing is loaded or downloaded for the models that
         profiles name.
 
     Raises:
-        ValueError: For unknown names, or a method that lacks its teacher.
+        ValueError: For unknown names, a method that lacks its teacher, or one that
+            would train a rounded teacher.
 
     Used in notebooks 11 and 13.
     """
@@ -213,6 +218,15 @@ def plan(
     if teacher is None and method not in ("hard", "adapters_off"):
         raise ValueError(f"method={method!r} needs a teacher; models has none")
     half, teacher_dtype = _precision(models, where)
+    if bits is None and not isinstance(models, Profile):
+        bits = bits_of(models[0]) if isinstance(models[0], nn.Module) else None
+    if bits not in (None, 4, 8):
+        raise ValueError(f"bits={bits!r} must be 8 or 4, or None for whole weights")
+    if bits is not None and method == "codistillation":
+        raise ValueError(
+            f"bits={bits}: in co-distillation the teacher is trained, and a rounded "
+            "model cannot be; leave bits out"
+        )
     step = Step(
         student=learner,
         teacher=teacher if method in TAUGHT else None,
@@ -224,6 +238,7 @@ def plan(
         optimizer=optimizer,
         autocast=half if mixed_precision else None,
         teacher_dtype=teacher_dtype,
+        teacher_bits=bits,
         checkpointing=checkpointing,
         packed=packed,
         adapters=adapters,
@@ -255,6 +270,8 @@ def _find_remedy(too_large: Plan) -> str:
         {"checkpointing": True},
     ]
     if start.method == "soft":
+        if start.teacher_bits is None:
+            remedies.append({"teacher_bits": 8})
         remedies.append({"method": "stored", "teacher": None})
     changed: dict[str, Any] = {}
     for remedy in remedies:

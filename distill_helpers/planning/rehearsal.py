@@ -34,6 +34,7 @@ from distill_helpers.models import (
     checkpoint_activations,
     heads,
     parameter_count,
+    rounded_bytes,
 )
 from distill_helpers.planning.devices import Device
 from distill_helpers.planning.ledger import Ledger
@@ -69,6 +70,7 @@ class Step:
         method: One of ``METHODS``.
         autocast: The half precision of the step, or ``None``.
         teacher_dtype: The dtype of a frozen teacher's weights.
+        teacher_bits: 8 or 4 if its linear layers are rounded to that.
     """
 
     student: PreTrainedConfig
@@ -81,6 +83,7 @@ class Step:
     optimizer: str = "adamw_torch_fused"
     autocast: torch.dtype | None = None
     teacher_dtype: torch.dtype = torch.float32
+    teacher_bits: int | None = None
     checkpointing: bool = False
     packed: bool = False
     adapters: int = 0
@@ -148,9 +151,25 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
             run_step(step, model, objective, optimizer, ledger)
     extra = _working_bytes(step, device_type) - _working_bytes(step, "cpu")
     share = step.accumulation / _rehearsed_batches(step)
+    # They are there all the time, and so no less at the peak.
+    parts = ledger.peak(extra)
+    if step.teacher_bits is not None:
+        parts["teacher's weights"] -= _spared_bytes(step)
     operations = float(flops.get_total_flops()) * share
-    return Rehearsal(
-        ledger.peak(extra), operations, parameter_count(model, trained=True)
+    return Rehearsal(parts, operations, parameter_count(model, trained=True))
+
+
+def _spared_bytes(step: Step) -> int:
+    """Count what rounding a teacher's linear layers takes off its weights."""
+    if step.teacher is None or step.teacher_bits is None:
+        return 0
+    with FakeTensorMode():
+        teacher = _model(step.teacher, step.teacher_dtype, flash=True)
+    return sum(
+        layer.weight.nbytes
+        - rounded_bytes(layer.out_features, layer.in_features, step.teacher_bits)
+        for layer in teacher.modules()
+        if isinstance(layer, nn.Linear) and layer is not teacher.get_output_embeddings()
     )
 
 

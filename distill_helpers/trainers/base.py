@@ -43,8 +43,10 @@ from distill_helpers.data import collator_for
 from distill_helpers.machine import Profile
 from distill_helpers.models import (
     Readers,
+    bits_of,
     check_head,
     is_dispatched,
+    refuse_rounded,
     text_config,
     unwrapped,
 )
@@ -343,9 +345,22 @@ def check_student(who: str, model: nn.Module) -> None:
     Raises:
         TypeError: For a model that does not predict the next token.
         ValueError: For experts whose balance would silently be forgotten; for weights
-            that accelerate keeps elsewhere.
+            that accelerate keeps elsewhere; for rounded ones without adapters.
     """
     check_head(who, unwrapped(model))
+    if not getattr(model, "peft_config", None):
+        refuse_rounded(
+            who,
+            unwrapped(model),
+            "trained itself",
+            "train adapters on it (peft's get_peft_model, with 8 bits), or load it "
+            "without bits; fake_round trains whole weights to be rounded later",
+        )
+    elif bits_of(unwrapped(model)) == 4:
+        raise ValueError(
+            f"the {who} carries adapters on a base with bits=4, which passes no "
+            "gradient on; load the base with bits=8"
+        )
     if getattr(text_config(model), "output_router_logits", False):
         raise ValueError(
             "config.output_router_logits=True would have no effect: the loss that "

@@ -751,7 +751,7 @@ def test_models_that_cannot_be_pruned_at_all():
         models.prune_layers(torch.nn.Linear(2, 2), [0])
     quantised = llama()
     quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(ValueError, match=r"a quantised LlamaForCausalLM"):
+    with pytest.raises(ValueError, match=r"rounded .*cannot be pruned"):
         models.prune_layers(quantised, [0])
     with pytest.raises(
         ValueError, match=r"weights on disk; load it without device_map"

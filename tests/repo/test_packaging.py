@@ -83,7 +83,7 @@ def test_environment_yml_says_what_pyproject_says():
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
     assert via_pip["pip"] == ["-c constraints.txt", "-e .[course,dev]"]
-    assert set(EXTRAS) == {"labels", "adapters", "course", "dev"}
+    assert set(EXTRAS) == {"labels", "adapters", "rounded", "course", "dev"}
 
 
 def test_the_python_versions_agree():
