@@ -16,11 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
+from html import unescape
 from pathlib import Path
 
 import nbformat
 from course import Course, Lesson, load_course
-from site_lessons import PICTURES, page_of
+from site_lessons import PICTURES, page_of, picture
 from site_reference import write_reference
 from site_results import results_page
 
@@ -138,9 +139,8 @@ def _diagram(lesson: Lesson, pictures: Path) -> str:
     """The lesson's diagram, if it has one; its words are in the picture's title."""
     for path in sorted(pictures.glob(f"{lesson.name}-*.svg")):
         title = re.search(r"(?s)<title>(.+?)</title>", path.read_text(encoding="utf-8"))
-        words = title[1].replace('"', "&quot;") if title else lesson.summary
-        source = f"_static/{PICTURES}/{path.name}"
-        return f'<img class="figure" src="{source}" alt="{words}">'
+        words = unescape(title[1]) if title else lesson.summary
+        return picture(path.name, words, static="_static")
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -14,14 +15,21 @@ def setup(app: Any) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
+def formula(source: str, display: str) -> str:
+    """LaTeX as MathML, with the space behind ``ln`` that browsers leave out."""
+    found = convert(source, display=display)
+    names = r"(<mi>(?:ln|log|exp|min|max)</mi>)(?!<mo[^>]*>&#x00028;)"
+    return re.sub(names, r'\1<mspace width="0.167em" />', found)
+
+
 def _inline(translator: Any, node: Any) -> None:
-    _write(translator, convert(node.astext(), display="inline"))
+    _write(translator, formula(node.astext(), "inline"))
 
 
 def _block(translator: Any, node: Any) -> None:
     # It may be wider than a telephone; then it scrolls.
     translator.body.append('<div class="formula">')
-    _write(translator, convert(node.astext(), display="block"), "</div>")
+    _write(translator, formula(node.astext(), "block"), "</div>")
 
 
 def _write(translator: Any, formula: str, end: str = "") -> None:

@@ -109,15 +109,19 @@ def _html(page: str) -> NotebookNode:
     return new_output("display_data", data={"text/html": page, "text/plain": ""})
 
 
-def picture(file: str, words: str) -> str:
-    """One picture of a lesson.
+def picture(file: str, words: str, static: str = "../_static") -> str:
+    """One picture of a page.
 
     Args:
         file: Its name in the folder of pictures.
         words: What it shows.
+        static: The way from the page to the folder of all that is copied.
     """
-    source = f"../_static/{PICTURES}/{file}"
-    return f'<img class="figure" src="{source}" alt="{escape(words)}">'
+    source = f"{static}/{PICTURES}/{file}"
+    return (
+        f'<div class="picture"><img class="figure" src="{source}" '
+        f'alt="{escape(words)}"></div>'
+    )
 
 
 def moving(frames: dict[str, Any], pictures: Path, name: str) -> str:
@@ -143,11 +147,11 @@ def moving(frames: dict[str, Any], pictures: Path, name: str) -> str:
     label = escape(frames["name"])
     return (
         f'<figure class="moving" data-frames="{facts}">'
-        f'<img class="figure" src="{files[start]}" alt="{escape(frames["alt"])}">'
-        f'<label for="{name}">{label}</label>'
+        f"{picture(Path(files[start]).name, frames['alt'])}"
+        f'<div class="control"><label for="{name}">{label}</label>'
         f'<input id="{name}" type="range" min="0" max="{len(values) - 1}" step="1" '
         f'value="{start}" aria-valuetext="{values[start]}">'
-        f'<output for="{name}">{values[start]}</output></figure>'
+        f'<output for="{name}">{values[start]}</output></div></figure>'
     )
 
 

@@ -34,6 +34,7 @@ def room_page(room: str) -> str:
     name = f"distill_helpers.{room}"
     module = importlib.import_module(name)
     parts = [_titled(room, "="), f".. automodule:: {name}"]
+    parts.append(f".. py:currentmodule:: {name}")
     offered = getattr(module, "__all__", None) or _front_door(room)
     if offered:
         parts.append(_titled("What it offers", "-"))
@@ -88,7 +89,7 @@ def _documented(module: str, name: str) -> str:
         return f".. auto{kind}:: {path}\n   :members:\n   :show-inheritance:"
     if inspect.isfunction(value):
         return f".. autofunction:: {path}"
-    return f".. py:data:: {path}\n\n   {_said_of(value, name)}"
+    return f".. py:data:: {name}\n\n   {_said_of(value, name)}"
 
 
 def _said_of(value: object, name: str) -> str:

@@ -33,6 +33,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
+python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 72
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -40,6 +41,7 @@ napoleon_use_rtype = False
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_favicon = "static/favicon.svg"
 html_baseurl = ""
 html_css_files = ["site.css"]
 html_js_files = [("site.js", {"defer": "defer"})]

@@ -33,7 +33,7 @@ for (const figure of document.querySelectorAll("figure.moving")) {
 
 // What is too wide for its place scrolls, and the keyboard must reach it.
 const reach = () => {
-  for (const wide of document.querySelectorAll(".bd-article :is(table, .formula, pre)")) {
+  for (const wide of document.querySelectorAll(".bd-article :is(table, .formula, .picture, pre)")) {
     if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
     else wide.removeAttribute("tabindex");
   }
