@@ -62,7 +62,9 @@ def read_glossary(path: Path) -> list[Term]:
     return found
 
 
-def first_uses(texts: list[str], terms: list[Term]) -> Iterator[tuple[int, int, Term]]:
+def first_uses(
+    texts: list[str], terms: list[Term]
+) -> Iterator[tuple[int, int, int, Term]]:
     """Where each term is first used.
 
     A longer form wins over a shorter one at the same place: "forward KL" is no use of
@@ -73,14 +75,13 @@ def first_uses(texts: list[str], terms: list[Term]) -> Iterator[tuple[int, int, 
         terms: What to look for.
 
     Yields:
-        The piece, the place in it, and the term.
+        The piece, where in it the use begins and ends, and the term.
     """
     form_of = {_key(form): (form, term) for term in terms for form in term.forms}
     forms = sorted((form for form, _ in form_of.values()), key=len, reverse=True)
-    pattern = re.compile(
-        r"(?<![\w-])(?:" + "|".join(map(re.escape, forms)) + r")(?![\w-])",
-        re.IGNORECASE,
-    )
+    # A line may end within a form.
+    any_form = "|".join(r"\s".join(map(re.escape, one.split())) for one in forms)
+    pattern = re.compile(rf"(?<![\w-])(?:{any_form})(?![\w-])", re.IGNORECASE)
     seen = set()
     for piece, text in enumerate(texts):
         for match in pattern.finditer(text):
@@ -88,19 +89,11 @@ def first_uses(texts: list[str], terms: list[Term]) -> Iterator[tuple[int, int, 
             wrong_case = form.isupper() and match[0] != form
             if term.name not in seen and not wrong_case:
                 seen.add(term.name)
-                yield piece, match.start(), term
+                yield piece, match.start(), match.end(), term
 
 
 def _key(form: str) -> str:
-    return form.lower()
-
-
-def _length(text: str, start: int, term: Term) -> int:
-    return next(
-        len(form)
-        for form in term.forms
-        if text[start : start + len(form)].lower() == form.lower()
-    )
+    return " ".join(form.lower().split())
 
 
 # The transform ------------------------------------------------------------------------
@@ -119,13 +112,12 @@ def link_first_uses(app: Any, doctree: Any, page: str) -> None:
     terms = read_glossary(Path(app.srcdir) / f"{PAGE}.md")
     address = app.builder.get_relative_uri(page, PAGE)
     texts = [node.astext() for node in pieces]
-    places: dict[int, list[tuple[int, Term]]] = {}
-    for piece, start, term in first_uses(texts, terms):
-        places.setdefault(piece, []).append((start, term))
+    places: dict[int, list[tuple[int, int, Term]]] = {}
+    for piece, start, stop, term in first_uses(texts, terms):
+        places.setdefault(piece, []).append((start, stop, term))
     for piece, found in places.items():
         text, parts, end = texts[piece], [], 0
-        for start, term in found:
-            stop = start + _length(text, start, term)
+        for start, stop, term in found:
             link = nodes.reference(
                 "",
                 text[start:stop],

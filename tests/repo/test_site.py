@@ -63,13 +63,16 @@ def test_a_longer_term_wins_and_only_the_first_use_counts():
     forward = Term("Forward KL", ("Forward KL",), None, "")
     texts = ["no klaxon, no kl", "the forward KL of two", "KL and KL, forward KL"]
     found = list(first_uses(texts, [kl, forward]))
-    assert found == [(1, 4, forward), (2, 0, kl)]
+    assert found == [(1, 4, 14, forward), (2, 0, 2, kl)]
+
+    # A line of the source may end within a term.
+    assert list(first_uses(["forward\nKL"], [forward])) == [(0, 0, 10, forward)]
 
 
 def test_a_hyphen_makes_another_word():
     policy = Term("policy", ("policy",), None, "")
     assert list(first_uses(["off-policy"], [policy])) == []
-    assert list(first_uses(["off policy."], [policy])) == [(0, 4, policy)]
+    assert list(first_uses(["off policy."], [policy])) == [(0, 4, 10, policy)]
 
 
 def test_the_glossary_is_one_sentence_a_word_in_order():
