@@ -356,6 +356,7 @@ class TestBrowser:
             found.first.wait_for(timeout=60_000)
         finally:
             server.shutdown()
+            server.server_close()
 
 
 AXE = """axe.run(document, {
