@@ -20,7 +20,7 @@ GOMP_SPINCOUNT ?= 10000
 export OMP_WAIT_POLICY GOMP_SPINCOUNT
 endif
 
-.PHONY: help run run-twice test test-quick coverage lab notebooks notebooks-check studies studies-anew readme bench test-colab clean setup
+.PHONY: help run run-twice test test-quick coverage lab notebooks notebooks-check studies studies-anew readme bench site test-colab clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
@@ -39,6 +39,7 @@ help:
 	@echo "make studies-anew     run all seeds anew and publish what comes out (hours)"
 	@echo "make readme           refresh the tables of README.md and docs/results.md"
 	@echo "make bench            time and memory against other libraries (45 minutes)"
+	@echo "make site             build the course's site, build/site/html/index.html"
 	@echo "make test-colab       package and notebooks with the versions Colab ships"
 	@echo "make clean            remove what was built; the environment stays"
 
@@ -85,6 +86,11 @@ readme: setup
 bench:
 	@$(PYTHON) tools/setup_env.py --bench
 	@.venv-bench/bin/python benchmarks/run.py $(ONLY)
+
+site: setup
+	@$(PYTHON) tools/setup_env.py --site
+	@.venv-site/bin/python tools/build_site.py
+	@.venv-site/bin/python -m pytest -q tests/repo/test_site.py
 
 test-colab: setup
 	@$(PYTHON) tools/setup_env.py --colab

@@ -5,7 +5,8 @@ finds its stamps in the environment and returns at once.
 
 ``--colab`` makes ``.venv-colab`` instead: the versions Google Colab ships, and the
 package installed from its wheel, as on Colab. ``--bench`` adds ``.venv-bench``: the
-course's environment with the libraries that the benchmarks compare with.
+course's environment with the libraries that the benchmarks compare with; ``--site``
+adds ``.venv-site``: the same with what builds the site.
 """
 
 from __future__ import annotations
@@ -128,9 +129,8 @@ def install_wheel(venv: Path) -> None:
     run("making sure it is the present one", pip_install(venv, *fresh))
 
 
-def set_up_bench(course: Path, venv: Path) -> None:
-    """The peers alone; everything else comes from the course's own environment."""
-    requirements = ROOT / "benchmarks" / "requirements.txt"
+def set_up_on_top(course: Path, venv: Path, requirements: Path, what: str) -> None:
+    """These alone; everything else comes from the course's own environment."""
     key = hashlib.sha256(requirements.read_bytes() + str(course).encode()).hexdigest()
     stamp = venv / ".distill-installed"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == key:
@@ -141,7 +141,7 @@ def set_up_bench(course: Path, venv: Path) -> None:
         run("creating the environment", [sys.executable, "-m", "venv", str(venv)])
     stamp.unlink(missing_ok=True)
     arguments = ["--no-deps", "-r", str(requirements)]
-    run("installing the peers", pip_install(venv, *arguments))
+    run(f"installing {what}", pip_install(venv, *arguments))
     (shared,) = course.glob("lib/python*/site-packages")
     (own,) = venv.glob("lib/python*/site-packages")
     # addsitedir follows the .pth files there, so the editable package is found too.
@@ -221,12 +221,17 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, help="the folder (default: .venv)")
     parser.add_argument("--colab", action="store_true", help="Colab's versions")
     parser.add_argument("--bench", action="store_true", help="the benchmarks' peers")
+    parser.add_argument("--site", action="store_true", help="what builds the site")
     options = parser.parse_args()
     venv = options.venv or ROOT / (".venv-colab" if options.colab else ".venv")
     try:
         set_up(venv.resolve(), colab=options.colab)
         if options.bench:
-            set_up_bench(venv.resolve(), ROOT / ".venv-bench")
+            peers = ROOT / "benchmarks" / "requirements.txt"
+            set_up_on_top(venv.resolve(), ROOT / ".venv-bench", peers, "the peers")
+        if options.site:
+            pins = ROOT / "constraints-site.txt"
+            set_up_on_top(venv.resolve(), ROOT / ".venv-site", pins, "the site's tools")
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -101,6 +101,7 @@ def colab_steps() -> dict[str, list[str]]:
     options = ["-W", "default", "--ignore=tests/repo/test_tools.py"]
     options += ["--ignore=tests/repo/test_packaging.py"]
     options += ["--ignore=tests/repo/test_gpu_notebooks.py"]
+    options += ["--ignore=tests/repo/test_site.py"]
     options += ["--ignore=tests/course/test_browser.py"]
     return {
         "unit tests": ["-P", *PYTEST, *options, "tests"],

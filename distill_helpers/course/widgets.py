@@ -1,17 +1,23 @@
 """Interactive figures that also read well on a page.
 
-In JupyterLab and Colab a slider redraws the figure; on GitHub, or in a notebook that
+In JupyterLab and Colab a slider moves the figure; on GitHub, or in a notebook that
 nobody is running, the same cell shows a still picture with several slider positions
-side by side. Core ipywidgets only, versions 7 and 8.
+side by side. All positions are drawn once and stored with the cell's output, so that
+the course's site can move the figure without Python. Core ipywidgets only, versions 7
+and 8.
 
-Used in notebooks 01, 04, 07, 08 and 11.
+Used in notebooks 01, 04 and 08.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
+
+# Only the site reads this form of an output; everything else shows the picture.
+FRAMES = "application/vnd.distill-helpers.frames+json"
 
 
 def explore(
@@ -25,6 +31,8 @@ def explore(
     size: tuple[float, float] = (6.4, 3.2),
 ) -> None:
     """Show a figure with one slider, and a still strip of it for the page.
+
+    Every position is drawn when the cell runs; the slider then only shows it.
 
     Args:
         draw: Draws one picture; called with a matplotlib ``Axes`` and the slider's
@@ -54,18 +62,20 @@ def explore(
         layout=ipywidgets.Layout(width="420px"),
     )
 
+    # All of them at once, so that a slider's picture follows without delay.
+    pictures: dict[float, bytes] = {}
     places: list[Any] = []
+    for value in values:
+        pictures[value], places = _png(draw, [value], size, places)
 
-    def redraw(value: float) -> None:
-        nonlocal places
-        picture, places = _png(draw, [value], size, places)
+    def show(value: float) -> None:
         # Not IPython's Image: the version that Colab has knows no alt text.
         publish_display_data(
-            {"image/png": picture, "text/plain": alt},
+            {"image/png": pictures[value], "text/plain": alt},
             metadata={"image/png": {"alt": alt}},
         )
 
-    output = ipywidgets.interactive_output(redraw, {"value": slider})
+    output = ipywidgets.interactive_output(show, {"value": slider})
     box = ipywidgets.VBox([slider, output])
     strip, _ = _png(draw, still, (3.3 * len(still), 3.0))
     publish_display_data(
@@ -74,6 +84,13 @@ def explore(
                 "version_major": 2,
                 "version_minor": 0,
                 "model_id": box.model_id,
+            },
+            FRAMES: {
+                "name": name,
+                "values": list(values),
+                "start": start,
+                "alt": alt,
+                "png": [base64.b64encode(one).decode() for one in pictures.values()],
             },
             "image/png": strip,
             "text/plain": alt,
@@ -96,6 +113,7 @@ def _png(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image  # matplotlib's own
 
     figure = Figure(figsize=size, dpi=110)
     FigureCanvasAgg(figure)
@@ -108,5 +126,9 @@ def _png(
         for ax, place in zip(figure.axes, places, strict=True):
             ax.set_position(place)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue(), [ax.get_position() for ax in figure.axes]
+    figure.savefig(buffer, format="png")
+    # Bars and lines have few colours: a third of the bytes, for every position.
+    small = io.BytesIO()
+    few = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few.save(small, "PNG", optimize=True)
+    return small.getvalue(), [ax.get_position() for ax in figure.axes]

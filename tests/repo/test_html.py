@@ -1,5 +1,6 @@
 """What a teacher wrote is text: markup in it never becomes part of a page."""
 
+import base64
 import dataclasses
 import importlib
 import inspect
@@ -112,14 +113,14 @@ def test_no_other_place_in_the_package_writes_html():
                 assert "escape(" in line, f"{path.name}: {line}"
 
 
-def test_a_slider_publishes_a_picture_and_plain_text(monkeypatch):
+def test_a_slider_publishes_pictures_and_plain_text(monkeypatch):
     published = []
     monkeypatch.setattr(
         "IPython.display.publish_display_data",
         lambda data, metadata=None: published.append(data),
     )
     widgets.explore(
-        lambda ax, value: ax.set_title("x"),
+        lambda ax, value: ax.set_title(f"x = {value}"),
         name=MARKUP,
         values=[1, 2],
         start=1,
@@ -130,6 +131,13 @@ def test_a_slider_publishes_a_picture_and_plain_text(monkeypatch):
         assert "text/html" not in data
         assert data["text/plain"] == MARKUP
         assert data["image/png"].startswith(b"\x89PNG")
+    moved, still = published  # what the slider shows first, and the whole cell
+    frames = still[widgets.FRAMES]
+    assert (frames["name"], frames["alt"]) == (MARKUP, MARKUP)
+    assert (frames["values"], frames["start"]) == ([1, 2], 1)
+    first, second = (base64.b64decode(one) for one in frames["png"])
+    assert first == moved["image/png"] != second
+    assert second.startswith(b"\x89PNG")
 
 
 def test_the_report_of_a_run():

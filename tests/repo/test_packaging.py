@@ -37,7 +37,8 @@ def all_requirements():
 
 @pytest.mark.parametrize("requirement", all_requirements(), ids=str)
 def test_the_constraints_satisfy_every_requirement(requirement):
-    version = pins("constraints.txt")[canonicalize_name(requirement.name)]
+    every = pins("constraints-site.txt") | pins("constraints.txt")
+    version = every[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version)
 
 
@@ -51,11 +52,15 @@ def test_colab_needs_no_upgrade(requirement):
 
 
 def test_constraints_are_exact_and_name_no_local_builds():
-    for name in ("constraints.txt", "constraints-colab.txt"):
+    for name in ("constraints.txt", "constraints-colab.txt", "constraints-site.txt"):
         lines = (ROOT / name).read_text().splitlines()
         lines = [line.partition("#")[0].strip() for line in lines]
         for line in filter(None, lines):
             assert re.fullmatch(r"[\w.-]+==[\w.]+", line), line
+
+
+def test_the_site_changes_nothing_of_the_course():
+    assert not pins("constraints-site.txt").keys() & pins("constraints.txt").keys()
 
 
 def test_torch_is_the_version_the_course_was_measured_with():
@@ -83,7 +88,7 @@ def test_environment_yml_says_what_pyproject_says():
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
     assert via_pip["pip"] == ["-c constraints.txt", "-e .[course,dev]"]
-    assert set(EXTRAS) == {"labels", "adapters", "rounded", "course", "dev"}
+    assert set(EXTRAS) == {"labels", "adapters", "rounded", "course", "dev", "site"}
 
 
 def test_the_python_versions_agree():
