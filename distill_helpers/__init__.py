@@ -10,21 +10,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill_helpers.data import load_corpus, pack
+    from distill_helpers.data import align_tokenizers, load_corpus, pack
     from distill_helpers.evaluation import evaluate, generate
     from distill_helpers.export import export_gguf
     from distill_helpers.labels import (
         ApiTeacher,
         LocalTeacher,
+        ServedTeacher,
         SoftLabelCache,
         filter_labels,
         learn_answers,
+        learn_conversations,
         write_cache,
         write_labels,
     )
     from distill_helpers.losses import Hidden, hard_label_loss, soft_label_loss
     from distill_helpers.machine import get_profile
-    from distill_helpers.models import build_student, load_model, prune_layers
+    from distill_helpers.models import (
+        add_adapters,
+        build_student,
+        load_model,
+        prune_layers,
+    )
     from distill_helpers.planning import plan
     from distill_helpers.trainers import (
         CoDistillationTrainer,
@@ -45,8 +52,11 @@ __all__ = [
     "LocalTeacher",
     "MixSchedule",
     "OnPolicyTrainer",
+    "ServedTeacher",
     "SoftLabelCache",
     "SoftLabelTrainer",
+    "add_adapters",
+    "align_tokenizers",
     "build_student",
     "evaluate",
     "export_gguf",
@@ -55,6 +65,7 @@ __all__ = [
     "get_profile",
     "hard_label_loss",
     "learn_answers",
+    "learn_conversations",
     "load_corpus",
     "load_model",
     "pack",
@@ -67,21 +78,23 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "data": ("load_corpus", "pack"),
+    "data": ("align_tokenizers", "load_corpus", "pack"),
     "evaluation": ("evaluate", "generate"),
     "export": ("export_gguf",),
     "labels": (
         "ApiTeacher",
         "LocalTeacher",
+        "ServedTeacher",
         "SoftLabelCache",
         "filter_labels",
         "learn_answers",
+        "learn_conversations",
         "write_cache",
         "write_labels",
     ),
     "losses": ("Hidden", "hard_label_loss", "soft_label_loss"),
     "machine": ("get_profile",),
-    "models": ("build_student", "load_model", "prune_layers"),
+    "models": ("add_adapters", "build_student", "load_model", "prune_layers"),
     "planning": ("plan",),
     "trainers": (
         "CoDistillationTrainer",
