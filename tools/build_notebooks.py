@@ -64,8 +64,15 @@ def fingerprint(course: Course, notebook: NotebookNode) -> str:
 
 
 def code_fingerprint(course: Course, notebook: NotebookNode) -> str:
-    """Of what the outputs depend on: the code cells in their order, and the data."""
-    code = [_what_runs(c.source) for c in notebook.cells if c.cell_type == "code"]
+    """Of what the outputs depend on: the code cells in their order, and the data.
+
+    Not on the set-up cell: at home it installs nothing, and its output is not kept.
+    """
+    code = [
+        _what_runs(cell.source)
+        for cell in _code_cells(notebook)
+        if "setup" not in tags(cell)
+    ]
     manifest = json.loads((course.root / "data" / "MANIFEST.json").read_text("utf-8"))
     data = [
         (name, facts["sha256"])

@@ -612,7 +612,7 @@ plt.show()
 # out ahead of both. *Two averaged* was best, and pays twice for every answer.
 #
 # With 800 rows, each read six times, two claims were made: that a student with a ramp
-# beats one alone, and that a peer helps. README prints *holds* for both. **Do not build
+# beats one alone, and that a peer helps. The results page prints *holds* for both. **Do not build
 # on them.** The best learning rate for a lone student was higher than any that we let the
 # arms try there. *What we got wrong*, a page in `docs`, tells the story.
 #
