@@ -27,7 +27,12 @@ from site_results import results_page
 
 # Documents in the order of the menu; those that are not there are left out.
 ABOUT = ("docs/results.md", "docs/what_we_got_wrong.md", "docs/glossary.md")
-USE = ("docs/running.md", "docs/toolkit.md", "reference/index.rst")
+USE = (
+    "docs/running.md",
+    "docs/toolkit.md",
+    "docs/cluster.md",
+    "reference/index.rst",
+)
 CHANGE = ("docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md")
 LINK = re.compile(
     r"(?<!!)\[(?P<words>[^\]]+)\]\((?P<target>[^)#:\s]+)(?P<place>#[^)]*)?\)"

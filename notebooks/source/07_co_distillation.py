@@ -613,8 +613,8 @@ plt.show()
 #
 # With 800 rows, each read six times, two claims were made: that a student with a ramp
 # beats one alone, and that a peer helps. The results page prints *holds* for both. **Do not build
-# on them.** The best learning rate for a lone student was higher than any that we let the
-# arms try there. *What we got wrong*, a page in `docs`, tells the story.
+# on them.** The best rate for a lone student was higher than any that the arms could try.
+# *What we got wrong*, a page in `docs`, tells the story.
 #
 # ## The bill
 #

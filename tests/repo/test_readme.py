@@ -12,6 +12,7 @@ import api_server
 import matplotlib
 import pytest
 import readme_tables
+import torch
 import yaml
 from course import load_course
 from scipy import stats
@@ -19,11 +20,11 @@ from tiny_models import TEXTS, byte_level_bpe
 
 import distill_helpers
 from distill_helpers.course.diagrams import three_techniques
-from distill_helpers.models import build_student
+from distill_helpers.models import build_student, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "RELEASING.md", "CHANGELOG.md")
-PAGES += ("docs/results.md", "docs/running.md", "docs/toolkit.md")
+PAGES += ("docs/results.md", "docs/running.md", "docs/toolkit.md", "docs/cluster.md")
 PAGES += ("docs/what_we_got_wrong.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
 DATA_PAGE = "data/README.md"
 
@@ -441,13 +442,18 @@ def test_the_code_in_the_readme_runs():
 
 def test_the_code_for_practitioners_runs(learners_folder, capsys):
     blocks = code_blocks("docs/toolkit.md")
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     spaces = executed(blocks)
     assert "Evaluation(nll=" in capsys.readouterr().out
     assert (learners_folder / "my-distilled-student" / "model.safetensors").is_file()
     assert spaces[0]["trainer"].state.global_step == 100
     assert spaces[1]["student_logits"].grad.abs().sum() > 0
     assert len(spaces[3]["rows"]) == 2
+    # What was learned is in the weights of an ordinary model.
+    before = load_model("my-student").model.state_dict()
+    after = spaces[4]["plain"].state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("block", [b for name in WITH_CODE for b in code_blocks(name)])
