@@ -206,8 +206,7 @@ plt.show()
 # %% [markdown]
 # The hills are the digits of the two sums. They are hard in any text. Look between and
 # behind them, where a sum is only *copied*. In the teacher's text the student copies
-# almost without error. After its own words it copies less surely. Probably it has learned
-# to copy sums that the teacher wrote, and its own wrong sums look different.
+# almost without error. After its own words it copies less surely.
 #
 # At the first tokens the two curves agree: both have read the prompt and little else.
 
@@ -455,11 +454,9 @@ for name, student in students.items():
 # The excess fell in all four, also where the teacher wrote: a student that knows more slips
 # less often. The differences among the four are small, and this is one seed.
 #
-# A student can also become too sure of itself. Let each model write its likeliest answers
-# and multiply the probabilities of its tokens: that is how sure it is of an answer. In a
-# model that knows what it knows, the mean of these is the share that is right.
-#
-# **Predict:** which divergence makes a student too sure?
+# A student can also become too sure. The product of its tokens' probabilities is how sure
+# it is of an answer; on average, that should be the share that is right. **Predict:** which
+# divergence makes it too sure?
 
 
 # %%
@@ -570,9 +567,8 @@ ax.set_title("Reading in every step takes time; writing adds to it")
 plt.show()
 
 # %% [markdown]
-# Fixed text is read once by the teacher, and its distributions are remembered. New text has
-# to be read in every step; that the teacher wrote it is not counted here. Own text has to
-# be written as well.
+# Fixed text is read once by the teacher, new text in every step. Own text has to be
+# written as well.
 #
 # ## What if the teacher tells less?
 #
@@ -1033,7 +1029,7 @@ for name, sample in samples.items():
 #
 # The last two disagree. The idea is older than language models: a driver who has only
 # watched others does not know what to do at the edge of the road (Ross et al. 2011,
-# *DAgger*, arXiv:1011.0686). Where texts are long, slips have more room to add up; ours are short sums.
+# *DAgger*, arXiv:1011.0686).
 
 # %% [markdown]
 # ## Turn the knobs

@@ -292,7 +292,7 @@ def project(p, to_student, size):
 projected = checks.project(project, fallback=True)
 
 # %% [markdown]
-# The two maps, for all of the teacher's tokens:
+# The two maps, for all of the teacher's tokens. The package has both, too:
 
 # %%
 size = len(tokenizer)
@@ -301,12 +301,7 @@ has_twin = pair.twins >= 0
 twins[pair.twins[has_twin]] = torch.arange(size)[has_twin]
 
 # %%
-first = twins.clone()
-for token, spelled in enumerate(pair.teacher.bytes_of):
-    text = spelled.decode(errors="ignore")
-    if text and first[token] < 0:
-        cut = tokenizer(text, add_special_tokens=False)["input_ids"]
-        first[token] = cut[0]
+first = pair.first_pieces
 for name, to_student in (("twins", twins), ("first pieces", first)):
     print(f"{name:13} {(to_student >= 0).sum():6,} of {len(first):,} tokens")
 
@@ -446,6 +441,7 @@ def keep(one, log_p):
         chunk[c.student] = number
     places = [(c.teacher.start, c.teacher.stop) for c in chunks]
     p = log_p[[i - 1 for i, _ in places]].exp()
+    first_p = projected(p, first, size)
     before = torch.tensor([c.student.start - 1 for c in chunks])
     inside = torch.ones(len(one.student_ids) - 1, dtype=torch.bool)
     inside[before] = False
@@ -457,9 +453,9 @@ def keep(one, log_p):
         "log_p": torch.stack(
             [own[i - 1 : k - 1].sum() for i, k in places],
         ),
-        "first": projected(p, first, size),
+        "first": first_p / first_p.sum(-1, keepdim=True),
         "twins": projected(p, twins, size),
-        "top": p.topk(size).values,
+        "top": p.sort(descending=True).values[:, :size],
     }
 
 
@@ -484,14 +480,14 @@ for at in range(0, len(aligned), read_at_once):
 def train(loss_of):
     """A fresh student; the loss is a mean over tokens."""
     student = build_student(tokenizer, layers=2, width=96, seed=0)
-    optimizer = torch.optim.AdamW(student.parameters(), 4e-3, weight_decay=0.1)
+    optimizer = torch.optim.Adam(student.parameters(), lr=4e-3)
     for step in range(steps):
         at = step * batch_size
         some = [kept[(at + i) % len(kept)] for i in range(batch_size)]
         ids = torch.stack([row["ids"] for row in some])
         log_q = student(ids).logits.log_softmax(-1)
         pairs = zip(log_q, some, strict=True)
-        loss = sum(loss_of(*one) for one in pairs) / ids.numel()
+        loss = sum(loss_of(*one) for one in pairs) / ids[:, 1:].numel()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

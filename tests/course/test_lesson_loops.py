@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from pathlib import Path
 
@@ -10,13 +11,19 @@ import torch
 from course import load_course
 from datasets import Dataset
 from lesson_source import read_cells, tags
+from tiny_models import TEXTS, byte_level_bpe
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from distill_helpers.course import checks
-from distill_helpers.data import join_row
+from distill_helpers.data import add_teacher_prompts, align_tokenizers, join_row
 from distill_helpers.losses import token_divergence
-from distill_helpers.models import build_student
+from distill_helpers.models import (
+    AdaptersOff,
+    adapters_off,
+    add_adapters,
+    build_student,
+)
 from distill_helpers.tasks.teachers import load_tiny_teacher
 from distill_helpers.trainers import (
     CoDistillationTrainer,
@@ -357,4 +364,109 @@ def test_the_step_of_lesson_08_is_the_on_policy_trainer(
             for text in texts
         ]
         assert page == pytest.approx([one["loss"] for one in history], rel=1e-5)
+    assert page[-1] < page[0]
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_the_loop_of_lesson_09_is_a_trainer_with_adapters_off(soft, prose, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(size):
+        vocabulary = len(prose.tokenizer)
+        return torch.randint(vocabulary, (size,), generator=generator).tolist()
+
+    # Answers of one length, for the page takes a mean of each row.
+    rows = [
+        {"short": draw(3 + n % 4), "long": draw(9 + n % 3), "answer": draw(6)}
+        for n in range(8)
+    ]
+
+    def student():
+        return add_adapters(beginner(prose.tokenizer), rank=4, seed=0)
+
+    names = {"torch": torch, "steps": STEPS, "batch_size": 4}
+    names["places"] = checks.answer_places(None, fallback=True)
+    exec(cell_with("09", "def said("), names)
+    exec(cell_with("09", "def loss_at("), names)
+    exec(cell_with("09", "def learn("), names)
+    page_student = student()
+    with adapters_off(page_student):
+        for row in rows:
+            row["teacher"] = names["said"](page_student, row["long"], row["answer"])
+    losses = page_losses(
+        names, "loss_at", lambda: names["learn"](page_student, rows, soft=soft)
+    )
+    page = torch.tensor(losses).view(STEPS, 4).mean(1).tolist()
+
+    order = [rows[place % 8] for place in range(4 * STEPS)]
+
+    def joined(prompt):
+        return Dataset.from_list(
+            [join_row(row[prompt], row["answer"]) for row in order]
+        )
+
+    made = student()
+    options = {"teacher": AdaptersOff(made)} if soft else {}
+    history = trainer_history(
+        SoftLabelTrainer if soft else HardLabelTrainer,
+        *(made, prose, add_teacher_prompts(joined("short"), joined("long")), tmp_path),
+        {
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 4,
+            "adam_beta2": 0.999,
+        },
+        **options,
+    )
+    assert page == pytest.approx([one["loss"] for one in history], rel=1e-5)
+    assert page[-1] < page[0]
+
+
+def test_the_loop_of_lesson_10_is_the_trainer_across_tokenizers(prose, tmp_path):
+    other = byte_level_bpe()
+    teacher = build_student(other, layers=1, width=32, seed=5)
+    pair = align_tokenizers(prose.tokenizer, other)
+    length = 12
+    rows = [prose.tokenizer(text)["input_ids"][:length] for text in TEXTS]
+    rows = [ids for ids in rows if len(ids) == length]
+    assert len(rows) == 3
+    names = {
+        **{"torch": torch, "math": math, "pair": pair, "size": len(prose.tokenizer)},
+        **{"steps": STEPS, "batch_size": 4, "twins": torch.full((len(other),), -1)},
+        **{"first": pair.first_pieces, "tokenizer": prose.tokenizer},
+        "projected": checks.project(None, fallback=True),
+        "build_student": lambda *_, **__: beginner(prose.tokenizer),
+    }
+    for words in ("def keep(", "def inside(", "def train("):
+        exec(cell_with("10", words), names)
+    with torch.no_grad():
+        names["kept"] = [
+            names["keep"](
+                one, teacher(torch.tensor([one.teacher_ids])).logits[0].log_softmax(-1)
+            )
+            for one in map(pair.align, rows)
+        ]
+    losses = []
+
+    def watched(log_q, row):
+        loss = names["by_first_pieces"](log_q, row)
+        losses.append(float(loss.detach()) / (length - 1))
+        return loss
+
+    names["train"](watched)
+    page = torch.tensor(losses).view(STEPS, 4).mean(1).tolist()
+    order = [rows[place % len(rows)] for place in range(4 * STEPS)]
+    history = trainer_history(
+        SoftLabelTrainer,
+        *(beginner(prose.tokenizer), prose),
+        *(Dataset.from_dict({"input_ids": order}), tmp_path),
+        {
+            "learning_rate": 4e-3,
+            "per_device_train_batch_size": 4,
+            "adam_beta2": 0.999,
+        },
+        teacher=teacher,
+        teacher_tokenizer=other,
+        cross="pieces",
+    )
+    assert page == pytest.approx([one["loss"] for one in history], rel=1e-4)
     assert page[-1] < page[0]
