@@ -1,6 +1,8 @@
 # %%
 import copy
+import itertools
 import json
+import random
 
 import matplotlib.pyplot as plt
 import torch
@@ -29,8 +31,8 @@ judged_rows = profile.pick(smoke=4, cpu=60, gpu=60)
 #
 # Where does a teacher come from, if there is no larger model? From the student itself,
 # with something more: **a prompt** that it reads, **full precision** where the student is
-# rounded, or **old weights** from before a change. What the model does with it becomes the
-# teacher, and the student learns to do the same without.
+# rounded, or **an earlier training** of the same network. What the model does with it is
+# the teacher, and the student learns to do the same without.
 
 # %%
 from distill_helpers.course import diagrams
@@ -38,63 +40,66 @@ from distill_helpers.course import diagrams
 diagrams.self_distillation()
 
 # %% [markdown]
-# This lesson builds the first two, and tells about the third.
+# This lesson builds the first two, and shows a stored result for the third.
 #
 # ## A prompt that is paid for every time
 #
 # SmolLM2 should explain words, and always in the same JSON form, so that a program can
-# read it. Told in words, a model as small as this one does not obey. Three examples help.
+# read it. Three examples show the form.
 
 # %%
 examples = [
     ("What is a table?", "A table is a piece of furniture with a flat top."),
     ("What is a dog?", "A dog is an animal that people keep at home."),
-    ("What is anger?", "Anger is a strong feeling against somebody."),
+    ("What is an idea?", "An idea is a thought about what could be done."),
 ]
 
-
 # %%
-def conversation(question, *, with_examples):
-    """Messages: the question, behind three examples or alone."""
-    turns = []
-    for asked, text in examples if with_examples else ():
-        turns.append({"role": "user", "content": asked})
-        reply = json.dumps({"answer": text})
-        turns.append({"role": "assistant", "content": reply})
-    return [*turns, {"role": "user", "content": question}]
-
-
-# %%
-from distill_helpers.tasks.prose import glosses
 from distill_helpers.tasks.teachers import load_teacher
 
 model, tokenizer = load_teacher(profile)
 
 
-def prompt_of(question, *, with_examples):
+def prompt_of(question, examples=()):
+    """Token ids of a question, behind examples or alone."""
+    turns = []
+    for asked, text in examples:
+        turns.append({"role": "user", "content": asked})
+        reply = json.dumps({"answer": text})
+        turns.append({"role": "assistant", "content": reply})
+    turns.append({"role": "user", "content": question})
     return tokenizer.apply_chat_template(
-        conversation(question, with_examples=with_examples),
-        add_generation_prompt=True,
-        return_dict=False,
+        turns, add_generation_prompt=True, return_dict=False
     )
 
 
 # %%
-words = [row["word"].replace("_", " ") for row in glosses()]
-words = words[:: len(words) // (learn_count + test_count)]
-questions = [f"What is a {word}?" for word in words]
-learned, asked = questions[:learn_count], questions[learn_count:][:test_count]
-for with_examples in (True, False):
-    tokens = len(prompt_of(asked[0], with_examples=with_examples))
-    print(f"examples: {with_examples!s:6} {tokens:4} tokens for one question")
+from distill_helpers.tasks.prose import glosses
+
+entries = {
+    row["word"].replace("_", " "): row["gloss"]
+    for row in glosses()
+    if row["word"].islower()
+}
+words = random.Random(0).sample(sorted(entries), learn_count + test_count)
+learn_words, test_words = words[:learn_count], words[learn_count:]
+
+
+def question_of(word):
+    return f"What is {'an' if word[0] in 'aeiou' else 'a'} {word}?"
+
+
+# %%
+first = question_of(test_words[0])
+print(f"examples and question: {len(prompt_of(first, examples)):4} tokens")
+print(f"the question alone:    {len(prompt_of(first)):4} tokens")
 
 # %%
 from distill_helpers.models import generate_batch
 
 
-def answers(model, questions, *, with_examples):
-    """Greedy answers, as token ids."""
-    prompts = [prompt_of(q, with_examples=with_examples) for q in questions]
+def answers(model, prompts):
+    """Greedy answers as token ids, their ends included."""
     written = generate_batch(
         model,
         tokenizer,
@@ -108,7 +113,7 @@ def answers(model, questions, *, with_examples):
 
 # %%
 def obeys(ids):
-    """Whether an answer is JSON with one field, named answer."""
+    """Whether an answer is whole, and JSON with one field named answer."""
     try:
         found = json.loads(tokenizer.decode(ids, skip_special_tokens=True))
     except json.JSONDecodeError:
@@ -117,16 +122,20 @@ def obeys(ids):
 
 
 # %%
+questions = [question_of(word) for word in test_words]
+alone = [prompt_of(question) for question in questions]
+behind = [prompt_of(question, examples) for question in questions]
 obeyed = {}
-for name, with_examples in (("no examples", False), ("examples", True)):
-    found = answers(model, asked, with_examples=with_examples)
-    obeyed[name] = sum(map(obeys, found)) / len(found)
-    print(f"{name}: {obeyed[name]:.0%} obey")
+for name, prompts in (("teacher, with examples", behind), ("before", alone)):
+    found = answers(model, prompts)
+    obeyed[name] = 100 * sum(map(obeys, found)) / len(found)
+    print(f"{name}: {obeyed[name]:.0f} % in the form")
     print("   ", tokenizer.decode(found[0], skip_special_tokens=True), "\n")
 
 # %% [markdown]
-# The model *can* obey. But each question carries the examples along, and they are far
-# longer than the question. Can the model learn to behave as if it had read them?
+# With its examples, the model keeps to the form nearly always. Without them nothing asks for
+# it. But each question carries the examples along, and they are far longer than the
+# question. Can the model learn to behave as if it had read them?
 #
 # ## The same answer, seen from two places
 #
@@ -175,14 +184,15 @@ places = checks.answer_places(answer_places, fallback=True)
 # %% [markdown]
 # ## A student that is small next to itself
 #
-# Teacher and student are one model, so a second copy of all weights would be a waste.
-# **LoRA** (Hu et al. 2021) freezes a weight matrix $W$ and adds a product of two thin ones,
-# $W + \frac{a}{r} B A$, and only $A$ and $B$ learn. $A$ has $r$ rows and $B$ has $r$ columns;
-# $r$ is the **rank**. With the addition switched off, the old model is back: the teacher.
+# Teacher and student are one model, so one copy of its weights is enough. **LoRA** (Hu et
+# al. 2021) freezes a weight matrix $W$ and adds a product of two thin ones, $W + s B A$. Only
+# $A$ and $B$ learn; $s$ is a fixed strength. $A$ has $r$ rows and $B$ has $r$ columns, and $r$
+# is the **rank**. $B$ begins at zero, so the student begins as the teacher. With the addition
+# switched off, the teacher is back.
 #
 # ## Exercise 2 · How much learns?
 #
-# *easy · why an adapter fits where a training does not · 5 minutes*
+# *easy · why adapters fit in memory where full training does not · 5 minutes*
 #
 # Write `adapter_size(shapes, rank)`: how many numbers learn, if each matrix of the list
 # `shapes`, pairs of rows and columns, gets an adapter.
@@ -234,7 +244,8 @@ ax.set_title("What learns, compared with the whole model")
 plt.show()
 
 # %% [markdown]
-# The optimizer keeps two further numbers for each that learns, and none for the others.
+# Adam keeps two more numbers for each that learns, and none for the frozen ones. So memory
+# falls, too.
 
 # %%
 from distill_helpers import add_adapters
@@ -245,23 +256,18 @@ trained = sum(w.numel() for w in student.parameters() if w.requires_grad)
 print(f"counted {trained:,}, by your function {size_of(shapes, rank):,}")
 
 # %% [markdown]
+# `add_adapters` changes `model` itself. From here on we call it `student`, and inside
+# `adapters_off(student)` it is the teacher, which also keeps no gradients.
+
+# %% [markdown]
 # ## The loop
 #
 # The teacher writes an answer to each question, with its examples in front. Then it reads
-# them once and says what it found likely at every token. It stays as it is, so once is enough.
+# all of that once more, and we keep its logits at the answer's tokens. It never changes, so
+# once is enough.
 
 
 # %%
-def rows_of(questions, written):
-    """Both rows of each question: the teacher's and the student's."""
-    rows = []
-    for question, answer in zip(questions, written, strict=True):
-        longer = prompt_of(question, with_examples=True)
-        shorter = prompt_of(question, with_examples=False)
-        rows.append({"long": longer, "short": shorter, "answer": answer})
-    return rows
-
-
 def said(model, prompt, answer):
     """Logits that predict the answer's tokens, [answer, vocabulary]."""
     ids = torch.tensor([prompt + answer], device=model.device)
@@ -269,37 +275,46 @@ def said(model, prompt, answer):
 
 
 # %%
-with adapters_off(student):
-    written = answers(student, learned, with_examples=True)
-    rows = rows_of(learned, written)
-    for row in rows:
-        row["teacher"] = said(student, row["long"], row["answer"])
+def taught(words, prompts):
+    """One row a word: what the student reads, and what the teacher said."""
+    rows = []
+    with adapters_off(student):
+        written = answers(student, prompts)
+        for word, prompt, answer in zip(words, prompts, written, strict=True):
+            row = {"short": prompt_of(question_of(word)), "answer": answer}
+            row["teacher"] = said(student, prompt, answer).cpu()
+            rows.append(row)
+    return rows
+
+
+# %%
+long_prompts = [prompt_of(question_of(word), examples) for word in learn_words]
+rows = taught(learn_words, long_prompts)
+print(tokenizer.decode(rows[0]["answer"], skip_special_tokens=True))
 
 # %% [markdown]
-# `adapters_off` switches the additions off for a while: inside, the student is its own
-# teacher. The loop is short, for everything in it is known. With `soft` it compares
-# distributions; without, it learns the teacher's text, as hard labels.
+# With `soft` the loop compares distributions; without, it learns the teacher's text, as
+# hard labels. The answer includes its end, so the student also learns to stop.
 
 
 # %%
 def loss_at(student, row, soft):
     """Mean over the answer's tokens."""
-    log_q = said(student, row["short"], row["answer"]).log_softmax(-1)
+    log_q = said(student, row["short"], row["answer"]).float().log_softmax(-1)
     if not soft:
         ids = torch.tensor(row["answer"], device=log_q.device)
         return -log_q.gather(-1, ids[:, None]).mean()
-    log_p = row["teacher"].log_softmax(-1)
+    log_p = row["teacher"].to(log_q.device).float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
+# %%
 def learn(student, rows, *, soft):
     mine = [w for w in student.parameters() if w.requires_grad]
-    optimizer = torch.optim.AdamW(mine, 1e-3, weight_decay=0.0)
-    for step in range(steps):
-        some = [
-            rows[(step * batch_size + i) % len(rows)]
-            for i in range(batch_size)
-        ]
+    optimizer = torch.optim.Adam(mine, lr=1e-3)
+    turn = itertools.cycle(rows)
+    for _ in range(steps):
+        some = [next(turn) for _ in range(batch_size)]
         loss = sum(loss_at(student, row, soft) for row in some) / batch_size
         optimizer.zero_grad()
         loss.backward()
@@ -307,121 +322,101 @@ def learn(student, rows, *, soft):
 
 
 # %% [markdown]
-# **Predict:** after these few steps, how many answers obey, without any example in the
-# prompt?
+# **Predict:** after these few steps, how many answers keep to the form, with no example in
+# the prompt?
 
 # %%
 learn(student, rows, soft=True)
-found = answers(student, asked, with_examples=False)
-obeyed["soft labels"] = sum(map(obeys, found)) / len(found)
+found = answers(student, alone)
+obeyed["after soft labels"] = 100 * sum(map(obeys, found)) / len(found)
 print(tokenizer.decode(found[0], skip_special_tokens=True))
 
 # %% [markdown]
-# For comparison, another student of the same size learns the teacher's *text* alone, with
-# the same rows and steps.
+# For comparison, another student learns the teacher's *text* alone, with the same rows and
+# steps. Only for this do we load the model again.
 
 # %%
 other = add_adapters(load_teacher(profile).model, rank=rank, seed=0)
 learn(other, rows, soft=False)
-found = answers(other, asked, with_examples=False)
-obeyed["its text"] = sum(map(obeys, found)) / len(found)
+found = answers(other, alone)
+obeyed["after its text"] = 100 * sum(map(obeys, found)) / len(found)
 
 # %%
-order = ["examples", "no examples", "soft labels", "its text"]
-names = ["teacher, with examples", "before", "after soft labels", "after text"]
-shown = [100 * obeyed[name] for name in order]
 fig, ax = plt.subplots(figsize=(7, 2.3))
-bars = ax.barh(names, shown, color=[TEACHER, PALE, STUDENT, STUDENT])
+colors = [TEACHER, PALE, STUDENT, STUDENT]
+bars = ax.barh(list(obeyed), list(obeyed.values()), color=colors)
 ax.bar_label(bars, fmt="%.0f %%", padding=3)
 ax.invert_yaxis()
 ax.margins(x=0.12)
 ax.grid(axis="y", visible=False)
-ax.set_xlabel(f"answers that obey, of {len(asked)} new questions")
-ax.set_title("The rule is in the weights now: no examples are read")
+ax.set_xlabel(f"answers in the form, of {test_count} to new words")
+ax.set_title("The form is in the weights: no examples are read any more")
 plt.show()
 
 # %% [markdown]
-# TEXT_A
+# The students keep to the form and never read an example. Soft labels tell more per answer
+# than its text does, as in lesson 02. But this is one run on a few words, and a small gap
+# between the two students may be chance.
 #
-# ## A rule can be learned, a hint cannot
+# ## A rule carries over to new words. Does a hint?
 #
-# What may the *more* be? The three examples were the same for every question. Now let the
-# teacher see something else each time: the dictionary's entry of the word that is asked
-# for. **Predict:** what has a student learned about words that it was never asked?
-
-# %%
-entries = {row["word"].replace("_", " "): row["gloss"] for row in glosses()}
-
-
-def told(question):
-    """The question, behind the dictionary's entry of its word."""
-    word = question.removeprefix("What is a ").removesuffix("?")
-    return f"The dictionary says: {entries[word]}. {question}"
+# What else can the teacher be given? The three examples were the same for every question.
+# Now it reads something else each time: the dictionary's entry of the word that is asked
+# for. **Predict:** after training on some words, does the student come closer to this
+# teacher on *other* words?
 
 
 # %%
-def hinted_rows(questions):
-    """Rows like those above, whose teacher reads an entry with each."""
-    hinted = [told(question) for question in questions]
-    written = answers(model, hinted, with_examples=False)
-    rows = rows_of(questions, written)
-    for row, question in zip(rows, hinted, strict=True):
-        row["long"] = prompt_of(question, with_examples=False)
-    return rows
+def hinted(word):
+    entry = f"The dictionary says: {entries[word]}."
+    return prompt_of(f"{entry} {question_of(word)}")
 
 
-# %%
-def marked(rows):
-    """Add what the teacher finds likely in the answers."""
-    for row in rows:
-        row["teacher"] = said(student, row["long"], row["answer"])
-    return rows
-
-
-with torch.no_grad(), adapters_off(student):
-    new_answers = answers(student, asked, with_examples=True)
-    new_rows = marked(rows_of(asked, new_answers))
-    hints, new_hints = marked(hinted_rows(learned)), marked(hinted_rows(asked))
+hints = taught(learn_words, [hinted(word) for word in learn_words])
+new_hints = taught(test_words, [hinted(word) for word in test_words])
+new_rows = taught(test_words, behind)
 
 
 # %%
 @torch.no_grad()
 def distance(model, rows):
-    """KL to the teacher, a mean over questions."""
+    """KL to the teacher, a mean over words."""
     return sum(loss_at(model, row, True).item() for row in rows) / len(rows)
 
 
 # %%
 reader = add_adapters(load_teacher(profile).model, rank=rank, seed=0)
-gaps = {
-    "rule, before": distance(reader, new_rows),
-    "rule, after": distance(student, new_rows),
-    "hints, before": distance(reader, new_hints),
-}
+before = [distance(reader, some) for some in (new_rows, new_hints, hints)]
 learn(reader, hints, soft=True)
-gaps["hints, after"] = distance(reader, new_hints)
+after = [distance(student, new_rows)]
+after += [distance(reader, some) for some in (new_hints, hints)]
 
 # %%
-fig, ax = plt.subplots(figsize=(7, 2.3))
-colors = [PALE, STUDENT, PALE, STUDENT]
-bars = ax.barh(list(gaps), list(gaps.values()), color=colors)
-ax.bar_label(bars, fmt="%.2f", padding=3)
+names = ["rule, new words", "hints, new words", "hints, learned words"]
+left = [100 * b / a for a, b in zip(before, after, strict=True)]
+fig, ax = plt.subplots(figsize=(7, 2))
+bars = ax.barh(names, left, color=[STUDENT, STUDENT, PALE])
+ax.bar_label(bars, fmt="%.0f %%", padding=3)
+ax.axvline(100, color="0.4", ls="--")
 ax.invert_yaxis()
-ax.margins(x=0.12)
 ax.grid(axis="y", visible=False)
-ax.set_xlabel("KL to the teacher on new questions, nats a token")
-ax.set_title("TITLE")
+ax.set_xlabel("KL to the teacher that is left, percent of what it was")
+ax.set_title("The rule carries over to new words, the hints hardly")
 plt.show()
 
 # %% [markdown]
-# TEXT_B
+# Compare each bar with 100, its own start. Of the distance to the teacher with examples little
+# is left, on words that the student was never asked. From the hints it learned about the
+# words of its training, and on new words it gained little: a manner of speaking, but no
+# knowledge of the word. Nobody told it.
 #
 # ## Full precision teaches the rounded
 #
 # The second *more* is precision. A model that is stored in few bits is a rounded copy of
-# itself. Group by group of weights, the largest gets the largest multiple that the bits
-# allow, and every weight becomes the nearest multiple of one step. The model with its full
-# weights is still there: it can teach the rounded one what it said.
+# itself. Weights are rounded in groups, here of 32, and each group has a step of its own:
+# the weight of largest magnitude becomes the largest multiple that the bits allow. Every
+# weight goes to the nearest multiple. The model with its full weights is still there, and
+# can teach the rounded one what it said.
 #
 # Learning needs a slope, and rounding has none: its gradient is zero almost everywhere.
 # The usual way out is to round in the forward pass and to pretend in the backward pass
@@ -431,9 +426,9 @@ plt.show()
 #
 # *hard · one line makes rounded models trainable · 20 minutes*
 #
-# Write `fake_round(weight, bits)` for a weight `[groups, numbers]`. In each row, the step is
-# the largest magnitude divided by $2^{\text{bits} - 1} - 1$. Return every number rounded to
-# a multiple of its row's step. The gradient must be that of `weight` itself, as if the
+# Write `fake_round(weight, bits)` for a weight `[groups, numbers]`. In each group, the step is
+# the largest magnitude, which is never zero here, divided by $2^{\text{bits} - 1} - 1$. Return every number rounded to
+# a multiple of its group's step. The gradient must be that of `weight` itself, as if the
 # function returned it unchanged.
 
 # %% [markdown] tags=["given"]
@@ -452,9 +447,10 @@ rounding = checks.fake_round(fake_round, fallback=True)
 # First without a gradient: steps `[groups, 1]`, then divide, `round`, multiply. Then think
 # of the result as *weight plus rounding error*.
 
-# %% [markdown] tags=["hint"] title="The check says that the gradient is zero"
-# The rounding error is a constant for the backward pass: `detach` it, and only it. Then
-# the gradient flows through the weight that it is added to.
+# %% [markdown] tags=["hint"] title="The check says that the gradient is wrong"
+# The step depends on the largest weight, so a little gradient can leak through it. Detach
+# the whole rounding error, and only that: the gradient flows through the weight that it is
+# added to.
 
 
 # %% tags=["solution"]
@@ -468,21 +464,23 @@ def fake_round(weight, bits):
 rounding = checks.fake_round(fake_round, fallback=True)
 
 # %% [markdown]
-# Now give your function to every linear layer of a model. PyTorch calls it whenever a
-# weight is used. The Austen model is small enough to be repaired on the spot, and three
-# bits are few enough to hurt.
+# Give your function to every linear layer but the output head. PyTorch keeps the full weight,
+# trains it, and rounds it at each use; only the rounded one would be stored. The Austen model
+# of lesson 02 is small enough to be repaired on the spot. Two bits hurt: a weight becomes one
+# step, minus one step, or zero.
 
 # %%
 from torch.nn.utils import parametrize
 
 from distill_helpers.tasks.teachers import load_tiny_teacher
 
-full, cutter = load_tiny_teacher("prose")
+full, tiny_tokenizer = load_tiny_teacher("prose")
+bits = 2
 
 
 class Rounded(torch.nn.Module):
     def forward(self, weight):
-        return rounding(weight.view(-1, 32), 3).view_as(weight)
+        return rounding(weight.view(-1, 32), bits).view_as(weight)
 
 
 # %%
@@ -498,20 +496,25 @@ def rounded_copy():
 from distill_helpers import evaluate, pack
 from distill_helpers.tasks.prose import austen
 
-text = pack(austen("train"), cutter, 64).shuffle(seed=0)
-text = torch.tensor(text[: 16 * rounding_steps]["input_ids"])
-test = pack(austen("test"), cutter, 64).select(range(judged_rows))
+read = pack(austen("train"), tiny_tokenizer, 64).shuffle(seed=0)
+read = torch.tensor(read[: 16 * rounding_steps]["input_ids"])
+test = pack(austen("test"), tiny_tokenizer, 64).select(range(judged_rows))
 
 
+# %%
 def repair(student, *, soft):
-    optimizer = torch.optim.Adam(student.parameters(), 5e-4)
-    for ids in text.split(16):
+    """Train the full weights behind the rounded ones, and nothing else."""
+    named = student.named_parameters()
+    mine = [weight for name, weight in named if name.endswith("original")]
+    optimizer = torch.optim.Adam(mine, lr=5e-4)
+    for ids in read.split(16):
         log_q = student(ids).logits[:, :-1].log_softmax(-1)
-        loss = -log_q.gather(-1, ids[:, 1:, None]).mean()
         if soft:
             with torch.no_grad():
                 log_p = full(ids).logits[:, :-1].log_softmax(-1)
             loss = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        else:
+            loss = -log_q.gather(-1, ids[:, 1:, None]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -524,12 +527,12 @@ def repair(student, *, soft):
 # %%
 models = {
     "full precision": full,
-    "rounded to 3 bits": rounded_copy(),
+    f"rounded to {bits} bits": rounded_copy(),
     "repaired by the text": repair(rounded_copy(), soft=False),
     "repaired by itself": repair(rounded_copy(), soft=True),
 }
-found = {
-    name: evaluate(one.eval(), test, cutter, teacher=full)
+results = {
+    name: evaluate(one.eval(), test, tiny_tokenizer, teacher=full)
     for name, one in models.items()
 }
 
@@ -537,34 +540,36 @@ found = {
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.3), sharey=True)
 colors = [TEACHER, PALE, STUDENT, STUDENT]
 for ax, metric in ((left, "nll"), (right, "kl_to_teacher")):
-    values = [getattr(one, metric) for one in found.values()]
-    bars = ax.barh(list(found), values, color=colors)
+    values = [getattr(one, metric) for one in results.values()]
+    bars = ax.barh(list(results), values, color=colors)
     ax.bar_label(bars, fmt="%.2f", padding=3)
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
 left.invert_yaxis()
 left.set_xlabel("loss on an unread novel (nats)")
 right.set_xlabel("KL to full precision (nats)")
-left.set_title("TITLE")
+left.set_title("Both teachers repair most of it; its own full precision, more")
 plt.show()
 
 # %% [markdown]
-# TEXT_C
+# Both teachers repair most of the damage in these few steps, and its own full precision comes
+# closer. On the right that is no surprise, for the student was trained on this very KL; the
+# left picture is the fairer one. It is one seed, and the lead there is small.
 #
-# ## Old weights
+# ## An earlier training
 #
-# The third *more* is the past. A student of the same shape learns from a finished copy of
-# itself, and sometimes ends up better: *born-again* networks (Furlanello et al. 2018). The
-# course tried this on the shared task of lesson 06, against training on labels for the
-# same number of steps:
+# The third *more* is the past. A new student of the same shape, from fresh weights, learns
+# from the finished one, and sometimes ends up better: *born-again* networks (Furlanello et
+# al. 2018). The course tried this on the shared task of lesson 06, against training on
+# labels for the same number of steps. Right of zero, the born-again student is better:
 
 # %%
 from distill_helpers.course.plots import forest
 from distill_helpers.studies import load_results
 
 fig, ax = plt.subplots(figsize=(8, 1.5))
-old = load_results("side_by_side").verdict("self_helps")
-forest(ax, [old], words=["born again beats labels"])
+again = load_results("side_by_side").verdict("self_helps")
+forest(ax, [again], words=["born again beats labels"])
 plt.show()
 
 # %% [markdown] tags=["published"]
@@ -573,44 +578,44 @@ plt.show()
 # | who | what is reported |
 # |---|---|
 # | Snell et al. 2022 (arXiv:2209.15189) | instructions and worked examples distilled into weights, by learning what the model says with them |
-# | *OPSD*, *SDFT*, *SDPO*, January 2026 (arXiv:2601.18734, 2601.19897, 2601.20802) | a student writes, and the same model with the solution or with feedback in its prompt marks every token |
-# | arXiv:2605.11182, May 2026 | this fails with a hint for each question, and works for a rule that all share |
+# | *OPSD*, *SDFT*, *SDPO*, January 2026 (arXiv:2601.18734, 2601.19897, 2601.20802) | a student writes, and the same model with the solution or with feedback in its prompt scores every token |
+# | arXiv:2605.11182, May 2026 | such training fails with a hint for each question, and works for a rule that all share |
 # | *QAD* (arXiv:2601.20088) | four-bit models repaired by KL to their own full precision, nearly without loss |
 # | Hu et al. 2021, *LoRA* (arXiv:2106.09685) | adapters of small rank come near full training |
-#
-# Reported also: models that think for long lost accuracy when they taught themselves so.
 
 # %% [markdown]
 # ## Turn the knobs
 #
 # | turn | expect | see |
 # |---|---|---|
-# | `rank = 1` | how much is a rule worth in numbers? Say first how many percent would convince you | the first bars |
+# | `rank = 1` | the form is still learned, with far fewer numbers | the first bars |
 # | `steps = 8` | the form comes before the content | an answer |
 # | another form in `examples`, such as one word | a shorter rule | the first bars |
-# | `Rounded` with 2 bits | more to repair | the last bars |
+# | `bits = 3` | hardly anything to repair | the last bars |
 
 # %%
 # A place to try. For example:
 # small = add_adapters(load_teacher(profile).model, rank=1, seed=0)
 # learn(small, rows, soft=True)
-# found = answers(small, asked, with_examples=False)
+# found = answers(small, alone)
 # print(sum(map(obeys, found)) / len(found))
 
 # %% [markdown]
 # ## With the package
 #
-# `SoftLabelTrainer` does all of this with checkpoints, mixed precision and batches:
+# `SoftLabelTrainer` does the first part of this lesson in batches, with checkpoints and mixed
+# precision. Of three lists, the questions, the same behind the examples, and the answers:
 #
 # ```python
-# from distill_helpers import SoftLabelTrainer, add_adapters
+# from distill_helpers import SoftLabelTrainer, training_arguments
 # from distill_helpers.data import add_teacher_prompts, mask_prompts
 # from distill_helpers.models import AdaptersOff, merge_adapters
 #
-# student = add_adapters(model, rank=16)
+# plain = load_teacher(profile).model
+# student = add_adapters(plain, rank=16)
 # rows = add_teacher_prompts(
-#     mask_prompts(short_prompts, answers, tokenizer),
-#     mask_prompts(long_prompts, answers, tokenizer),
+#     mask_prompts(questions, texts, tokenizer),
+#     mask_prompts(longer_questions, texts, tokenizer),
 # )
 # SoftLabelTrainer(
 #     student,
@@ -619,17 +624,21 @@ plt.show()
 #     tokenizer=tokenizer,
 #     args=training_arguments(profile, steps=200, learning_rate=1e-3),
 # ).train()
-# plain = merge_adapters(student)  # an ordinary model, for export_gguf
+# merge_adapters(student)  # an ordinary model again, for export_gguf
 # ```
+#
+# For rounding there are `models.fake_round` and `models.bake`.
 
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** how many answers obey without the examples.
+# * **One number to remember:** how many answers keep to the form without the examples.
 # * The teacher is the model itself with something more. The two rows differ, and only the
 #   answer's tokens are compared.
-# * LoRA trains two thin matrices next to each frozen one. Switched off, they leave the teacher.
-# * A shared rule goes into weights. A hint that differs each time does not.
+# * LoRA trains two thin matrices next to each frozen one. With them switched off, the model
+#   is the teacher again.
+# * A shared rule carries over to new questions. A hint about one word says little about
+#   another word.
 # * Rounded weights learn through a straight-through gradient, from their full precision.
 # * **Use it when** a long prompt is paid for on every call, or a rounded model has lost
 #   something. **Do not, when** the prompt changes often, when it carries facts about the

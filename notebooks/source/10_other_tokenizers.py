@@ -24,9 +24,9 @@ read_at_once = profile.pick(smoke=4, cpu=8, gpu=32)
 # ## Two ways to cut a sentence
 #
 # So far teacher and student had one tokenizer. But the best teacher for your student may
-# come from another family, and families cut text differently. Then a teacher's
-# distribution is over tokens that the student does not have, at places where the student
-# has no token. What can still be compared?
+# come from another family of models, and families cut text differently. Then the teacher
+# speaks of many tokens that the student lacks, and its tokens end at other places in the
+# text. What can still be compared?
 
 # %%
 from distill_helpers.course import diagrams
@@ -43,14 +43,14 @@ from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
 teacher, teacher_tokenizer = load_teacher(profile)
 austen_model, tokenizer = load_tiny_teacher("prose")
 sentence = "Mr. Darcy smiled a wonderful smile at the café guests."
-for name, one in (("student", tokenizer), ("teacher", teacher_tokenizer)):
-    ids = one(sentence, add_special_tokens=False)["input_ids"]
-    print(name, [one.decode(token) for token in ids], "\n")
+for name, its in (("student", tokenizer), ("teacher", teacher_tokenizer)):
+    ids = its(sentence, add_special_tokens=False)["input_ids"]
+    print(name, [its.decode(token) for token in ids], "\n")
 
 # %% [markdown]
-# What they share is the text, and text is **bytes**. A plain letter is one byte, é is two,
-# an emoji is four. Every token stands for some bytes, and can even end in the middle of a
-# letter, as the student's do in *café*. `align_tokenizers` knows the bytes of each token:
+# A � is half a letter: the student has cut inside *é*. What the two share is the text, and
+# text is **bytes**. An English letter is one byte, é is two, an emoji is four. Every token
+# stands for some bytes. `align_tokenizers` knows them:
 
 # %%
 from distill_helpers import align_tokenizers
@@ -67,7 +67,7 @@ def pieces(side, text):
 
 ours = pieces(pair.student, sentence)
 theirs = pieces(pair.teacher, sentence)
-print(ours[2:5], "\n", theirs[2:5])
+print(ours[-9:], "\n", theirs[-3:])
 
 # %% [markdown]
 # ## Exercise 1 · Align
@@ -96,9 +96,9 @@ def align(ours, theirs):
 my_align = checks.align(align, fallback=True)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# Walk along both lists with two counters, and keep the number of bytes that each side
-# has read. If one side is behind, take its next token. If both have read equally much,
-# a chunk ends here: note it, and begin to count anew.
+# Take a token of ours, then tokens of theirs as long as theirs is behind. If both have now
+# read equally many bytes, a chunk ends here: note it, and count anew. If not, take the next
+# token of ours.
 
 # %% [markdown] tags=["hint"] title="The last chunk is missing"
 # Both texts end together, so the last chunk ends where the loop does. Note a chunk
@@ -109,15 +109,14 @@ from distill_helpers.course import checks
 
 
 def align(ours, theirs):
-    pairs, i, j, k, m, ahead = [], 0, 0, 0, 0, 0
-    while k < len(ours) or m < len(theirs):
-        if ahead <= 0 and k < len(ours):
-            ahead, k = ahead + len(ours[k]), k + 1
-        else:
-            ahead, m = ahead - len(theirs[m]), m + 1
+    theirs, pairs, k, m, ahead = iter(theirs), [], 0, 0, 0
+    for token in ours:
+        k, ahead = k + 1, ahead + len(token)
+        while ahead > 0:
+            m, ahead = m + 1, ahead - len(next(theirs))
         if ahead == 0:
-            pairs.append((k - i, m - j))
-            i, j = k, m
+            pairs.append((k, m))
+            k = m = 0
     return pairs
 
 
@@ -138,11 +137,11 @@ plt.show()
 # ## The probability of a chunk
 #
 # Now there is something to compare. Both models can say how likely they find a *chunk*,
-# after the text before it. For a chunk of several tokens, all of them must come true, one
+# after the text before it. For a chunk of several tokens, all of them must be written, one
 # after the other. So their probabilities are multiplied, and log-probabilities are added.
 #
-# The small model below has read Austen, and cuts as the student does. **Predict:** which of
-# the two models finds *wonderful* more likely here?
+# The small model, loaded above, has read Austen and cuts as the student does. **Predict:**
+# which of the two finds *wonderful* more likely here?
 
 
 # %%
@@ -150,28 +149,27 @@ def own_log_p(model, ids):
     """log p of every token of a row; 0 for the first, not predicted."""
     ids = torch.tensor(ids)
     with torch.no_grad():
-        log_p = model(ids[None].to(model.device)).logits[0].log_softmax(-1)
-    known = log_p[:-1].cpu().gather(-1, ids[1:, None])[:, 0]
-    return torch.cat([torch.zeros(1), known.float()])
+        logits = model(ids[None].to(model.device)).logits[0].float().cpu()
+    known = logits.log_softmax(-1)[:-1].gather(-1, ids[1:, None])[:, 0]
+    return torch.cat([torch.zeros(1), known])
 
 
 # %%
 row = pair.align_text(sentence)
-(place,) = [
-    number
-    for number, chunk in enumerate(row.chunks)
-    if pair.student.spelled(row.student_ids[chunk.student]) == b" wonderful"
-]
-chunk = row.chunks[place]
+chunk = next(
+    c
+    for c in row.chunks
+    if pair.student.spelled(row.student_ids[c.student]) == b" wonderful"
+)
 
 # %%
-for name, model, ids, tokens, one in (
+for name, model, ids, tokens, its in (
     ("small", austen_model, row.student_ids, chunk.student, tokenizer),
     ("SmolLM2", teacher, row.teacher_ids, chunk.teacher, teacher_tokenizer),
 ):
     log_p = own_log_p(model, ids)[tokens]
     parts = [
-        f"p({one.decode(token)!r}) = {p:.2%}"
+        f"p({its.decode(token)!r}) = {p:.2%}"
         for token, p in zip(ids[tokens], log_p.exp().tolist(), strict=True)
     ]
     print(f"{name:8}", " · ".join(parts), f"→ {log_p.sum().exp():.2%}")
@@ -216,31 +214,43 @@ log_p_of = checks.chunk_log_p(chunk_log_p, fallback=True)
 # %% [markdown]
 # ## The loss: does this chunk come, or another one?
 #
-# We know how likely each model finds the chunk that *stands there*. Of all the chunks that
-# could stand there instead, we know only that they share the rest. So compare two
-# distributions over two outcomes: this chunk, or any other. Their KL is
+# We know how likely each model finds the chunk that *stands there*. Of all others we know
+# only that together they have the rest of the probability. So compare two distributions
+# over two outcomes: this chunk, or any other. Their KL is
 #
 # $$p \log\frac{p}{q} + (1 - p) \log\frac{1 - p}{1 - q}$$
 #
 # with the teacher's $p$ and the student's $q$ for the chunk. This is **likelihood of
-# chunks**, after Minixhofer et al. (2025). In comparison with plain text labels: where the
-# teacher was surprised, the student need not be sure.
+# chunks**, after Minixhofer et al. (2025), without their temperature. Where the teacher was
+# surprised, the student need not be sure.
+#
+# The two numbers are not of quite the same event. If the student cuts *wonder, ful, ly*, its
+# number for *wonderful* includes *wonderfully*, for which the teacher may have another token.
+# We accept this error.
+#
+# From here on a `row` is a dictionary. `ids` are the student's tokens, `chunk` the number of
+# each token's chunk, `log_p` the teacher's log-probability of each chunk.
+
+
+# %%
+def own(log_q, row):
+    """The student's log-probabilities of its own tokens, from the second."""
+    return log_q[:-1].gather(-1, row["ids"][1:, None])[:, 0]
+
+
+def by_text(log_q, row):
+    """The text's own tokens, for comparison."""
+    return -own(log_q, row).sum()
 
 
 # %%
 def by_chunks(log_q, row):
     """KL over two outcomes, summed over the row's chunks."""
-    own = log_q[:-1].gather(-1, row["ids"][1:, None])[:, 0]
-    ours = log_p_of(own, row["chunk"][1:]).clamp(max=-1e-4)
+    ours = log_p_of(own(log_q, row), row["chunk"][1:]).clamp(max=-1e-4)
     theirs = row["log_p"].clamp(max=-1e-4)  # log(1 − p) stays finite
     p = theirs.exp()
     others = torch.log1p(-p) - torch.log1p(-ours.exp())
     return (p * (theirs - ours) + (1 - p) * others).sum()
-
-
-def by_text(log_q, row):
-    """The text's own tokens, for comparison."""
-    return -log_q[:-1].gather(-1, row["ids"][1:, None]).sum()
 
 
 # %% [markdown]
@@ -250,8 +260,8 @@ def by_text(log_q, row):
 #
 # A chunk tells one number, and the teacher knows 49,152. Can these be brought to the
 # student? At the places where a chunk begins, both models are about to say what comes
-# next. So write down for each of the teacher's tokens which of the student's tokens it
-# stands for. Two ways:
+# next. For this we need a list: for each of the teacher's tokens, the student's token that
+# it stands for. It can be made in two ways:
 #
 # * **twins**: the student's token with the very same bytes, or none;
 # * **first pieces**: cut the teacher's token with the student's tokenizer, and take the
@@ -306,9 +316,9 @@ for name, to_student in (("twins", twins), ("first pieces", first)):
     print(f"{name:13} {(to_student >= 0).sum():6,} of {len(first):,} tokens")
 
 # %% [markdown]
-# Few tokens have a twin, but those are the frequent ones. What counts is the share of the
-# teacher's *probability* that they hold. **Predict** it, for the places of our sentence:
-# half? nine tenths?
+# Few tokens have a twin. But what counts is the share of the teacher's *probability* on them.
+# **Predict** it, for the places of our sentence: a tenth? half? nine tenths? The first chunk
+# is left out, for nothing predicts it.
 
 
 # %%
@@ -317,11 +327,12 @@ def covered(text):
     row = pair.align_text(text)
     ids = torch.tensor(row.teacher_ids)
     with torch.no_grad():
-        p = teacher(ids[None].to(teacher.device)).logits[0].softmax(-1).cpu()
+        logits = teacher(ids[None].to(teacher.device)).logits[0]
+    p = logits.float().softmax(-1).cpu()
     starts = [c for c in row.chunks if c.teacher.start > 0]
     before = torch.tensor([c.teacher.start for c in starts]) - 1
     words = [pair.student.spelled(row.student_ids[c.student]) for c in starts]
-    return words, projected(p[before].float(), twins, size).sum(-1)
+    return words, projected(p[before], twins, size).sum(-1)
 
 
 # %%
@@ -338,7 +349,7 @@ plt.show()
 print(f"mean {share.mean():.0%}, least {share.min():.0%}")
 
 # %% [markdown]
-# Can you find a sentence where the mean is below a half? Think of what Austen never wrote.
+# In which sentence is the mean lower? Think of what Austen never wrote. Ours is a first try:
 
 # %%
 mine = "The bicycle and the telephone were invented in Germany."
@@ -346,23 +357,24 @@ words, share = covered(mine)
 print(f"mean {share.mean():.0%}, least {share.min():.0%}")
 
 # %% [markdown]
-# The rest becomes one outcome, *something without a twin*. The student is told how likely
-# this is, and not what to say then. With first pieces almost nothing is missing, at a
-# price: a teacher that is torn between *wonder* and *wonderful* looks sure of *wonder*.
-# That is right, for the student's next token says no more. But the teacher can also write
-# *wonderful* as *wonder* and *ful*, which it never does. So its probabilities of short
-# pieces are too small. That is called **tokenization bias**, and both maps have it.
+# What has no twin becomes one outcome, *something else*. With first pieces almost nothing is
+# missing: *wonder* and *wonderful* both count for *wonder*. The price is that how the word
+# goes on is left to the text.
+#
+# There is also **tokenization bias**. A teacher that has the token *wonderful* almost never
+# writes *wonder* and then *ful*. So its *wonder* means "*wonder*, and not *wonderful*". Twins
+# take this number as it is. First pieces repair it here, but not for every pair of cuts.
 #
 # The loss is the KL of lesson 02 where a chunk begins. *Inside* a chunk the teacher has
 # no say, so there the text's own token is the label: without it, the student would never
-# learn to write *ful*.
+# learn to write *ful*. In a row, `before` are the places before each chunk, `twins` and
+# `first` the projected teacher there, and `inside` marks all other places.
 
 
 # %%
 def inside(log_q, row):
     """Text labels at the places where no chunk begins."""
-    own = log_q[:-1].gather(-1, row["ids"][1:, None])[:, 0]
-    return -own[row["inside"]].sum()
+    return -own(log_q, row)[row["inside"]].sum()
 
 
 def by_first_pieces(log_q, row):
@@ -401,7 +413,8 @@ def sorted_distance(p, q):
 print(f"distance of the two: {sorted_distance(yes_sayer, no_sayer):.1f}")
 
 # %% [markdown]
-# They say opposite things and have the same sorted curve, so for this loss they are equal.
+# They say opposite things and have the same sorted probabilities, so for this loss they are
+# equal.
 # It tells a student *how sure* to be, and not of what. Therefore it is used next to the
 # text's labels, never alone. We do the same:
 
@@ -416,8 +429,8 @@ def by_rank(log_q, row):
 # %% [markdown]
 # ## Five students
 #
-# The teacher reads each row once. What the five losses need of its distributions is kept:
-# numbers for each chunk, not for each of 49,152 tokens.
+# The teacher reads each row once. For each chunk we keep three rows of 2,048 numbers, and a
+# few more, instead of 49,152 numbers for each token.
 
 # %%
 from distill_helpers import build_student, evaluate, pack
@@ -433,31 +446,33 @@ for side in ("student", "teacher"):
 # %%
 def keep(one, log_p):
     """What the losses need of one row; log_p is the teacher's."""
+    # Nothing predicts the first token of a row.
     chunks = [c for c in one.chunks if c.student.start and c.teacher.start]
-    theirs = torch.tensor(one.teacher_ids)
-    own = log_p[:-1].gather(-1, theirs[1:, None])[:, 0]
     chunk = torch.full((len(one.student_ids),), -1)
+    other = torch.full((len(one.teacher_ids),), -1)
     for number, c in enumerate(chunks):
-        chunk[c.student] = number
-    places = [(c.teacher.start, c.teacher.stop) for c in chunks]
-    p = log_p[[i - 1 for i, _ in places]].exp()
+        chunk[c.student] = other[c.teacher] = number
+    theirs = torch.tensor(one.teacher_ids)[1:, None]
+    p = log_p[[c.teacher.start - 1 for c in chunks]].exp()
     first_p = projected(p, first, size)
     before = torch.tensor([c.student.start - 1 for c in chunks])
-    inside = torch.ones(len(one.student_ids) - 1, dtype=torch.bool)
-    inside[before] = False
+    elsewhere = torch.ones(len(one.student_ids) - 1, dtype=torch.bool)
+    elsewhere[before] = False
     return {
         "ids": torch.tensor(one.student_ids),
         "chunk": chunk,
         "before": before,
-        "inside": inside,
-        "log_p": torch.stack(
-            [own[i - 1 : k - 1].sum() for i, k in places],
-        ),
+        "inside": elsewhere,
+        "log_p": log_p_of(log_p[:-1].gather(-1, theirs)[:, 0], other[1:]),
         "first": first_p / first_p.sum(-1, keepdim=True),
         "twins": projected(p, twins, size),
         "top": p.sort(descending=True).values[:, :size],
     }
 
+
+# %% [markdown]
+# The little that first pieces miss is divided out, so that they sum to one again. Padding at
+# the end of a batch changes nothing, for the model looks only back.
 
 # %%
 kept = []
@@ -467,13 +482,13 @@ for at in range(0, len(aligned), read_at_once):
     batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     with torch.no_grad():
         logits = teacher(batch.to(teacher.device)).logits.float().cpu()
-    for one, mine in zip(some, logits, strict=True):
-        kept.append(keep(one, mine[: len(one.teacher_ids)].log_softmax(-1)))
+    for one, its in zip(some, logits, strict=True):
+        kept.append(keep(one, its[: len(one.teacher_ids)].log_softmax(-1)))
 
 # %% [markdown]
 # The loop is that of lesson 02. All five read the same rows in the same order, with the
-# same number of steps. They are judged in **bits per byte** on an unread novel, since
-# losses per token cannot be compared between tokenizers.
+# same number of steps. They are judged on an unread novel in **bits per byte**, which can
+# be compared with models of any other tokenizer, too.
 
 
 # %%
@@ -487,7 +502,7 @@ def train(loss_of):
         ids = torch.stack([row["ids"] for row in some])
         log_q = student(ids).logits.log_softmax(-1)
         pairs = zip(log_q, some, strict=True)
-        loss = sum(loss_of(*one) for one in pairs) / ids[:, 1:].numel()
+        loss = sum(loss_of(q, row) for q, row in pairs) / ids[:, 1:].numel()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -529,20 +544,20 @@ print(f"you expected: {guess}")
 # %% [markdown]
 # TEXT
 #
-# This is one seed, few rows and one pair. A study with more seeds is declared in the
-# package and not yet run, so take the order as a first look.
+# This is one seed, one learning rate, few rows and one pair: a first look. We have not
+# repeated it, and with more text the order may change.
 #
 # ## Text is the plainest bridge
 #
 # There is a way that needs none of this: let the teacher write, and learn its text, as in
-# lesson 05. Text has no tokenizer. It costs the teacher's writing, gives one token where a
-# distribution would give all, and works with any API. If your teacher can only be asked
-# and not read, or if the two vocabularies have little in common, it is the bridge to take.
+# lesson 05. Text has no tokenizer. The teacher must write, which takes time, and you learn
+# one token a place instead of a distribution. But it works with any API. Take it if you
+# cannot see the teacher's logits, or if the two vocabularies share little.
 
 # %% [markdown] tags=["published"]
 # ## What others found
 #
-# | who | what is reported |
+# | who | idea and finding |
 # |---|---|
 # | Boizard et al. 2024, *ULD* (arXiv:2402.12030) | sorted probabilities next to text labels, between families |
 # | Minixhofer et al. 2025, *ALM* (arXiv:2503.20083) | likelihood of chunks, also from tokens to bytes; some chunks are biased and left out |
@@ -564,7 +579,7 @@ print(f"you expected: {guess}")
 #     teacher=teacher,
 #     tokenizer=tokenizer,
 #     teacher_tokenizer=teacher_tokenizer,
-#     cross="mapped",  # or "chunks", "sorted"
+#     cross="pieces",  # or "mapped" (twins), "chunks", "sorted" (ranks)
 #     train_dataset=rows,
 # ).train()
 # ```
@@ -574,9 +589,9 @@ print(f"you expected: {guess}")
 #
 # | turn | expect | see |
 # |---|---|---|
-# | `row_count = 1024`, `steps = 384` | more text, so the text's own labels catch up | the bars |
-# | `losses["chunks"]` mixed half and half with `by_text` | between the two | its bar |
-# | `inside` without its labels | a student that cannot finish a word | the bars of the maps |
+# | `row_count = 1024`, `steps = 384` | do the text's own labels catch up? | the bars |
+# | chunks mixed half and half with text | between the two, or better than both? | its bar |
+# | let `inside` return 0 | a student that cannot finish a word | the bars of the maps |
 # | a sentence in another language | less mass with a twin | the mean |
 
 # %%
@@ -589,11 +604,11 @@ print(f"you expected: {guess}")
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** the share of the teacher's mass that has a twin.
+# * **One number to remember:** the mean share of the teacher's mass that has a twin.
 # * Two tokenizers share the text's bytes. Chunks end where both have cut.
 # * A chunk's probability is a product. Two models can be compared by it, one outcome at a time.
-# * A map from the teacher's tokens to the student's brings the whole distribution, where a
-#   chunk begins. Twins lose mass, first pieces lose almost none.
+# * A map brings the teacher's distribution to the student's tokens where a chunk begins.
+#   Twins join much of it into one outcome, first pieces keep almost all.
 # * Sorted probabilities say how sure to be, and not of what.
 # * **Use it when** the better teacher is of another family and you can read its logits.
 #   **Do not, when** a teacher with your tokenizer is nearly as good, or when you can only

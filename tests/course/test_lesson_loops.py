@@ -434,9 +434,10 @@ def test_the_loop_of_lesson_10_is_the_trainer_across_tokenizers(prose, tmp_path)
         **{"steps": STEPS, "batch_size": 4, "twins": torch.full((len(other),), -1)},
         **{"first": pair.first_pieces, "tokenizer": prose.tokenizer},
         "projected": checks.project(None, fallback=True),
+        "log_p_of": checks.chunk_log_p(None, fallback=True),
         "build_student": lambda *_, **__: beginner(prose.tokenizer),
     }
-    for words in ("def keep(", "def inside(", "def train("):
+    for words in ("def own(", "def keep(", "def inside(", "def train("):
         exec(cell_with("10", words), names)
     with torch.no_grad():
         names["kept"] = [

@@ -547,7 +547,7 @@ BROKEN = {
     "a tail too much": (lambda i, w, t: (i, w, t + 0.2), "weights and tail sum to 1.2"),
     "logarithms": (lambda i, w, t: (i, w.log(), t), "weights holds -.*exp"),
     "a negative tail": (lambda i, w, t: (i, w * 2, t - w.sum(-1)), "tail holds -"),
-    "not a number": (lambda i, w, t: (i, w * torch.nan, t), "weights holds nan"),
+    "not a number": (lambda i, w, t: (i, w * torch.nan, t), "weights holds NaN"),
     "a token twice": (
         lambda i, w, t: (torch.cat([i, i[:, :1]], 1), torch.cat([w, w[:, :1]], 1), t),
         "ids names token .* twice",
