@@ -235,7 +235,7 @@ def test_the_lesson_that_introduces_a_term_links_to_it(site, pages, term):
 # In a browser -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as play:
