@@ -355,7 +355,7 @@ plt.show()
 
 # %% [markdown]
 # The students keep to the form and never read an example. Soft labels tell more per answer
-# than its text does, as in lesson 02. But this is one run on a few words, and a small gap
+# than its text does, as in lesson 02. But this is one run on a few words, and the gap
 # between the two students may be chance.
 #
 # ## A rule carries over to new words. Does a hint?
