@@ -160,7 +160,7 @@ HEADLINES = (
     ),
     (
         *("reasoning_traces", "passes_retrained", "06"),
-        "Does a student of right traces pass the teacher that learns from them, too?",
+        "Does a student of its right traces beat a teacher that learned from them, too?",
     ),
     (
         *("codistillation", "pays_many", "07"),

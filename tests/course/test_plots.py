@@ -108,3 +108,34 @@ def test_a_text_is_shaded_by_its_numbers_and_breaks_its_lines(ax):
     assert order == [3, 2, 1, 4, 0]
     assert "1  x" in words_in(ax)
     assert "1" in words_in(ax)
+
+
+def test_two_cuts_stand_above_each_other_byte_by_byte(ax):
+    ours = [b" wonder", b"ful", b" ", b"\xc3", b"\xa9"]
+    theirs = [b" wonderful", b" ", "é".encode()]
+    plots.two_cuts(ax, ours, theirs, [(2, 1), (1, 1), (2, 1)])
+    boxes = [patch for patch in ax.patches if type(patch) is Rectangle]
+    pieces, chunks = boxes[:8], boxes[8:]
+    # As wide as their bytes, but for a gap, and one behind the other.
+    widths = [len(piece) for piece in ours + theirs]
+    assert [box.get_width() + 0.12 for box in pieces] == pytest.approx(widths)
+    starts = [0, 7, 10, 11, 12, 0, 10, 11]
+    assert [box.get_x() - 0.06 for box in pieces] == pytest.approx(starts)
+    assert len({box.get_facecolor() for box in pieces[:5]}) == 1
+    assert pieces[0].get_facecolor() != pieces[5].get_facecolor()
+    # A chunk spans both rows; one of several tokens has a frame.
+    assert [(box.get_x(), box.get_width()) for box in chunks] == [
+        (0, 10),
+        (10, 1),
+        (11, 2),
+    ]
+    framed = [box.get_edgecolor()[3] > 0 for box in chunks]
+    assert framed == [True, False, True]
+    assert words_in(ax) == [
+        *("␣wonder", "ful", "␣", "c3", "a9"),
+        *("␣wonderful", "␣", "é"),
+    ]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "teacher",
+        "student",
+    ]
