@@ -85,7 +85,7 @@ _CROSSED = (
     [b" won", b"derful", b" day", b"!"],
 )
 _SMILE = "🙂".encode()
-_CAFE = "é".encode()
+_ACCENT = "é".encode()
 
 ALIGN = Exercise(
     "align",
@@ -96,7 +96,7 @@ ALIGN = Exercise(
         _CROSSED,
         _CROSSED[::-1],
         ([b"a", _SMILE[:2], _SMILE[2:], b" b"], [b"a", _SMILE, b" ", b"b"]),
-        ([b"caf", _CAFE, b"s"], [b"ca", b"f", _CAFE[:1], _CAFE[1:], b"s"]),
+        ([b"soir", _ACCENT, b"es"], [b"so", b"ir", _ACCENT[:1], _ACCENT[1:], b"es"]),
         ([b"abc", b"d", b"ef"], [b"ab", b"cde", b"f"]),
     ),
     wrong={
