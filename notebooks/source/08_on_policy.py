@@ -181,7 +181,7 @@ print(f"{again} of {len(whole)} wrong sums would be copied")
 #
 # ## Exposure bias, measured
 #
-# One text is an anecdote. Let both models answer many problems, drawing at
+# Let both models answer many problems, drawing at
 # temperature 1. Then take KL(teacher ‖ student) at every token of every text, once in the
 # student's texts and once in the teacher's. **Predict:** which curve is higher? And
 # where?
@@ -451,12 +451,12 @@ for name, student in students.items():
     print(f"{name:28} excess {number:.4f} nats per token")
 
 # %% [markdown]
-# The excess fell in all four, also where the teacher wrote: a student that knows more slips
-# less often. The differences among the four are small, and this is one seed.
+# The excess fell in all four: a student that knows more slips less often. The differences
+# are small, and this is one seed.
 #
 # A student can also become too sure. The product of its tokens' probabilities is how sure
 # it is of an answer; on average, that should be the share that is right. **Predict:** which
-# divergence makes it too sure?
+# divergence makes it surer?
 
 
 # %%
@@ -479,7 +479,8 @@ for name, model in {"before": reader, **students}.items():
     print(f"{name:28} {mean:4.0%}   {right:4.0%}")
 
 # %% [markdown]
-# TEXT
+# Reverse KL makes a student surer. None is *too* sure here; forward KL leaves it less sure than
+# it is right. In a longer run, watch whether the first number passes the second.
 #
 # ## What five seeds say
 #
@@ -1027,7 +1028,7 @@ for name, sample in samples.items():
 # | DeepSeek-V4, April 2026, as reported | more than ten experts, reverse KL over the full vocabulary, in place of mixed reinforcement learning |
 # | Nemotron 3 Ultra 2026 (arXiv:2606.15007), as reported | more than ten teachers; sampled tokens did better than the full vocabulary |
 #
-# The last two disagree. The idea is older than language models: a driver who has only
+# The last two disagree. Older still: a driver who has only
 # watched others does not know what to do at the edge of the road (Ross et al. 2011,
 # *DAgger*, arXiv:1011.0686).
 
