@@ -160,7 +160,7 @@ HEADLINES = (
     ),
     (
         *("reasoning_traces", "passes_retrained", "06"),
-        "Does a student of its right traces beat a teacher that learned from them, too?",
+        "Do its right traces help a student to beat a teacher that learned from them?",
     ),
     (
         *("codistillation", "pays_many", "07"),

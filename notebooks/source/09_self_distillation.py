@@ -17,12 +17,12 @@ profile = get_profile(PROFILE)
 # The sizes of this lesson:
 
 # %%
-learn_count = profile.pick(smoke=4, cpu=32, gpu=400)
-test_count = profile.pick(smoke=2, cpu=16, gpu=200)
+learn_count = profile.pick(smoke=2, cpu=32, gpu=400)
+test_count = profile.pick(smoke=1, cpu=16, gpu=200)
 steps = profile.pick(smoke=1, cpu=32, gpu=200)
 batch_size = profile.pick(smoke=2, cpu=2, gpu=8)
 rank = profile.pick(smoke=4, cpu=8, gpu=16)
-answer_tokens = profile.pick(smoke=8, cpu=32, gpu=48)
+answer_tokens = profile.pick(smoke=3, cpu=32, gpu=48)
 rounding_steps = profile.pick(smoke=2, cpu=100, gpu=100)
 judged_rows = profile.pick(smoke=4, cpu=60, gpu=60)
 
