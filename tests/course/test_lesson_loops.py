@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import types
 from pathlib import Path
@@ -384,7 +385,7 @@ def test_the_loop_of_lesson_09_is_a_trainer_with_adapters_off(soft, prose, tmp_p
     def student():
         return add_adapters(beginner(prose.tokenizer), rank=4, seed=0)
 
-    names = {"torch": torch, "steps": STEPS, "batch_size": 4}
+    names = {"torch": torch, "itertools": itertools, "steps": STEPS, "batch_size": 4}
     names["places"] = checks.answer_places(None, fallback=True)
     exec(cell_with("09", "def said("), names)
     exec(cell_with("09", "def loss_at("), names)
