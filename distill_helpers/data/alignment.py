@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -31,7 +31,8 @@ class NotAligned(DataError):
     """The two sequences of a row do not stand for one text; the message says why."""
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chunk:
     """Tokens of both sides that stand for the same bytes, as few as can be.
 
     Attributes:
