@@ -520,13 +520,13 @@ def on_policy() -> Diagram:
 
 def self_distillation() -> Diagram:
     """A model teaches itself what it does with something more (lesson 09)."""
-    more = ("a prompt", "full precision", "old weights")
-    fewer = ("no prompt", "rounded weights", "new weights")
+    more = ("a prompt", "full precision", "a finished training")
+    fewer = ("no prompt", "rounded weights", "fresh weights")
     boxes, arrows = [], []
     for row, (one, other) in enumerate(zip(more, fewer, strict=True)):
         y = 1.9 * row
         boxes += [
-            Box(f"more{row}", one, (0.0, y), "text", (3.2, 1.0)),
+            Box(f"more{row}", one, (-0.3, y), "text", (3.8, 1.0)),
             Box(f"teacher{row}", "the model", (4.4, y), "teacher"),
             Box(f"student{row}", "the same model", (10.4, y), "student", (3.4, 1.1)),
             Box(f"less{row}", other, (14.9, y), "plain", (3.4, 1.0)),
@@ -543,7 +543,8 @@ def self_distillation() -> Diagram:
         alt=(
             "Three times the same model gives soft labels to itself. With a prompt it "
             "teaches itself without one, in full precision it teaches itself with "
-            "rounded weights, and with its old weights it teaches itself with new ones."
+            "rounded weights, and after a finished training it teaches itself from "
+            "fresh weights."
         ),
     )
 

@@ -31,8 +31,8 @@ judged_rows = profile.pick(smoke=4, cpu=60, gpu=60)
 #
 # Where does a teacher come from, if there is no larger model? From the student itself,
 # with something more: **a prompt** that it reads, **full precision** where the student is
-# rounded, or **an earlier training** of the same network. What the model does with it is
-# the teacher, and the student learns to do the same without.
+# rounded, or **a finished training** where the student has fresh weights. What the model does
+# with it is the teacher, and the student learns to do the same without.
 
 # %%
 from distill_helpers.course import diagrams
@@ -556,7 +556,7 @@ plt.show()
 # closer. On the right that is no surprise, for the student was trained on this very KL; the
 # left picture is the fairer one. It is one seed, and the lead there is small.
 #
-# ## An earlier training
+# ## A finished training
 #
 # The third *more* is the past. A new student of the same shape, from fresh weights, learns
 # from the finished one, and sometimes ends up better: *born-again* networks (Furlanello et
