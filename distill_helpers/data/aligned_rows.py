@@ -16,6 +16,7 @@ import torch
 
 from distill_helpers.data.alignment import AlignedRow, Alignment, NotAligned
 from distill_helpers.data.base import DataError
+from distill_helpers.data.prompts import TEACHER_PROMPT
 from distill_helpers.data.rows import Collator, row_labels
 from distill_helpers.losses import IGNORE_INDEX
 
@@ -66,6 +67,11 @@ def align_rows(
                 f"row {number} has position_ids, as rows of pack_examples do: it may "
                 "hold several examples, and the teacher's would read one another; pass "
                 "the examples one to a row"
+            )
+        if row.get(TEACHER_PROMPT) is not None:
+            raise DataError(
+                f"row {number} has {TEACHER_PROMPT}, in the student's tokens; leave "
+                "that column out, and pass teacher_rows with the teacher's own prompts"
             )
         labels, refused = row_labels(row, number), ""
         try:

@@ -227,8 +227,7 @@ def mapped_vocabulary_loss(
     """
     check_temperature(temperature)
     count = _count(student, labels, num_items)
-    rows, other_rows = _compared_rows(labels, teacher, chunks, teacher_chunks)
-    models = [_Rows.of(student, rows), _Rows.of(teacher, other_rows)]
+    rows, models = _compared(student, teacher, labels, chunks, teacher_chunks)
     ids = (twins >= 0).nonzero().squeeze(-1).to(labels.device)
     other_ids = twins.to(labels.device)[ids]
     width, other_width = (model.vocabulary for model in models)
@@ -314,9 +313,7 @@ def first_pieces_loss(
     """
     check_temperature(temperature)
     count = _count(student, labels, num_items)
-    rows, other_rows = _compared_rows(labels, teacher, chunks, teacher_chunks)
-    models = [_Rows.of(student, rows), _Rows.of(teacher, other_rows)]
-    pieces = pieces.to(labels.device)
+    rows, models = _compared(student, teacher, labels, chunks, teacher_chunks)
     width, other_width = (model.vocabulary for model in models)
     if len(pieces) > other_width or (len(pieces) and int(pieces.max()) >= width):
         raise ValueError(
@@ -324,12 +321,15 @@ def first_pieces_loss(
             f"the heads have {other_width} and {width} outputs; make it of these "
             "models' own tokenizers (data.align_tokenizers)"
         )
-    mapped = (pieces >= 0).nonzero().squeeze(-1)
+    # What stands on none goes behind the last token, and is cut off there: to leave it
+    # out beforehand would copy the teacher's whole distribution.
+    standing = pieces.where(pieces >= 0, width).to(labels.device)
 
     def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         log_q = (z_s / temperature).log_softmax(-1)
-        said = z_t.detach().softmax(-1)[:, mapped]
-        p = torch.zeros_like(log_q).index_add(1, pieces[mapped], said)
+        said = z_t.detach().softmax(-1)[:, : len(standing)]
+        p = log_q.new_zeros(len(log_q), width + 1).index_add_(1, standing, said)
+        p = p[:, :width]
         covered = p.sum(-1)
         # From probabilities alone any temperature follows; 1e-30 where all are zero.
         p = (p / covered.clamp(min=1e-30).unsqueeze(-1)).pow(1 / temperature)
@@ -388,8 +388,7 @@ def sorted_probabilities_loss(
     """
     check_temperature(temperature)
     count = _count(student, labels, num_items)
-    rows, other_rows = _compared_rows(labels, teacher, chunks, teacher_chunks)
-    models = [_Rows.of(student, rows), _Rows.of(teacher, other_rows)]
+    rows, models = _compared(student, teacher, labels, chunks, teacher_chunks)
     width = max(model.vocabulary for model in models)
 
     def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -461,17 +460,19 @@ def _pairs(
     )
 
 
-def _compared_rows(
-    labels: torch.Tensor,
+def _compared(
+    student: torch.Tensor | Hidden,
     teacher: torch.Tensor | Hidden,
+    labels: torch.Tensor,
     chunks: torch.Tensor,
     teacher_chunks: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of both, flattened, that predict the first token of a chunk."""
+) -> tuple[torch.Tensor, list[_Rows]]:
+    """The student's positions that predict the first token of a chunk; both, there."""
     ours, theirs = _pairs(labels, teacher, None, chunks, teacher_chunks)
     counts = (labels.flatten()[ours] != IGNORE_INDEX) & (ours % labels.shape[1] > 0)
     counts &= theirs % teacher_chunks.shape[1] > 0
-    return ours[counts] - 1, theirs[counts] - 1
+    rows = ours[counts] - 1
+    return rows, [_Rows.of(student, rows), _Rows.of(teacher, theirs[counts] - 1)]
 
 
 # --- logits, a block of rows at a time ----------------------------------------------

@@ -32,6 +32,7 @@ from distill_helpers.losses import (
     sorted_probabilities_loss,
 )
 from distill_helpers.models import HeadReader, Readers
+from distill_helpers.trainers.alignment import as_read_by_teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,8 +78,11 @@ class CrossLabels:
         self.student = HeadReader("student", fused=fused)
         self.teacher = teacher
         self.kind = kind
-        self.twins = alignment.twins
-        self.pieces = alignment.first_pieces if kind == "pieces" else None
+        self.outputs = len(alignment.twins)
+        # Which token stands for which, in the direction that the loss takes.
+        self.standing = alignment.twins
+        if kind == "pieces":
+            self.standing = alignment.first_pieces
         self.temperature = temperature
         self.alpha = alpha
         self.scale = scale
@@ -97,16 +101,13 @@ class CrossLabels:
         and ``unaligned``, the number of rows that have no chunk.
         """
         labels = inputs["labels"]
-        read = {
-            name: inputs["teacher_" + name] for name in ("input_ids", "attention_mask")
-        }
-        teacher = self.teacher.read(read)
+        teacher = self.teacher.read(as_read_by_teacher(inputs))
         if isinstance(teacher, SparseTargets):
             raise ValueError(
                 "the cache holds a part of each distribution, and across tokenizers "
                 "the whole is needed; write it with scheme='full'"
             )
-        student = cut_outputs(self.student.read(model, inputs), len(self.twins))
+        student = cut_outputs(self.student.read(model, inputs), self.outputs)
         found = self._compare(student, teacher, inputs, num_items)
         parts = {"loss": found.loss, "soft": found.loss.detach()}
         if self.alpha < 1:
@@ -128,7 +129,7 @@ class CrossLabels:
         num_items: torch.Tensor | int | None,
     ) -> CrossLoss:
         labels = inputs["labels"]
-        both = (inputs["chunks"], inputs["teacher_chunks"])
+        both: tuple[torch.Tensor, ...] = (inputs["chunks"], inputs["teacher_chunks"])
         options: dict[str, Any] = {
             "temperature": self.temperature,
             "num_items": num_items,
@@ -138,29 +139,13 @@ class CrossLabels:
             return chunk_likelihood_loss(
                 student, teacher, labels, ids, *both, scale_by_t=self.scale, **options
             )
-        if self.pieces is not None:
-            self.pieces = self.pieces.to(labels.device)
-            return first_pieces_loss(
-                student,
-                teacher,
-                labels,
-                *both,
-                self.pieces,
-                scale_by_t2=self.scale,
-                **options,
-            )
-        if self.kind == "mapped":
-            self.twins = self.twins.to(labels.device)
-            return mapped_vocabulary_loss(
-                student,
-                teacher,
-                labels,
-                *both,
-                self.twins,
-                scale_by_t2=self.scale,
-                **options,
-            )
-        return sorted_probabilities_loss(student, teacher, labels, *both, **options)
+        if self.kind == "sorted":
+            return sorted_probabilities_loss(student, teacher, labels, *both, **options)
+        self.standing = self.standing.to(labels.device)
+        loss = first_pieces_loss if self.kind == "pieces" else mapped_vocabulary_loss
+        both += (self.standing,)
+        options["scale_by_t2"] = self.scale
+        return loss(student, teacher, labels, *both, **options)
 
 
 def check_cross(

@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from distill_helpers.data import Alignment
 from distill_helpers.losses import (
     Hidden,
     SparseTargets,
@@ -308,6 +307,7 @@ class SoftLabelTrainer(DistillationTrainer):
     ) -> None:
         # Here already, not when the first step is done.
         check_options(temperature, alpha, divergence, beta)
+        check_student("student", model)
         alignment = None
         if cross is not None:
             alignment = check_cross(
@@ -318,39 +318,43 @@ class SoftLabelTrainer(DistillationTrainer):
                 and not isinstance(teacher_tokenizer, Mapping),
                 divergence=divergence,
             )
+        mix: dict[str, Any] = {
+            "fused": fused,
+            "temperature": temperature,
+            "alpha": alpha,
+        }
         parts: list[Any] = []
-        readers: dict[str, nn.Module] = {}
+        readers: dict[str, nn.Module] = {"student": model}
         named = each_teacher(teacher, teacher_tokenizer, teacher_column)
         for name, (one, theirs) in named.items():
+            who = "teacher" if teacher_column is None else f"teacher {name!r}"
+            reader = _reading_model(one)
             try:
-                part, found = self._part(
-                    model,
-                    one,
-                    tokenizer,
-                    theirs,
-                    temperature=temperature,
-                    alpha=alpha,
-                    divergence=divergence,
-                    beta=beta,
-                    scale_by_t2=scale_by_t2,
-                    fused=fused,
-                    cross=cross,
-                    alignment=alignment,
-                )
+                _refuse_teacher(one, model)
+                if alignment is not None:
+                    options = aligned_options(alignment, model, reader, options)
+                    outputs = len(alignment.teacher.bytes_of)
+                else:
+                    outputs = _shared_outputs(
+                        *(one, model, tokenizer, theirs, temperature, divergence)
+                    )
+                    readers |= {} if reader is None else {who: reader}
             except (TypeError, ValueError) as error:
                 if teacher_column is None:
                     raise
-                raise type(error)(f"teacher {name!r}: {error}") from error
-            parts.append(part)
-            if teacher_column is not None and "teacher" in found:
-                found[f"teacher {name!r}"] = found.pop("teacher")
-            readers |= found
+                raise type(error)(f"{who}: {error}") from error
+            ready = _frozen(one, model)
+            if cross is not None and alignment is not None:
+                lesson = _reading(ready, outputs, fused=fused)
+                parts.append(
+                    CrossLabels(lesson, cross, alignment, scale=scale_by_t2, **mix)
+                )
+                continue
+            mix |= {"divergence": divergence, "beta": beta}
+            parts.append(SoftLabels(ready, outputs, scale_by_t2=scale_by_t2, **mix))
         objective: Objective = parts[0]
         if teacher_column is not None:
             objective = RoutedLabels(tuple(parts))
-        if alignment is not None:
-            reader = _reader(teacher) if isinstance(teacher, nn.Module) else None
-            options = aligned_options(alignment, model, reader, options)
         super().__init__(
             model, objective, tokenizer=tokenizer, readers=readers, **options
         )
@@ -374,76 +378,6 @@ class SoftLabelTrainer(DistillationTrainer):
                     _spread(_reader(live.model))
                 _move(live.model, self.args.device)
 
-    @staticmethod
-    def _part(
-        model: PreTrainedModel,
-        teacher: AnyTeacher,
-        tokenizer: PreTrainedTokenizerBase,
-        teacher_tokenizer: PreTrainedTokenizerBase | None,
-        *,
-        temperature: float,
-        alpha: float,
-        divergence: str,
-        beta: float,
-        scale_by_t2: bool,
-        fused: bool,
-        cross: str | None,
-        alignment: Alignment | None,
-    ) -> tuple[SoftLabels | CrossLabels, dict[str, nn.Module]]:
-        """The objective with one teacher, made ready, and the models that read."""
-        if isinstance(teacher, nn.Module) and _reader(teacher) is model:
-            raise ValueError(
-                "teacher and model are one object, and a teacher is frozen; pass "
-                "copy.deepcopy(model) as the teacher; or, if the model has adapters, "
-                "models.AdaptersOff(model)"
-            )
-        check_student("student", model)
-        vocabulary = vocabulary_size(tokenizer)
-        readers: dict[str, nn.Module] = {"student": model}
-        if isinstance(teacher, StoredLabels) and alignment is not None:
-            pass  # its rows are the teacher's, and looked at when they are read
-        elif isinstance(teacher, StoredLabels):
-            _check_store(teacher, model, temperature, divergence)
-            if teacher_tokenizer is not None:
-                shared_vocabulary(teacher_tokenizer, tokenizer)
-        elif isinstance(teacher, AdaptersOff):
-            _check_adapters_off(teacher, model)
-            readers["teacher"] = model
-        else:
-            reader = _reader(teacher)
-            check_head("teacher", unwrapped(reader))
-            _refuse_shared_teacher(model, reader)
-            if alignment is None:
-                if teacher_tokenizer is not None:
-                    vocabulary = shared_vocabulary(teacher_tokenizer, tokenizer)
-                else:
-                    _check_head_sizes(reader, model)
-                readers["teacher"] = reader
-            teacher = _apart(teacher, model).requires_grad_(False).eval()
-        if cross is not None and alignment is not None:
-            width = len(alignment.teacher.bytes_of)
-            across = CrossLabels(
-                _reading(teacher, width, fused=fused),
-                cross,
-                alignment,
-                fused=fused,
-                temperature=temperature,
-                alpha=alpha,
-                scale=scale_by_t2,
-            )
-            return across, readers
-        objective = SoftLabels(
-            teacher,
-            vocabulary,
-            fused=fused,
-            temperature=temperature,
-            alpha=alpha,
-            divergence=divergence,
-            beta=beta,
-            scale_by_t2=scale_by_t2,
-        )
-        return objective, readers
-
 
 def _reading(
     teacher: AnyTeacher, vocabulary: int, *, fused: bool
@@ -453,9 +387,59 @@ def _reading(
     return LiveTeacher(teacher, vocabulary, fused=fused)
 
 
+def _reading_model(teacher: AnyTeacher) -> nn.Module | None:
+    """The model that reads for a teacher; a cache has none."""
+    if isinstance(teacher, StoredLabels):
+        return None
+    return teacher.student if isinstance(teacher, AdaptersOff) else _reader(teacher)
+
+
 def _reader(teacher: nn.Module) -> nn.Module:
     """The model that reads, for one that remembers is a wrapper."""
     return teacher.teacher if isinstance(teacher, RememberingTeacher) else teacher
+
+
+def _refuse_teacher(teacher: AnyTeacher, student: PreTrainedModel) -> None:
+    """Refuse a teacher that cannot be read, or that the student would change."""
+    if isinstance(teacher, StoredLabels):
+        return
+    if isinstance(teacher, AdaptersOff):
+        _check_adapters_off(teacher, student)
+        return
+    reader = _reader(teacher)
+    if reader is student:
+        raise ValueError(
+            "teacher and model are one object, and a teacher is frozen; pass "
+            "copy.deepcopy(model) as the teacher; or, if the model has adapters, "
+            "models.AdaptersOff(model)"
+        )
+    check_head("teacher", unwrapped(reader))
+    _refuse_shared_teacher(student, reader)
+
+
+def _shared_outputs(
+    teacher: AnyTeacher,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    temperature: float,
+    divergence: str,
+) -> int:
+    """How many tokens both heads share; refuse heads and caches that do not fit."""
+    if isinstance(teacher, StoredLabels):
+        _check_store(teacher, student, temperature, divergence)
+    elif isinstance(teacher, nn.Module) and teacher_tokenizer is None:
+        _check_head_sizes(_reader(teacher), student)
+    if teacher_tokenizer is not None:
+        return shared_vocabulary(teacher_tokenizer, tokenizer)
+    return vocabulary_size(tokenizer)
+
+
+def _frozen(teacher: AnyTeacher, student: nn.Module) -> AnyTeacher:
+    """A teacher that is a model of its own, made ready to be read."""
+    if isinstance(teacher, nn.Module):
+        return _apart(teacher, student).requires_grad_(False).eval()
+    return teacher
 
 
 def _refuse_shared_teacher(student: nn.Module, teacher: nn.Module) -> None:

@@ -456,6 +456,12 @@ def test_packed_examples_are_refused():
         data.align_rows(packed, alignment("byte-level", "BPE, first"))
 
 
+def test_a_teacher_s_prompt_in_the_student_s_tokens_is_refused():
+    rows = [{"input_ids": [5, 6], "labels": [-100, 6], "teacher_prompt_ids": [7]}]
+    with pytest.raises(DataError, match=r"teacher_prompt_ids.*pass teacher_rows"):
+        data.align_rows(Dataset.from_list(rows), alignment("byte-level", "BPE, first"))
+
+
 # --- twins --------------------------------------------------------------------------
 
 
