@@ -187,12 +187,26 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-class _Server(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
     def handle_error(self, *_):
-        pass  # clients that hang up are part of the tests
+        pass  # clients that hang up, or are killed, are part of the tests
+
+
+@contextmanager
+def running(server):
+    """A server at its ``base_url``, until the block ends."""
+    server.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextmanager
@@ -204,7 +218,7 @@ def serving(faults=(), *, failing=0.0, kinds=(), pause=0.0, seed=0):
     gateway that gave up on a model which was at work, and is billed; a dictionary is
     an answer's message (see ``saying``), and a pair what ``busy_until`` wants.
     """
-    server = _Server(("127.0.0.1", 0), _Handler)
+    server = QuietServer(("127.0.0.1", 0), _Handler)
     server.seen, server.answered, server.billed = [], Counter(), 0
     server.lock, server.release = threading.Lock(), threading.Event()
     server.pause = pause
@@ -216,13 +230,8 @@ def serving(faults=(), *, failing=0.0, kinds=(), pause=0.0, seed=0):
         return chance.choice(kinds) if chance.random() < failing else None
 
     server.next_fault = next_fault
-    server.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running(server):
+        try:
+            yield server
+        finally:
+            server.release.set()

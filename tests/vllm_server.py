@@ -20,9 +20,10 @@ import json
 import socket
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import torch
+from api_server import QuietServer, running
 
 MODEL = "served"
 
@@ -173,14 +174,6 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, *_):
-        pass  # clients that are killed are part of the tests
-
-
 @contextmanager
 def serving_model(
     model, tokenizer, *, dialect="vllm", max_logprobs=20, gives=10**9, left=10**9
@@ -190,16 +183,9 @@ def serving_model(
     ``gives`` is the most that it gives without a word; ``left`` says after how many
     requests connections are cut.
     """
-    server = _Server(("127.0.0.1", 0), _Handler)
+    server = QuietServer(("127.0.0.1", 0), _Handler)
     server.model, server.tokenizer, server.dialect = model, tokenizer, dialect
     server.max_logprobs, server.gives, server.left = max_logprobs, gives, left
     server.seen, server.lock = [], threading.Lock()
-    server.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

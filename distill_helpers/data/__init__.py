@@ -28,7 +28,7 @@ from distill_helpers.data.alignment import (
     chunks,
 )
 from distill_helpers.data.answers import encode_answers, mask_prompts
-from distill_helpers.data.base import DataError, read_utf8, whole_characters
+from distill_helpers.data.base import DataError, jsonl_rows, read_utf8, whole_characters
 from distill_helpers.data.byte_counts import (
     ByteCount,
     byte_count,
@@ -73,6 +73,7 @@ __all__ = [
     "evenly_spaced",
     "first_learned",
     "join_row",
+    "jsonl_rows",
     "load_corpus",
     "mask_prompts",
     "normalised_text",

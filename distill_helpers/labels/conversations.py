@@ -15,15 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import (
-    DataError,
-    encode_answers,
-    read_utf8,
-)
+from distill_helpers.data import DataError, encode_answers, jsonl_rows
 from distill_helpers.labels.api_content import REASONING, Content, read_message
 from distill_helpers.labels.filters import ENDED
 from distill_helpers.labels.messages import ASKING, Message, cleaned, plain_json
-from distill_helpers.labels.rows import Turn, answer_turn
+from distill_helpers.labels.rows import STAND_IN, Turn, answer_turn, quoted
 from distill_helpers.labels.templates import ChatTemplate
 from distill_helpers.losses import IGNORE_INDEX
 
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOGGER = logging.getLogger(__name__)
-_STAND_IN = "An-answer-that-nobody-gives"
 # Why a server ends a turn that calls tools.
 _CALLED = ("tool_calls", "function_call")
 
@@ -51,18 +46,8 @@ def read_conversations(path: str | Path) -> list[dict[str, Any]]:
 
     Taught in notebook 05.
     """
-    path = Path(path)
-    if path.suffix != ".jsonl" or not path.is_file():
-        raise DataError(f"{path} is no .jsonl file; check the path and the ending")
-    rows = []
-    # JSON escapes line feeds, and only those end a line.
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no JSON: {error}") from None
+    path, rows = Path(path), []
+    for number, row in jsonl_rows(path):
         try:
             rows.append(dict(_checked(row)))
         except ValueError as error:
@@ -326,7 +311,7 @@ class _Talk:
             # What stands before an answer is the prompt's, so that nothing is learned
             # that inference supplies, such as thoughts that are empty.
             plain = content.is_string and not content.calls
-            said = content.text if plain else _STAND_IN
+            said = content.text if plain else STAND_IN
             turn = answer_turn(template, asked, prompt, said)
             if plain:
                 return turn
@@ -354,10 +339,10 @@ class _Talk:
         appends = whole.startswith(prompt)
         if not appends or not all(one.strip() in rest for one in said):
             # Which is refused with better words where any answer would be.
-            answer_turn(self.template, asked, prompt, _STAND_IN)
+            answer_turn(self.template, asked, prompt, STAND_IN)
             raise ValueError(
-                f"the chat template writes the prompt {_quoted(prompt[-60:])} or the "
-                f"turn {_quoted(str(message))} otherwise once both are there; use a "
+                f"the chat template writes the prompt {quoted(prompt[-60:])} or the "
+                f"turn {quoted(str(message))} otherwise once both are there; use a "
                 "template that only appends (template_options may help)"
             )
         special = _special(tokenizer)
@@ -371,8 +356,8 @@ class _Talk:
         given, ids = _ids(prompt, tokenizer), _ids(whole, tokenizer)
         if ids[: len(given)] != given:
             raise ValueError(
-                f"the tokenizer merges the end of the prompt, {_quoted(prompt[-20:])}, "
-                f"with the turn behind it, {_quoted(rest[:20])}; begin the turn "
+                f"the tokenizer merges the end of the prompt, {quoted(prompt[-20:])}, "
+                f"with the turn behind it, {quoted(rest[:20])}; begin the turn "
                 "otherwise"
             )
         written = [True] * len(ids)
@@ -468,9 +453,9 @@ def _refusal(before: list[int], given: list[int], place: int, talk: _Talk) -> st
     return (
         f"before messages[{place}] the chat template or the tokenizer writes an "
         f"earlier turn otherwise than it was learned: behind "
-        f"{_quoted(str(read(before[:same]))[-40:])}, "
-        f"{_quoted(str(read(before[same:])))} has become "
-        f"{_quoted(str(read(given[same:])))}, as where thoughts are dropped once they "
+        f"{quoted(str(read(before[:same]))[-40:])}, "
+        f"{quoted(str(read(before[same:])))} has become "
+        f"{quoted(str(read(given[same:])))}, as where thoughts are dropped once they "
         "are answered. Pass split_turns=True, which begins another row there; or use "
         "a template that only appends (template_options may help)"
     )
@@ -487,7 +472,3 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     special = {token: str(mark) for token, mark in added if mark.special}
     end = tokenizer.eos_token_id
     return special if end is None else special | {end: str(tokenizer.eos_token)}
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:80] + "…")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOGGER = logging.getLogger(__name__)
-_STAND_IN = "An-answer-that-nobody-gives"
+STAND_IN = "An-answer-that-nobody-gives"
 # Variables of chat templates that switch the thoughts of reasoning models off.
 _NO_THOUGHTS: tuple[dict[str, Any], ...] = (
     {"enable_thinking": False},
@@ -271,8 +271,8 @@ class _Row:
         if not said.strip():
             return None
         # In another answer's place the end is told from what the answer says.
-        other = thoughts + mark + said.replace(said.strip(), _STAND_IN)
-        before, found, after = self._whole(other).rpartition(_STAND_IN)
+        other = thoughts + mark + said.replace(said.strip(), STAND_IN)
+        before, found, after = self._whole(other).rpartition(STAND_IN)
         shared = self.prompt.rstrip().removesuffix("<think>")
         if not found or not before.startswith(shared):
             return None
@@ -286,11 +286,10 @@ class _Row:
         same = len(prompt)
         while not whole.startswith(prompt[:same]):
             same -= 1
-        did = f"goes on with {_quoted(whole[same:])}, and not with the answer as given"
+        did = f"goes on with {quoted(whole[same:])}, and not with the answer as given"
         if same < len(prompt):
             did = (
-                f"writes {_quoted(whole[same:])} in the place of "
-                f"{_quoted(prompt[same:])}"
+                f"writes {quoted(whole[same:])} in the place of {quoted(prompt[same:])}"
             )
         helps = "use a template that only appends (template_options may help)"
         for off in _NO_THOUGHTS:
@@ -316,9 +315,10 @@ class _Row:
         return (
             "the chat template writes a prompt or an answer differently once both are "
             f"there, so where the answer begins cannot be told: behind "
-            f"{_quoted(prompt[:same][-40:])} it {did}; {helps}"
+            f"{quoted(prompt[:same][-40:])} it {did}; {helps}"
         )
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text in quotation marks, for a message; of a long one the beginning."""
     return repr(text if len(text) <= 80 else text[:80] + "…")

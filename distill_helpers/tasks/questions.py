@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import DataError, read_utf8, whole_characters
+from distill_helpers.data import DataError, jsonl_rows, whole_characters
 from distill_helpers.labels import Teacher, own_labels, truncated, write_labels
 from distill_helpers.tasks.glosses import (
     MAX_ANSWER_TOKENS,
@@ -54,20 +54,9 @@ def read_questions(path: str | Path, *, answered: bool = True) -> Dataset:
     Taught in notebook 13.
     """
     path = Path(path)
-    if path.suffix != ".jsonl" or not path.is_file():
-        raise DataError(f"{path} is no .jsonl file; check the path and the ending")
     prompts: list[Any] = []
     answers = []
-    # JSON escapes line feeds, and only those end a line.
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            # Only when it is read does an escape turn out to be half a character.
-            row = json.loads(whole_characters(json.dumps(row, ensure_ascii=False)))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no JSON: {error}") from None
+    for number, row in jsonl_rows(path):
         prompt = row.get("prompt", row.get("messages")) if _is_object(row) else None
         answer = row.get("answer", "") if _is_object(row) else None
         if not prompt or not isinstance(prompt, str | list):

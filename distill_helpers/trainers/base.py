@@ -353,7 +353,7 @@ def check_student(who: str, model: nn.Module) -> None:
             who,
             unwrapped(model),
             "trained itself",
-            "train adapters on it (peft's get_peft_model, with 8 bits), or load it "
+            "train adapters on it (models.add_adapters, with 8 bits), or load it "
             "without bits; fake_round trains whole weights to be rounded later",
         )
     elif bits_of(unwrapped(model)) == 4:
