@@ -479,8 +479,8 @@ for name, model in {"before": reader, **students}.items():
     print(f"{name:28} {mean:4.0%}   {right:4.0%}")
 
 # %% [markdown]
-# Reverse KL makes a student surer. None is *too* sure; forward KL leaves it less sure than
-# it is right. In a longer run, watch whether the first number passes the second.
+# Here reverse KL makes students surer. None is *too* sure; forward KL leaves them less sure than
+# they are right. In a longer run, watch whether the first number passes the second.
 #
 # ## What five seeds say
 #
