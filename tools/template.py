@@ -37,6 +37,10 @@ PAIRS = {
         "the tiny pair for comparisons over several seeds, then the real teacher, "
         "SmolLM2-135M-Instruct"
     ),
+    "real + tiny": (
+        "the real teacher, SmolLM2-135M-Instruct, and small models that learn on the "
+        "spot"
+    ),
 }
 
 TITLE = """\

@@ -571,8 +571,8 @@ def other_tokenizers() -> Diagram:
             ),
         ),
         arrows=(
-            Arrow("text", "theirs", "its cuts", "text", shift=(-0.5, -0.35)),
-            Arrow("text", "ours", "its cuts", "text", shift=(-0.5, 0.4)),
+            Arrow("text", "theirs", "teacher's cuts", "text", shift=(-0.9, -0.35)),
+            Arrow("text", "ours", "student's cuts", "text", shift=(-0.9, 0.4)),
             Arrow("theirs", "teacher", role="teacher"),
             Arrow("ours", "student", role="student"),
             Arrow("teacher", "loss", "p", "teacher", shift=(0.3, -0.35)),

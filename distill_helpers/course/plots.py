@@ -222,9 +222,8 @@ def two_cuts(
             corner, size = (x + 0.06, y + 0.1), (len(piece) - 0.12, 0.7)
             ax.add_patch(Rectangle(corner, *size, facecolor=color, alpha=0.85))
             word = piece.decode(errors="backslashreplace")
-            word = word.replace(" ", "␣") if piece.isascii() else word
-            word = word.replace("\\x", "")
-            turn = 90 if len(word) > len(piece) + 1 else 0
+            word = word.replace(" ", "␣").replace("\\x", "")
+            narrow = len(word) > len(piece)
             ax.text(
                 x + len(piece) / 2,
                 y + 0.45,
@@ -232,9 +231,8 @@ def two_cuts(
                 ha="center",
                 va="center",
                 color="white",
-                fontsize=8,
+                fontsize=6 if narrow else 8,
                 family="monospace",
-                rotation=turn,
             )
             x += len(piece)
         ends.append([0, *accumulate(map(len, pieces))])
@@ -245,7 +243,10 @@ def two_cuts(
         face = "0.88" if number % 2 else "0.96"
         ax.add_patch(
             Rectangle(
-                (start, -0.1), end - start, 2.1, facecolor=face, zorder=0, **frame
+                *((start + 0.1, -0.1), end - start - 0.2, 2.1),
+                **frame,
+                facecolor=face,
+                zorder=0,
             )
         )
         i, j = i + k, j + m

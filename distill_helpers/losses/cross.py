@@ -227,7 +227,8 @@ def mapped_vocabulary_loss(
     """
     check_temperature(temperature)
     count = _count(student, labels, num_items)
-    rows, models = _compared(student, teacher, labels, chunks, teacher_chunks)
+    rows, others = _compared(labels, teacher, None, chunks, teacher_chunks)
+    models = [_Rows.of(student, rows), _Rows.of(teacher, others)]
     ids = (twins >= 0).nonzero().squeeze(-1).to(labels.device)
     other_ids = twins.to(labels.device)[ids]
     width, other_width = (model.vocabulary for model in models)
@@ -264,6 +265,7 @@ def first_pieces_loss(
     student: torch.Tensor | Hidden,
     teacher: torch.Tensor | Hidden,
     labels: torch.Tensor,
+    teacher_ids: torch.Tensor,
     chunks: torch.Tensor,
     teacher_chunks: torch.Tensor,
     pieces: torch.Tensor,
@@ -280,16 +282,22 @@ def first_pieces_loss(
     chunk, no such sum can say. There the text's own token is the label, as wherever
     else nothing is compared, and its cross-entropy is part of the loss.
 
+    Where the student's token is the longer one, the teacher's first token stands for
+    another that is only its beginning. There the teacher's probability of the whole
+    chunk, the product of its tokens', is moved to the student's token of the text.
+
     With one tokenizer there is no inside: value and gradient are those of the forward
     KL of :func:`~distill_helpers.losses.soft_label_loss`.
 
     Its limits: a teacher hardly ever writes a word in short pieces, so that these get
-    less probability than the texts that begin so would deserve; and a row that could
-    not be aligned learns its labels alone.
+    less probability than the texts that begin so would deserve; of the
+    student's longer tokens that the text does not hold, only the beginning is said, so
+    this is a loss for teachers with the larger vocabulary; and a row that could not be
+    aligned learns its labels alone.
 
     Args:
         student: Same as in :func:`chunk_likelihood_loss`, and so are ``teacher``,
-            ``chunks`` and ``teacher_chunks``.
+            ``teacher_ids``, ``chunks`` and ``teacher_chunks``.
         labels: Same as in :func:`mapped_vocabulary_loss`.
         pieces: ``[teacher's vocabulary]`` the student's token that each of the
             teacher's begins with, ``-1`` for none (``Alignment.first_pieces``). What
@@ -313,7 +321,8 @@ def first_pieces_loss(
     """
     check_temperature(temperature)
     count = _count(student, labels, num_items)
-    rows, models = _compared(student, teacher, labels, chunks, teacher_chunks)
+    rows, others = _compared(labels, teacher, teacher_ids, chunks, teacher_chunks)
+    models = [_Rows.of(student, rows), _Rows.of(teacher, others)]
     width, other_width = (model.vocabulary for model in models)
     if len(pieces) > other_width or (len(pieces) and int(pieces.max()) >= width):
         raise ValueError(
@@ -324,12 +333,22 @@ def first_pieces_loss(
     # What stands on none goes behind the last token, and is cut off there: to leave it
     # out beforehand would copy the teacher's whole distribution.
     standing = pieces.where(pieces >= 0, width).to(labels.device)
+    meant = labels.flatten()[rows + 1]
+    begun = standing[teacher_ids.flatten()[others + 1]]
+    differs = meant != begun
+    with torch.no_grad():
+        likely = _chunk_probabilities(
+            teacher, teacher_ids, teacher_chunks, others[differs] + 1
+        )
+    moved = likely.new_zeros(len(rows)).masked_scatter(differs, likely)
 
-    def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def compare(z_s: torch.Tensor, z_t: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         log_q = (z_s / temperature).log_softmax(-1)
         said = z_t.detach().softmax(-1)[:, : len(standing)]
         p = log_q.new_zeros(len(log_q), width + 1).index_add_(1, standing, said)
-        p = p[:, :width]
+        mass = moved[at, None]
+        p.scatter_add_(1, meant[at, None], mass).scatter_add_(1, begun[at, None], -mass)
+        p = p[:, :width].clamp(min=0)  # what is moved was rounded
         covered = p.sum(-1)
         # From probabilities alone any temperature follows; 1e-30 where all are zero.
         p = (p / covered.clamp(min=1e-30).unsqueeze(-1)).pow(1 / temperature)
@@ -337,7 +356,7 @@ def first_pieces_loss(
         gap = (p.log() - log_q).where(p > 0, 0)
         return torch.stack([(p * gap).sum(-1), covered], -1)
 
-    found = _by_blocks(compare, models, rows)
+    found = _by_blocks(compare, models, torch.arange(len(rows), device=labels.device))
     inside = labels.flatten() != IGNORE_INDEX
     inside[:: labels.shape[1]] = False  # nothing predicts the first token of a row
     inside[rows + 1] = False
@@ -388,7 +407,8 @@ def sorted_probabilities_loss(
     """
     check_temperature(temperature)
     count = _count(student, labels, num_items)
-    rows, models = _compared(student, teacher, labels, chunks, teacher_chunks)
+    rows, others = _compared(labels, teacher, None, chunks, teacher_chunks)
+    models = [_Rows.of(student, rows), _Rows.of(teacher, others)]
     width = max(model.vocabulary for model in models)
 
     def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -461,18 +481,38 @@ def _pairs(
 
 
 def _compared(
-    student: torch.Tensor | Hidden,
-    teacher: torch.Tensor | Hidden,
     labels: torch.Tensor,
+    teacher: torch.Tensor | Hidden,
+    teacher_ids: torch.Tensor | None,
     chunks: torch.Tensor,
     teacher_chunks: torch.Tensor,
-) -> tuple[torch.Tensor, list[_Rows]]:
-    """The student's positions that predict the first token of a chunk; both, there."""
-    ours, theirs = _pairs(labels, teacher, None, chunks, teacher_chunks)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The student's and the teacher's positions that predict a chunk's first token."""
+    ours, theirs = _pairs(labels, teacher, teacher_ids, chunks, teacher_chunks)
     counts = (labels.flatten()[ours] != IGNORE_INDEX) & (ours % labels.shape[1] > 0)
     counts &= theirs % teacher_chunks.shape[1] > 0
-    rows = ours[counts] - 1
-    return rows, [_Rows.of(student, rows), _Rows.of(teacher, theirs[counts] - 1)]
+    return ours[counts] - 1, theirs[counts] - 1
+
+
+def _chunk_probabilities(
+    teacher: torch.Tensor | Hidden,
+    teacher_ids: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+    begins: torch.Tensor,
+) -> torch.Tensor:
+    """The teacher's probability of each of the chunks that begin at some places."""
+    group = _groups(teacher_chunks).flatten()
+    # Which of these a token belongs to; the last place is that of number -1.
+    which = group.new_full((len(group) + 1,), -1)
+    which[group[begins]] = torch.arange(len(begins), device=group.device)
+    which = which[group]
+    places = (which >= 0).nonzero().squeeze(-1)
+    found = _by_blocks(
+        _token_log_probs,
+        [_Rows.of(teacher, places - 1)],
+        teacher_ids.flatten()[places],
+    )
+    return found.new_zeros(len(begins)).index_add(0, which[places], found).exp()
 
 
 # --- logits, a block of rows at a time ----------------------------------------------

@@ -134,18 +134,19 @@ class CrossLabels:
             "temperature": self.temperature,
             "num_items": num_items,
         }
+        ids = inputs["teacher_input_ids"]
         if self.kind == "chunks":
-            ids = inputs["teacher_input_ids"]
             return chunk_likelihood_loss(
                 student, teacher, labels, ids, *both, scale_by_t=self.scale, **options
             )
         if self.kind == "sorted":
             return sorted_probabilities_loss(student, teacher, labels, *both, **options)
         self.standing = self.standing.to(labels.device)
-        loss = first_pieces_loss if self.kind == "pieces" else mapped_vocabulary_loss
         both += (self.standing,)
         options["scale_by_t2"] = self.scale
-        return loss(student, teacher, labels, *both, **options)
+        if self.kind == "pieces":
+            return first_pieces_loss(student, teacher, labels, ids, *both, **options)
+        return mapped_vocabulary_loss(student, teacher, labels, *both, **options)
 
 
 def check_cross(

@@ -18,6 +18,7 @@ row_count = profile.pick(smoke=16, cpu=256, gpu=2000)
 batch_size = profile.pick(smoke=4, cpu=16, gpu=16)
 steps = profile.pick(smoke=2, cpu=96, gpu=400)
 judged_rows = profile.pick(smoke=4, cpu=100, gpu=100)
+seeds = profile.pick(smoke=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
 read_at_once = profile.pick(smoke=4, cpu=8, gpu=32)
 
 # %% [markdown]
@@ -43,9 +44,12 @@ from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
 teacher, teacher_tokenizer = load_teacher(profile)
 austen_model, tokenizer = load_tiny_teacher("prose")
 sentence = "Mr. Darcy smiled a wonderful smile at the café guests."
-for name, its in (("student", tokenizer), ("teacher", teacher_tokenizer)):
-    ids = its(sentence, add_special_tokens=False)["input_ids"]
-    print(name, [its.decode(token) for token in ids], "\n")
+for name, cutter in (
+    ("student", tokenizer),
+    ("teacher", teacher_tokenizer),
+):
+    ids = cutter(sentence, add_special_tokens=False)["input_ids"]
+    print(name, [cutter.decode(token) for token in ids], "\n")
 
 # %% [markdown]
 # A � is half a letter: the student has cut inside *é*. What the two share is the text, and
@@ -131,8 +135,9 @@ ax.set_title("One sentence, cut twice: chunks end where both have a cut")
 plt.show()
 
 # %% [markdown]
-# Framed chunks have several tokens on one side or on both. Elsewhere the two tokenizers
-# agree, token by token.
+# A frame marks a chunk of several tokens, on one side or on both. Elsewhere the two
+# tokenizers agree, token by token. Mostly the teacher's token is the longer one. For
+# *Darcy* it is the student's, which has read nothing but Austen.
 #
 # ## The probability of a chunk
 #
@@ -142,6 +147,9 @@ plt.show()
 #
 # The small model, loaded above, has read Austen and cuts as the student does. **Predict:**
 # which of the two finds *wonderful* more likely here?
+#
+# The package aligns whole rows. `align_text` gives the tokens of both sides, and the chunks:
+# `chunk.student` and `chunk.teacher` are slices of the two rows.
 
 
 # %%
@@ -155,26 +163,28 @@ def own_log_p(model, ids):
 
 
 # %%
-row = pair.align_text(sentence)
+both = pair.align_text(sentence)
 chunk = next(
     c
-    for c in row.chunks
-    if pair.student.spelled(row.student_ids[c.student]) == b" wonderful"
+    for c in both.chunks
+    if pair.student.spelled(both.student_ids[c.student]) == b" wonderful"
 )
 
 # %%
-for name, model, ids, tokens, its in (
-    ("small", austen_model, row.student_ids, chunk.student, tokenizer),
-    ("SmolLM2", teacher, row.teacher_ids, chunk.teacher, teacher_tokenizer),
+for name, model, ids, tokens, cutter in (
+    ("small", austen_model, both.student_ids, chunk.student, tokenizer),
+    ("SmolLM2", teacher, both.teacher_ids, chunk.teacher, teacher_tokenizer),
 ):
     log_p = own_log_p(model, ids)[tokens]
     parts = [
-        f"p({its.decode(token)!r}) = {p:.3%}"
+        f"p({cutter.decode(token)!r}) = {p:.3%}"
         for token, p in zip(ids[tokens], log_p.exp().tolist(), strict=True)
     ]
     print(f"{name:8}", " · ".join(parts), f"→ {log_p.sum().exp():.3%}")
 
 # %% [markdown]
+# The small model hesitates to begin the word; once it has begun, it is less in doubt.
+#
 # ## Exercise 2 · Log-probabilities of chunks
 #
 # *medium · a sum over groups, with a gradient · 10 minutes*
@@ -221,15 +231,23 @@ log_p_of = checks.chunk_log_p(chunk_log_p, fallback=True)
 # $$p \log\frac{p}{q} + (1 - p) \log\frac{1 - p}{1 - q}$$
 #
 # with the teacher's $p$ and the student's $q$ for the chunk. This is **likelihood of
-# chunks**, after Minixhofer et al. (2025), without their temperature. Where the teacher was
-# surprised, the student need not be sure.
+# chunks**, after Minixhofer et al. (2025), without their temperature. If the teacher found
+# a chunk unlikely, the student is not pushed to find it likely.
 #
 # The two numbers are not of quite the same event. If the student cuts *wonder, ful, ly*, its
 # number for *wonderful* includes *wonderfully*, for which the teacher may have another token.
 # We accept this error.
 #
-# From here on a `row` is a dictionary. `ids` are the student's tokens, `chunk` the number of
-# each token's chunk, `log_p` the teacher's log-probability of each chunk.
+# All losses below take a `row`, a dictionary that we fill later:
+#
+# | key | what it holds |
+# |---|---|
+# | `ids`, `chunk` | the student's tokens, and the number of the chunk that each is in |
+# | `log_p` | the teacher's log-probability of each chunk |
+# | `before` | the places where a chunk is about to begin |
+# | `inside` | the other places, where the text's own token is the label |
+# | `first`, `twins` | what the teacher says at `before`, in the student's tokens |
+# | `top` | its largest probabilities there, sorted |
 
 
 # %%
@@ -254,18 +272,20 @@ def by_chunks(log_q, row):
 
 
 # %% [markdown]
-# ## Exercise 3 · The rest of the distribution
+# ## A map between vocabularies
 #
-# *hard · what a map between vocabularies keeps, and where it fails · 25 minutes*
-#
-# A chunk tells one number, and the teacher knows 49,152. Can these be brought to the
-# student? At the places where a chunk begins, both models are about to say what comes
+# A chunk gives one number, but the teacher has 49,152 at each place. Can the student use
+# them? At the places where a chunk begins, both models are about to say what comes
 # next. For this we need a list: for each of the teacher's tokens, the student's token that
 # it stands for. It can be made in two ways:
 #
 # * **twins**: the student's token with the very same bytes, or none;
 # * **first pieces**: cut the teacher's token with the student's tokenizer, and take the
 #   first piece. A model about to say *wonderful* is about to say *wonder*.
+#
+# ## Exercise 3 · Bring it over, and find where it fails
+#
+# *hard · what a map keeps, and what it loses · 25 minutes*
 #
 # Write `project(p, to_student, size)`. `p` is `[rows, teacher's tokens]`, `to_student[t]` the
 # student's token for the teacher's token `t`, or −1. Return `[rows, size]`, the
@@ -302,7 +322,7 @@ def project(p, to_student, size):
 projected = checks.project(project, fallback=True)
 
 # %% [markdown]
-# The two maps, for all of the teacher's tokens. The package has both, too:
+# Now the two maps, for all of the teacher's tokens:
 
 # %%
 size = len(tokenizer)
@@ -324,32 +344,34 @@ for name, to_student in (("twins", twins), ("first pieces", first)):
 # %%
 def covered(text):
     """Where chunks begin: what is said there, and the mass that has a twin."""
-    row = pair.align_text(text)
-    ids = torch.tensor(row.teacher_ids)
+    both = pair.align_text(text)
+    ids = torch.tensor(both.teacher_ids)
     with torch.no_grad():
         logits = teacher(ids[None].to(teacher.device)).logits[0]
     p = logits.float().softmax(-1).cpu()
-    starts = [c for c in row.chunks if c.teacher.start > 0]
+    starts = [c for c in both.chunks if c.teacher.start > 0]
     before = torch.tensor([c.teacher.start for c in starts]) - 1
-    words = [pair.student.spelled(row.student_ids[c.student]) for c in starts]
+    words = [pair.student.spelled(both.student_ids[c.student]) for c in starts]
     return words, projected(p[before], twins, size).sum(-1)
 
 
 # %%
 words, share = covered(sentence)
-labels = [word.decode().replace(" ", "␣") for word in words]
+labels = [word.decode(errors="replace").replace(" ", "␣") for word in words]
 fig, ax = plt.subplots(figsize=(8, 2.4))
 ax.bar(range(len(words)), 100 * share, color=TEACHER)
 ax.axhline(100, color="0.4", ls="--")
 ax.set_xticks(range(len(words)), labels, rotation=40, ha="right")
+ax.set_xlabel("the chunk that comes next")
 ax.set_ylabel("mass with a twin (%)")
-ax.set_title("At some places most of what the teacher says has no twin")
+ax.set_title("Before some chunks, most of what the teacher says has no twin")
 ax.grid(axis="x", visible=False)
 plt.show()
 print(f"mean {share.mean():.0%}, least {share.min():.0%}")
 
 # %% [markdown]
-# In which sentence is the mean lower? Think of what Austen never wrote. Ours is a first try:
+# Frequent words have twins, and the teacher mostly expects frequent words. In which sentence
+# is the mean lower? Think of what Austen never wrote. Ours is a first try:
 
 # %%
 mine = "The bicycle and the telephone were invented in Germany."
@@ -358,17 +380,46 @@ print(f"mean {share.mean():.0%}, least {share.min():.0%}")
 
 # %% [markdown]
 # What has no twin becomes one outcome, *something else*. With first pieces almost nothing is
-# missing: *wonder* and *wonderful* both count for *wonder*. The price is that how the word
-# goes on is left to the text.
+# missing: *wonder* and *wonderful* both count for *wonder*. How the word goes on, the
+# teacher does not say; the text does.
 #
 # There is also **tokenization bias**. A teacher that has the token *wonderful* almost never
 # writes *wonder* and then *ful*. So its *wonder* means "*wonder*, and not *wonderful*". Twins
-# take this number as it is. First pieces repair it here, but not for every pair of cuts.
+# take this number as it is. First pieces add the two, as they should.
 #
-# The loss is the KL of lesson 02 where a chunk begins. *Inside* a chunk the teacher has
-# no say, so there the text's own token is the label: without it, the student would never
-# learn to write *ful*. In a row, `before` are the places before each chunk, `twins` and
-# `first` the projected teacher there, and `inside` marks all other places.
+# ## Where the student's token is longer
+#
+# Look at *Darcy* in the figure. The teacher says *Dar* first, which is a token of the
+# student too. So its probability goes there, *Darcy* gets almost nothing, and the student
+# learns *not* to say it, although the text does.
+#
+# The text lets us repair this. We know how likely the teacher finds the whole chunk: that
+# is a product, as above. This much belongs to *Darcy*, so we move it.
+
+
+# %%
+def move_to_longer(p, chunk_p, meant, begun):
+    """Give a chunk's probability to the student's token of the text."""
+    for k in range(len(p)):
+        if meant[k] != begun[k]:
+            p[k, meant[k]] += chunk_p[k]
+            if begun[k] >= 0:
+                p[k, begun[k]] -= chunk_p[k]
+    return p.clamp(min=0)  # rounding may leave a little less than 0
+
+
+# The student's tokens: Dar, cy, Darcy.
+print(move_to_longer(torch.tensor([[0.6, 0.4, 0.0]]), [0.3], [2], [0]))
+
+# %% [markdown]
+# For other long names that *could* have stood there, nobody knows the product. So this map is
+# for a teacher with the larger vocabulary.
+#
+# ## Two losses with a map
+#
+# The loss is the KL of lesson 02 where a chunk begins. This loss does not ask the teacher
+# *inside* a chunk. There the text's own token is the label: without it, the student would
+# never learn to write *ful*.
 
 
 # %%
@@ -414,8 +465,7 @@ print(f"distance of the two: {sorted_distance(yes_sayer, no_sayer):.1f}")
 
 # %% [markdown]
 # They say opposite things and have the same sorted probabilities, so for this loss they are
-# equal.
-# It tells a student *how sure* to be, and not of what. Therefore it is used next to the
+# equal. It tells a student *how sure* to be, and not of what. Therefore it is used next to the
 # text's labels, never alone. We do the same:
 
 
@@ -444,26 +494,32 @@ for side in ("student", "teacher"):
 
 
 # %%
-def keep(one, log_p):
-    """What the losses need of one row; log_p is the teacher's."""
-    # Nothing predicts the first token of a row.
-    chunks = [c for c in one.chunks if c.student.start and c.teacher.start]
-    chunk = torch.full((len(one.student_ids),), -1)
-    other = torch.full((len(one.teacher_ids),), -1)
+def keep(both, log_p):
+    """A row of the losses. Nothing predicts a text's first token."""
+    ours, theirs = (
+        torch.tensor(both.student_ids),
+        torch.tensor(both.teacher_ids),
+    )
+    chunks = [c for c in both.chunks if c.student.start and c.teacher.start]
+    chunk, other = torch.full_like(ours, -1), torch.full_like(theirs, -1)
     for number, c in enumerate(chunks):
         chunk[c.student] = other[c.teacher] = number
-    theirs = torch.tensor(one.teacher_ids)[1:, None]
-    p = log_p[[c.teacher.start - 1 for c in chunks]].exp()
-    first_p = projected(p, first, size)
+    its = log_p[:-1].gather(-1, theirs[1:, None])[:, 0]
+    chunk_log_p = log_p_of(its, other[1:])
     before = torch.tensor([c.student.start - 1 for c in chunks])
-    elsewhere = torch.ones(len(one.student_ids) - 1, dtype=torch.bool)
-    elsewhere[before] = False
+    begin = torch.tensor([c.teacher.start - 1 for c in chunks])
+    p = log_p[begin].exp()
+    meant, begun = ours[before + 1], first[theirs[begin + 1]]
+    first_p = projected(p, first, size)
+    move_to_longer(first_p, chunk_log_p.exp(), meant, begun)
+    is_inside = torch.ones(len(ours) - 1, dtype=torch.bool)
+    is_inside[before] = False
     return {
-        "ids": torch.tensor(one.student_ids),
+        "ids": ours,
         "chunk": chunk,
         "before": before,
-        "inside": elsewhere,
-        "log_p": log_p_of(log_p[:-1].gather(-1, theirs)[:, 0], other[1:]),
+        "inside": is_inside,
+        "log_p": chunk_log_p,
         "first": first_p / first_p.sum(-1, keepdim=True),
         "twins": projected(p, twins, size),
         "top": p.sort(descending=True).values[:, :size],
@@ -482,19 +538,27 @@ for at in range(0, len(aligned), read_at_once):
     batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     with torch.no_grad():
         logits = teacher(batch.to(teacher.device)).logits.float().cpu()
-    for one, its in zip(some, logits, strict=True):
-        kept.append(keep(one, its[: len(one.teacher_ids)].log_softmax(-1)))
+    for both, said in zip(some, logits, strict=True):
+        said = said[: len(both.teacher_ids)].log_softmax(-1)
+        kept.append(keep(both, said))
+
+# %%
+share = torch.cat([row["twins"].sum(-1) for row in kept]).mean()
+asked = sum(len(row["before"]) for row in kept)
+places = sum(len(row["ids"]) - 1 for row in kept)
+print(f"the teacher is asked at {asked / places:.0%} of the student's places")
+print(f"there, {share:.0%} of what it says has a twin")
 
 # %% [markdown]
-# The loop is that of lesson 02. All five read the same rows in the same order, with the
-# same number of steps. They are judged on an unread novel in **bits per byte**, which can
-# be compared with models of any other tokenizer, too.
+# The loop is that of lesson 02. All five read the same rows in the same order, six times
+# over, with the same number of steps. They are judged on a novel that they have not read,
+# in **bits per byte**, which can be compared with models of any other tokenizer, too.
 
 
 # %%
-def train(loss_of):
+def train(loss_of, seed=0):
     """A fresh student; the loss is a mean over tokens."""
-    student = build_student(tokenizer, layers=2, width=96, seed=0)
+    student = build_student(tokenizer, layers=2, width=96, seed=seed)
     optimizer = torch.optim.Adam(student.parameters(), lr=4e-3)
     for step in range(steps):
         at = step * batch_size
@@ -510,51 +574,67 @@ def train(loss_of):
 
 
 # %% [markdown]
-# **Predict** the order of the five.
+# **Predict** the order of the five. Each is trained from three fresh starts.
 
 # %%
 guess = "?"  # text, ranks, twins, first pieces, chunks
 
 # %%
 losses = {
-    "text alone": by_text,
+    "Austen's text": by_text,
     "ranks + text": by_rank,
     "chunks": by_chunks,
     "twins": by_twins,
     "first pieces": by_first_pieces,
 }
-test = pack(austen("test"), tokenizer, 64).select(range(judged_rows))
-bits = {}
-for name, loss_of in losses.items():
-    bits[name] = evaluate(train(loss_of), test, tokenizer).bits_per_byte
+
+
+def judge(model, cutter=tokenizer):
+    rows = pack(austen("test"), cutter, 64).select(range(judged_rows))
+    return evaluate(model, rows, cutter).bits_per_byte
+
 
 # %%
-fig, ax = plt.subplots(figsize=(7, 2.6))
-colors = [PALE, *[TEACHER] * 4]
-bars = ax.barh(list(bits), list(bits.values()), color=colors)
-ax.bar_label(bars, fmt="%.2f", padding=3)
+bits = {
+    name: [judge(train(loss_of, seed)) for seed in seeds]
+    for name, loss_of in losses.items()
+}
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.8))
+means = [sum(values) / len(values) for values in bits.values()]
+bars = ax.barh(list(bits), means, color=[PALE, *[TEACHER] * 4])
+ax.bar_label(bars, fmt="%.2f", padding=8)
+for y, values in enumerate(bits.values()):
+    ax.plot(values, [y] * len(values), "|", color="0.2", ms=12)
+reached = judge(teacher, teacher_tokenizer)
+ax.axvline(reached, color=TEACHER, ls="--")
+ax.text(reached, -0.62, "SmolLM2 itself", color=TEACHER, ha="center")
 ax.invert_yaxis()
 ax.margins(x=0.1)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("bits per byte on an unread novel (lower is better)")
-ax.set_title("First pieces keep what the teacher knows; chunks alone do not")
+ax.set_title("Both maps beat the text here; chunks alone do not", pad=20)
 plt.show()
 print(f"you expected: {guess}")
 
 # %% [markdown]
-# The order is that of what each loss keeps of the teacher. First pieces keep its distribution,
-# twins a part of it. Ranks add little to the text's labels. Chunks alone end behind the text:
-# one outcome a place is no more than a label tells, and where the teacher is unsure, less.
+# The strokes are the three starts. Blue bars use the teacher. The line is SmolLM2 itself, which
+# may have met Austen before.
 #
-# This is one seed, one learning rate, few rows and one pair: a first look. We have not
-# repeated it, and with more text the order may change.
+# First pieces keep the teacher's whole distribution, and twins a part of it. Ranks are close
+# to the text's labels. Chunks alone end behind the text: they give one number at each place, as
+# a label does, and where the teacher is unsure, they say less.
+#
+# Three starts say nothing of other learning rates, of more text or of other pairs: this is
+# a first look.
 #
 # ## Text is the plainest bridge
 #
 # There is a way that needs none of this: let the teacher write, and learn its text, as in
 # lesson 05. Text has no tokenizer. The teacher must write, which takes time, and you learn
 # one token a place instead of a distribution. But it works with any API. Take it if you
-# cannot see the teacher's logits, or if the two vocabularies share little.
+# cannot see the teacher's logits. We did not try it in this lesson.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -571,20 +651,24 @@ print(f"you expected: {guess}")
 # %% [markdown]
 # ## With the package
 #
-# `SoftLabelTrainer` aligns the rows, reads the teacher and logs the covered mass:
+# `SoftLabelTrainer` aligns the rows, reads the teacher and logs the covered mass. Its names are
+# `cross="pieces"` for first pieces, `"mapped"` for twins, `"chunks"`, and `"sorted"` for ranks.
 #
 # ```python
 # from distill_helpers import SoftLabelTrainer
 #
 # SoftLabelTrainer(
-#     student,
+#     build_student(tokenizer, layers=2, width=96, seed=0),
 #     teacher=teacher,
 #     tokenizer=tokenizer,
 #     teacher_tokenizer=teacher_tokenizer,
-#     cross="pieces",  # or "mapped" (twins), "chunks", "sorted" (ranks)
+#     cross="pieces",
 #     train_dataset=rows,
 # ).train()
 # ```
+#
+# Special tokens stand for no bytes; those of the same role are paired. A tokenizer that changes
+# the text, such as one that makes all letters small, is refused by name.
 
 # %% [markdown]
 # ## Turn the knobs
@@ -601,7 +685,7 @@ print(f"you expected: {guess}")
 # def half(log_q, row):
 #     return 0.5 * by_chunks(log_q, row) + 0.5 * by_text(log_q, row)
 #
-# print(evaluate(train(half), test, tokenizer).bits_per_byte)
+# print(judge(train(half)))
 
 # %% [markdown]
 # ## Recap
@@ -611,6 +695,7 @@ print(f"you expected: {guess}")
 # * A chunk's probability is a product. Two models can be compared by it, one outcome at a time.
 # * A map brings the teacher's distribution to the student's tokens where a chunk begins.
 #   Twins join much of it into one outcome, first pieces keep almost all.
+# * Where the student's token is longer, it gets the probability of the whole chunk.
 # * Sorted probabilities say how sure to be, and not of what.
 # * **Use it when** the better teacher is of another family and you can read its logits.
 #   **Do not, when** a teacher with your tokenizer is nearly as good, or when you can only

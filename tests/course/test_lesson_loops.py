@@ -438,7 +438,8 @@ def test_the_loop_of_lesson_10_is_the_trainer_across_tokenizers(prose, tmp_path)
         "log_p_of": checks.chunk_log_p(None, fallback=True),
         "build_student": lambda *_, **__: beginner(prose.tokenizer),
     }
-    for words in ("def own(", "def keep(", "def inside(", "def train("):
+    cells = ("own", "move_to_longer", "keep", "inside", "train")
+    for words in (f"def {name}(" for name in cells):
         exec(cell_with("10", words), names)
     with torch.no_grad():
         names["kept"] = [

@@ -88,8 +88,9 @@ class Case:
             )
         if kind == "pieces":
             return first_pieces_loss(
-                student, teacher, self.labels, *both, self.pieces, **options
-            )
+                student, teacher, self.labels, self.teacher_ids, *both, self.pieces,
+                **options,
+            )  # fmt: skip
         return sorted_probabilities_loss(
             student, teacher, self.labels, *both, **options
         )
@@ -165,14 +166,20 @@ def brute_force_of_pieces(case, temperature):
     tempered, _ = case.log_probs(temperature)
     log_q, log_p = case.log_probs()
     total, covered, compared = 0.0, 0.0, set()
-    for row, (i, _), (j, _) in case.places():
+    for row, (i, _), (j, m) in case.places():
         if i == 0 or j == 0 or int(case.labels[row, i]) == -100:
             continue
         compared.add((row, i))
-        mass = dict.fromkeys(range(VOCABULARY), 0.0)
+        mass = dict.fromkeys(range(-1, VOCABULARY), 0.0)
         for t, s in enumerate(case.pieces.tolist()):
-            if s >= 0:
-                mass[s] += log_p[row, j - 1, t].exp().item()
+            mass[s] += log_p[row, j - 1, t].exp().item()
+        ids = case.teacher_ids[row].tolist()
+        begun, meant = int(case.pieces[ids[j]]), int(case.labels[row, i])
+        if begun != meant:
+            chunk = sum(log_p[row, at - 1, ids[at]].item() for at in range(j, m))
+            mass[begun] -= math.exp(chunk)
+            mass[meant] += math.exp(chunk)
+        del mass[-1]
         covered += sum(mass.values())
         raised = {s: p ** (1 / temperature) for s, p in mass.items() if p > 0}
         for s, p in raised.items():
@@ -342,19 +349,28 @@ def test_where_nothing_is_compared_the_text_is_the_label():
 def test_pieces_that_go_nowhere_are_left_out():
     case = Case()
     case.pieces = torch.full((THEIRS,), -1)
-    case.pieces[4] = 2  # whatever the teacher says, the student's token 2 is meant
     found = case.loss("pieces")
-    log_q, _ = case.log_probs()
-    kl = -sum(
-        log_q[row, i - 1, 2].item()
-        for row, (i, _), (j, _) in case.places()
-        if i and j and int(case.labels[row, i]) != -100
-    )
-    case.pieces[4] = -1
-    nothing = case.loss("pieces")
-    assert nothing.covered == 0
-    items = found.num_items
-    assert found.loss.item() == pytest.approx(nothing.loss.item() + kl / items)
+    # All that the teacher says in the student's tokens is the text.
+    expected = hard_label_loss(case.student, case.labels)
+    assert found.loss.item() == pytest.approx(expected.item())
+    assert 0 < found.covered < found.compared
+
+
+def test_a_longer_token_gets_what_the_teacher_gives_to_its_pieces():
+    # The student has "Dar", "cy" and "Darcy", the teacher "Dar" and "cy".
+    labels = torch.tensor([[1, 2]])
+    teacher_ids = torch.tensor([[1, 0, 1]])
+    chunks, theirs = torch.tensor([[-1, 0]]), torch.tensor([[-1, 0, 0]])
+    teacher = torch.tensor([[[0.6, 0.4], [0.5, 0.5], [0.5, 0.5]]]).log()
+    student = torch.tensor([[[0.3, 0.4, 0.3], [1.0, 1.0, 1.0]]]).log()
+    found = first_pieces_loss(
+        student.requires_grad_(), teacher, labels, teacher_ids, chunks, theirs,
+        torch.tensor([0, 1]),
+    )  # fmt: skip
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(0, abs=1e-7)
+    assert float(student.grad.abs().max()) < 1e-7
+    assert found.covered == found.compared == 1
 
 
 def test_a_padded_head_of_the_student_counts_for_nothing():

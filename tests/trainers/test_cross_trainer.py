@@ -98,8 +98,9 @@ def test_one_step_is_the_gradient_of_the_loss(small, large, cross, fused):
         )
     elif cross == "pieces":
         soft = first_pieces_loss(
-            logits, theirs, batch["labels"], *both, pair.first_pieces, temperature=2.0
-        )
+            logits, theirs, batch["labels"], batch["teacher_input_ids"], *both,
+            pair.first_pieces, temperature=2.0,
+        )  # fmt: skip
     else:
         soft = sorted_probabilities_loss(
             logits, theirs, batch["labels"], *both, temperature=2.0
