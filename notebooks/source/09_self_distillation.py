@@ -17,8 +17,8 @@ profile = get_profile(PROFILE)
 # The sizes of this lesson:
 
 # %%
-learn_count = profile.pick(smoke=2, cpu=32, gpu=400)
-test_count = profile.pick(smoke=1, cpu=16, gpu=200)
+learn_count = profile.pick(smoke=2, cpu=32, gpu=200)
+test_count = profile.pick(smoke=1, cpu=16, gpu=100)
 steps = profile.pick(smoke=1, cpu=32, gpu=200)
 batch_size = profile.pick(smoke=2, cpu=2, gpu=8)
 rank = profile.pick(smoke=4, cpu=8, gpu=16)
@@ -31,8 +31,8 @@ judged_rows = profile.pick(smoke=4, cpu=60, gpu=60)
 #
 # Where does a teacher come from, if there is no larger model? From the student itself,
 # with something more: **a prompt** that it reads, **full precision** where the student is
-# rounded, or **a finished training** where the student has fresh weights. What the model does
-# with it is the teacher, and the student learns to do the same without.
+# rounded, or **a finished training** where the student has fresh weights. The model *with* this
+# extra is the teacher, and the same model *without* it is the student.
 
 # %%
 from distill_helpers.course import diagrams
@@ -128,14 +128,19 @@ behind = [prompt_of(question, examples) for question in questions]
 obeyed = {}
 for name, prompts in (("teacher, with examples", behind), ("before", alone)):
     found = answers(model, prompts)
-    obeyed[name] = 100 * sum(map(obeys, found)) / len(found)
-    print(f"{name}: {obeyed[name]:.0f} % in the form")
+    obeyed[name] = sum(map(obeys, found))
+    print(f"{name}: {obeyed[name]} of {len(found)} in the form")
     print("   ", tokenizer.decode(found[0], skip_special_tokens=True), "\n")
 
 # %% [markdown]
-# With its examples, the model keeps to the form nearly always. Without them nothing asks for
-# it. But each question carries the examples along, and they are far longer than the
-# question. Can the model learn to behave as if it had read them?
+# With its examples, the model mostly keeps to the form. Without them nothing asks for it. But
+# each question carries the examples along, and they are far longer than the question, even
+# with the frame that the chat template puts around it. Can the model learn to behave as if
+# it had read them?
+#
+# There are cheaper ways for a form like this one: a server can keep a fixed prompt in its
+# cache, and a grammar can force JSON. Distil where neither is at hand, or where a prompt sets
+# a manner that no grammar can check.
 #
 # ## The same answer, seen from two places
 #
@@ -187,8 +192,9 @@ places = checks.answer_places(answer_places, fallback=True)
 # Teacher and student are one model, so one copy of its weights is enough. **LoRA** (Hu et
 # al. 2021) freezes a weight matrix $W$ and adds a product of two thin ones, $W + s B A$. Only
 # $A$ and $B$ learn; $s$ is a fixed strength. $A$ has $r$ rows and $B$ has $r$ columns, and $r$
-# is the **rank**. $B$ begins at zero, so the student begins as the teacher. With the addition
-# switched off, the teacher is back.
+# is the **rank**. $A$ begins at random and $B$ at zero. So the product is zero and the student
+# begins as the teacher, but $B$ has a gradient. With the addition switched off, the teacher
+# is back.
 #
 # ## Exercise 2 · How much learns?
 #
@@ -237,15 +243,19 @@ fig, ax = plt.subplots(figsize=(6, 2.6))
 ax.plot(ranks, shares, "o-", color=STUDENT)
 ax.set_xscale("log", base=2)
 ax.set_yscale("log")
+ax.axvline(rank, color="0.4", ls="--")
+ax.text(rank, shares[0], "  taken here", color="0.4")
 ax.set_xticks(ranks, ranks)
+ax.set_yticks([0.2, 1, 5, 10], ["0.2", "1", "5", "10"])
+ax.set_yticks([], minor=True)
 ax.set_xlabel("rank of the adapters")
 ax.set_ylabel("percent of all numbers")
 ax.set_title("What learns, compared with the whole model")
 plt.show()
 
 # %% [markdown]
-# Adam keeps two more numbers for each that learns, and none for the frozen ones. So memory
-# falls, too.
+# For each number that learns, there is a gradient, and Adam keeps two more. For the frozen ones
+# there is nothing of this. So memory falls, too.
 
 # %%
 from distill_helpers import add_adapters
@@ -256,8 +266,8 @@ trained = sum(w.numel() for w in student.parameters() if w.requires_grad)
 print(f"counted {trained:,}, by your function {size_of(shapes, rank):,}")
 
 # %% [markdown]
-# `add_adapters` changes `model` itself. From here on we call it `student`, and inside
-# `adapters_off(student)` it is the teacher, which also keeps no gradients.
+# `add_adapters` changes `model` itself. From here on we call it `student`. Inside
+# `adapters_off(student)` the adapters are off, and it is the teacher.
 
 # %% [markdown]
 # ## The loop
@@ -275,7 +285,7 @@ def said(model, prompt, answer):
 
 
 # %%
-def taught(words, prompts):
+def taught(student, words, prompts):
     """One row a word: what the student reads, and what the teacher said."""
     rows = []
     with adapters_off(student):
@@ -289,17 +299,21 @@ def taught(words, prompts):
 
 # %%
 long_prompts = [prompt_of(question_of(word), examples) for word in learn_words]
-rows = taught(learn_words, long_prompts)
+rows = taught(student, learn_words, long_prompts)
+whole = sum(row["answer"][-1] == tokenizer.eos_token_id for row in rows)
+stored = sum(row["teacher"].nbytes for row in rows) / 1e6
 print(tokenizer.decode(rows[0]["answer"], skip_special_tokens=True))
+print(f"{whole} of {len(rows)} answers are whole; logits: {stored:.0f} MB")
 
 # %% [markdown]
-# With `soft` the loop compares distributions; without, it learns the teacher's text, as
-# hard labels. The answer includes its end, so the student also learns to stop.
+# Lesson 04 makes such logits small. With `soft` the loop compares distributions; without, it
+# learns the teacher's text, as hard labels. A whole answer includes its end, so the student
+# also learns to stop.
 
 
 # %%
 def loss_at(student, row, soft):
-    """Mean over the answer's tokens."""
+    """KL to the teacher, or cross-entropy; a mean over the answer."""
     log_q = said(student, row["short"], row["answer"]).float().log_softmax(-1)
     if not soft:
         ids = torch.tensor(row["answer"], device=log_q.device)
@@ -328,28 +342,28 @@ def learn(student, rows, *, soft):
 # %%
 learn(student, rows, soft=True)
 found = answers(student, alone)
-obeyed["after soft labels"] = 100 * sum(map(obeys, found)) / len(found)
+obeyed["after soft labels"] = sum(map(obeys, found))
 print(tokenizer.decode(found[0], skip_special_tokens=True))
 
 # %% [markdown]
 # For comparison, another student learns the teacher's *text* alone, with the same rows and
-# steps. Only for this do we load the model again.
+# steps. Another student needs fresh adapters, so we load the model again.
 
 # %%
 other = add_adapters(load_teacher(profile).model, rank=rank, seed=0)
 learn(other, rows, soft=False)
 found = answers(other, alone)
-obeyed["after its text"] = 100 * sum(map(obeys, found)) / len(found)
+obeyed["after its text"] = sum(map(obeys, found))
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 2.3))
 colors = [TEACHER, PALE, STUDENT, STUDENT]
 bars = ax.barh(list(obeyed), list(obeyed.values()), color=colors)
-ax.bar_label(bars, fmt="%.0f %%", padding=3)
+ax.bar_label(bars, padding=3)
 ax.invert_yaxis()
-ax.margins(x=0.12)
+ax.set_xlim(0, 1.05 * test_count)
 ax.grid(axis="y", visible=False)
-ax.set_xlabel(f"answers in the form, of {test_count} to new words")
+ax.set_xlabel(f"answers in the form ({test_count} questions about new words)")
 ax.set_title("The form is in the weights: no examples are read any more")
 plt.show()
 
@@ -357,6 +371,16 @@ plt.show()
 # The students keep to the form and never read an example. Soft labels tell more per answer
 # than its text does, as in lesson 02. But this is one run on a few words, and the gap
 # between the two students may be chance.
+#
+# A student can learn too much, too. Ask it something that the rule was never meant for:
+
+# %%
+side = prompt_of("Write one line about the sea.")
+print(tokenizer.decode(answers(student, [side])[0], skip_special_tokens=True))
+
+# %% [markdown]
+# No example told it where the rule ends. If your application asks other things as well, put
+# questions without the rule among the rows, with the answers of the plain model.
 #
 # ## A rule carries over to new words. Does a hint?
 #
@@ -372,9 +396,9 @@ def hinted(word):
     return prompt_of(f"{entry} {question_of(word)}")
 
 
-hints = taught(learn_words, [hinted(word) for word in learn_words])
-new_hints = taught(test_words, [hinted(word) for word in test_words])
-new_rows = taught(test_words, behind)
+hints = taught(student, learn_words, [hinted(word) for word in learn_words])
+new_hints = taught(student, test_words, [hinted(word) for word in test_words])
+new_rows = taught(student, test_words, behind)
 
 
 # %%
@@ -386,29 +410,42 @@ def distance(model, rows):
 
 # %%
 reader = add_adapters(load_teacher(profile).model, rank=rank, seed=0)
-before = [distance(reader, some) for some in (new_rows, new_hints, hints)]
+# Before it learns, the reader is the plain model, as the student was.
+judged = {
+    "rule, learned words": rows,
+    "rule, new words": new_rows,
+    "hints, learned words": hints,
+    "hints, new words": new_hints,
+}
+before = [distance(reader, some) for some in judged.values()]
 learn(reader, hints, soft=True)
-after = [distance(student, new_rows)]
-after += [distance(reader, some) for some in (new_hints, hints)]
+learners = (student, student, reader, reader)
+after = [
+    distance(one, some)
+    for one, some in zip(learners, judged.values(), strict=True)
+]
 
 # %%
-names = ["rule, new words", "hints, new words", "hints, learned words"]
 left = [100 * b / a for a, b in zip(before, after, strict=True)]
-fig, ax = plt.subplots(figsize=(7, 2))
-bars = ax.barh(names, left, color=[STUDENT, STUDENT, PALE])
-ax.bar_label(bars, fmt="%.0f %%", padding=3)
+fig, ax = plt.subplots(figsize=(7, 2.4))
+bars = ax.barh(list(judged), left, color=[PALE, STUDENT, PALE, STUDENT])
+sizes = [f"{a:.2f} → {b:.2f} nats" for a, b in zip(before, after, strict=True)]
+ax.bar_label(bars, sizes, padding=3)
 ax.axvline(100, color="0.4", ls="--")
+ax.text(100, -0.62, "start", color="0.4", ha="center")
 ax.invert_yaxis()
+ax.set_xlim(0, 130)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("KL to the teacher that is left, percent of what it was")
-ax.set_title("The rule carries over to new words, the hints hardly")
+ax.set_title("The rule carries over to new words, the hints hardly", pad=18)
 plt.show()
 
 # %% [markdown]
-# Compare each bar with 100, its own start. Of the distance to the teacher with examples little
-# is left, on words that the student was never asked. From the hints it learned about the
-# words of its training, and on new words it gained little: a manner of speaking, but no
-# knowledge of the word. Nobody told it.
+# Compare each bar with 100, its own start. Of the rule, little is left to learn, and new words
+# are hardly harder than learned ones. Of the hints, the student took in much about the words
+# of its training, and little about new ones. That is no wonder: the form is the same few
+# tokens for every word, and an entry is another one each time. The student has never seen
+# the entry of a new word.
 #
 # ## Full precision teaches the rounded
 #
@@ -467,7 +504,8 @@ rounding = checks.fake_round(fake_round, fallback=True)
 # Give your function to every linear layer but the output head. PyTorch keeps the full weight,
 # trains it, and rounds it at each use; only the rounded one would be stored. The Austen model
 # of lesson 02 is small enough to be repaired on the spot. Two bits hurt: a weight becomes one
-# step, minus one step, or zero.
+# step, minus one step, or zero. Each group stores its step, too, which costs half a bit a
+# weight more.
 
 # %%
 from torch.nn.utils import parametrize
@@ -548,20 +586,21 @@ for ax, metric in ((left, "nll"), (right, "kl_to_teacher")):
 left.invert_yaxis()
 left.set_xlabel("loss on an unread novel (nats)")
 right.set_xlabel("KL to full precision (nats)")
-left.set_title("Both teachers repair most of it; its own full precision, more")
+fig.suptitle("Both teachers repair most of the damage", y=1.02)
 plt.show()
 
 # %% [markdown]
 # Both teachers repair most of the damage in these few steps, and its own full precision comes
 # closer. On the right that is no surprise, for the student was trained on this very KL; the
-# left picture is the fairer one. It is one seed, and the lead there is small.
+# left picture is the fairer one. It is one seed, and the lead there is small enough to be
+# chance.
 #
 # ## A finished training
 #
 # The third *more* is the past. A new student of the same shape, from fresh weights, learns
 # from the finished one, and sometimes ends up better: *born-again* networks (Furlanello et
 # al. 2018). The course tried this on the shared task of lesson 06, against training on
-# labels for the same number of steps. Right of zero, the born-again student is better:
+# labels for the same number of steps. Right of zero, the born-again student would be better:
 
 # %%
 from distill_helpers.course.plots import forest
@@ -569,8 +608,13 @@ from distill_helpers.studies import load_results
 
 fig, ax = plt.subplots(figsize=(8, 1.5))
 again = load_results("side_by_side").verdict("self_helps")
-forest(ax, [again], words=["born again beats labels"])
+forest(ax, [again], words=["born again less labels"])
 plt.show()
+
+# %% [markdown]
+# The line is the interval of the gain over five seeds, in points of accuracy, as in lesson 03.
+# It reaches far to both sides of zero, so our study cannot say whether born-again training
+# helps here. The gains that are reported come from other tasks and larger models.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -582,15 +626,21 @@ plt.show()
 # | arXiv:2605.11182, May 2026 | such training fails with a hint for each question, and works for a rule that all share |
 # | *QAD* (arXiv:2601.20088) | four-bit models repaired by KL to their own full precision, nearly without loss |
 # | Hu et al. 2021, *LoRA* (arXiv:2106.09685) | adapters of small rank come near full training |
+#
+# The second and the third row do not agree at first sight. A solution also shows *how* to
+# think, which other questions share. A dictionary's entry is a fact that they do not share.
+# Ask of your prompt: which part of it would help with the next question?
 
 # %% [markdown]
 # ## Turn the knobs
+#
+# After a turn, restart and run everything: `add_adapters` has changed the model.
 #
 # | turn | expect | see |
 # |---|---|---|
 # | `rank = 1` | the form is still learned, with far fewer numbers | the first bars |
 # | `steps = 8` | the form comes before the content | an answer |
-# | another form in `examples`, such as one word | a shorter rule | the first bars |
+# | another form, in `prompt_of` and in `obeys` alike | as good as ours, or better | the first bars |
 # | `bits = 3` | hardly anything to repair | the last bars |
 
 # %%
@@ -604,7 +654,8 @@ plt.show()
 # ## With the package
 #
 # `SoftLabelTrainer` does the first part of this lesson in batches, with checkpoints and mixed
-# precision. Of three lists, the questions, the same behind the examples, and the answers:
+# precision. It needs three lists of equal length: questions to learn from, the same behind the
+# examples, and the teacher's answers.
 #
 # ```python
 # from distill_helpers import SoftLabelTrainer, training_arguments
@@ -614,8 +665,8 @@ plt.show()
 # plain = load_teacher(profile).model
 # student = add_adapters(plain, rank=16)
 # rows = add_teacher_prompts(
-#     mask_prompts(questions, texts, tokenizer),
-#     mask_prompts(longer_questions, texts, tokenizer),
+#     mask_prompts(prompts, answers, tokenizer),
+#     mask_prompts(longer_prompts, answers, tokenizer),
 # )
 # SoftLabelTrainer(
 #     student,
@@ -627,12 +678,14 @@ plt.show()
 # merge_adapters(student)  # an ordinary model again, for export_gguf
 # ```
 #
-# For rounding there are `models.fake_round` and `models.bake`.
+# For rounding there is `models.fake_round`, and `models.bake` writes the rounded weights into
+# the model.
 
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** how many answers keep to the form without the examples.
+# * **One number to remember:** how many of the answers to new words keep to the form, with no
+#   example read.
 # * The teacher is the model itself with something more. The two rows differ, and only the
 #   answer's tokens are compared.
 # * LoRA trains two thin matrices next to each frozen one. With them switched off, the model
