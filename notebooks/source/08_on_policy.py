@@ -43,10 +43,10 @@ log_every = profile.pick(smoke=1, cpu=3, gpu=20)
 # %% [markdown]
 # ## A student that only reads
 #
-# In every lesson so far the student read what others had written: a novel, or the
-# teacher's answers. When the student is used, it *writes*, and each token that it writes
-# becomes part of what it reads next. In training its context was text by others; in use
-# it is the student's own. Where these differ, it may do worse. That is **exposure bias**.
+# So far the student read what others had written: a novel, or the teacher's answers. When
+# the student is used, it *writes*, and each token that it writes becomes part of what it
+# reads next. Where its own text differs from that of others, it may do worse. That is
+# **exposure bias**.
 #
 # The remedy: let pupils write, and mark what they wrote.
 
@@ -145,7 +145,9 @@ slip = next((i for i, (one, two) in enumerate(pairs) if one != two), 0)
 colors = [STUDENT if i == slip else PALE for i in range(len(text))]
 fig, ax = plt.subplots(figsize=(7, 2.6))
 ax.bar(range(len(text)), 100 * likely, color=colors)
-ax.text(slip, 100 * likely[slip] + 12, "the slip", ha="center", color=STUDENT)
+arrow = {"arrowstyle": "->", "color": STUDENT}
+spot = {"xytext": (slip, 60), "ha": "center", "color": STUDENT}
+ax.annotate("the slip", (slip, 2), **spot, arrowprops=arrow)
 ax.set_xticks(range(len(text)), list(text))
 ax.set_ylim(0, 112)
 ax.set_xlabel("token written by the student")
@@ -156,8 +158,9 @@ plt.show()
 
 # %% [markdown]
 # Each bar is what the teacher says after the *student's* tokens so far. It would hardly
-# have written the slip: here it corrects. And what comes after it? Over all these slips,
-# count how often the teacher, asked right after the comma, would copy the wrong sum.
+# have written the slip: here it corrects, and at the next digit it still doubts. From the comma
+# on it takes the sum as given. Over all these slips, count how often the teacher, asked right
+# after the comma, would copy the wrong sum.
 
 
 # %%
@@ -175,9 +178,9 @@ again = sum(copies(*slip) for slip in whole)
 print(f"{again} of {len(whole)} wrong sums would be copied")
 
 # %% [markdown]
-# The teacher marks a slip where it happens. After that it goes on from the wrong sum, as
-# any language model continues what it reads. An on-policy teacher does not give the right
-# answer. It shows what it would do next in the student's place.
+# The teacher marks a slip where it happens. After that it goes on from the wrong sum, as any
+# language model continues what it reads. It does not give the right answer, but shows what it
+# would do next in the student's place.
 #
 # ## Exposure bias, measured
 #
@@ -189,13 +192,13 @@ print(f"{again} of {len(whole)} wrong sums would be copied")
 # %%
 before = study.exposure(reader, asked)
 places = range(1, len(before.counts) + 1)
-own, his = before.student_prefix, before.teacher_prefix
+own, others = before.student_prefix, before.teacher_prefix
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3))
-ax.plot(places, his, "s-", ms=3, color=TEACHER)
+ax.plot(places, others, "s-", ms=3, color=TEACHER)
 ax.plot(places, own, "o-", ms=3, color=STUDENT)
-ax.fill_between(places, his, own, color=STUDENT, alpha=0.3)
+ax.fill_between(places, others, own, color=STUDENT, alpha=0.3)
 ax.text(1, 0.85, "in the student's own text", color=STUDENT)
 ax.text(1, 0.7, "in the teacher's text", color=TEACHER)
 ax.set_xlabel("token of the answer")
@@ -206,9 +209,7 @@ plt.show()
 # %% [markdown]
 # The hills are the digits of the two sums. They are hard in any text. Look between and
 # behind them, where a sum is only *copied*. In the teacher's text the student copies
-# almost without error. After its own words it copies less surely.
-#
-# At the first tokens the two curves agree: both have read the prompt and little else.
+# almost as the teacher does. After its own words the two differ more.
 
 # %% [markdown] tags=["given"]
 # ## Exercise 1 · The excess
@@ -256,7 +257,7 @@ def excess_kl(student_prefix, teacher_prefix, counts):
 excess = checks.excess_kl(excess_kl, fallback=True)
 
 # %%
-print(f"excess: {excess(own, his, before.counts):.4f} nats per token")
+print(f"excess: {excess(own, others, before.counts):.4f} nats per token")
 
 # %% [markdown]
 # ## One on-policy step
@@ -375,7 +376,7 @@ step = checks.on_policy_step(on_policy_step, fallback=True)
 # ## Whose text, and which divergence?
 #
 # Your step has two knobs. *Who writes* is the argument `write`, and the divergence is
-# another one. Together they make a table with four fields, and each has a name:
+# another one. Together they make a table with four cells:
 #
 # | | forward KL: cover all that the teacher says | reverse KL: say nothing that the teacher would not |
 # |---|---|---|
@@ -384,10 +385,11 @@ step = checks.on_policy_step(on_policy_step, fallback=True)
 #
 # For whole texts, KL(student ‖ teacher) is the expected sum of the *reverse* KL over the
 # tokens of texts that the *student* writes. The forward KL belongs to texts of the teacher.
-# Your step is not the full gradient of either: it does not count that a token also changes
-# what comes after it.
+# With the teacher's text and the forward KL, your step has its full gradient, for the student
+# has no say in that text. With own text and the reverse KL it leaves out a part: a token that
+# the student writes also changes what comes after it.
 #
-# **Predict:** which knob matters more? Write down the field that you expect to win.
+# **Predict:** which knob matters more? Write down the cell that you expect to win.
 
 # %%
 guess = "?"  # for example "own text, reverse KL"
@@ -399,7 +401,7 @@ def teacher_writes(_, prompts):
 
 
 # %%
-fields = {
+cells = {
     "teacher's text, forward KL": (teacher_writes, forward_kl),
     "teacher's text, reverse KL": (teacher_writes, reverse_kl),
     "own text, forward KL": (write, forward_kl),
@@ -411,7 +413,7 @@ questions = prompts_of(three_sums.problems(64 * steps, seed=5008))
 from transformers import get_cosine_schedule_with_warmup as cosine
 
 students = {}
-for name, (writer, divergence) in fields.items():
+for name, (writer, divergence) in cells.items():
     student = copy.deepcopy(reader)
     optimizer = torch.optim.Adam(student.parameters(), 2e-3, betas=(0.9, 0.99))
     rate = cosine(optimizer, steps // 20 + 1, steps)
@@ -435,14 +437,14 @@ ax.invert_yaxis()
 ax.grid(axis="y", visible=False)
 ax.margins(x=0.12)
 ax.set_xlabel(f"right, percent of {tests:,} test problems")
-ax.set_title("All four fields teach; on this seed forward KL is ahead")
+ax.set_title("All four cells teach; on this seed forward KL is ahead")
 plt.show()
 print(f"you expected: {guess}")
 
 # %% [markdown]
-# All four had the same questions and the same number of steps, and the teacher wrote anew
-# in every step, as the student did. On this seed the choice of the KL is worth more than
-# the choice of the writer. Did training also heal what it was meant to heal?
+# All four had the same questions and the same number of steps, and the teacher wrote anew in
+# every step. Note who is last: own text with reverse KL, the on-policy distillation of most
+# reports. Did training also heal what it was meant to heal?
 
 # %%
 for name, student in students.items():
@@ -451,8 +453,7 @@ for name, student in students.items():
     print(f"{name:28} excess {number:.4f} nats per token")
 
 # %% [markdown]
-# The excess fell in all four: a student that knows more slips less often. The differences
-# are small, and this is one seed.
+# The excess fell in all four: a student that knows more slips less often.
 #
 # A student can also become too sure. The product of its tokens' probabilities is how sure
 # it is of an answer; on average, that should be the share that is right. **Predict:** which
@@ -479,8 +480,9 @@ for name, model in {"before": reader, **students}.items():
     print(f"{name:28} {mean:4.0%}   {right:4.0%}")
 
 # %% [markdown]
-# Here reverse KL makes students surer. None is *too* sure; forward KL leaves them less sure than
-# they are right. In a longer run, watch whether the first number passes the second.
+# All are less sure than they are right, by most with forward KL. Reverse KL makes students
+# surer. In a longer run, watch whether the first number passes the second. These are fewer
+# problems than in the bars.
 #
 # ## What five seeds say
 #
@@ -511,7 +513,7 @@ ax.set_yticks(range(len(arms)), arms)
 ax.set_ylim(len(arms) - 0.5, -0.5)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("points above longer training on hard labels, same seed")
-ax.set_title("The weakest student gained least from the teacher's text")
+ax.set_title("Own text: more than hard labels with every seed")
 plt.show()
 
 # %%
@@ -538,12 +540,14 @@ print(f"({gain.low:+.1f} to {gain.high:+.1f})")
 
 # %% [markdown]
 # One claim is settled: marks on one's own text teach more than further hard labels. *Why* is
-# not settled. Own text differs from those in three ways at once: it is marked with whole
-# distributions, it is new each time, and it is the student's own. The next two claims take
-# these apart, and five seeds cannot decide them.
+# not. Own text is marked with whole distributions, it is new each time, and it is the
+# student's own. The next two claims take these apart, and five seeds cannot decide them.
 #
-# The last line is the gain of reverse over forward KL, both on own text: no difference can
-# be seen, though your run has just shown one.
+# The filled student alone makes two of the intervals wide.
+#
+# The last line is the gain of reverse over forward KL, both on own text: no difference. In
+# our run forward KL was ahead, by more than these seeds scatter; but warm start and training
+# were shorter there.
 #
 # ## What writing costs
 #
@@ -568,8 +572,8 @@ ax.set_title("Reading in every step takes time; writing adds to it")
 plt.show()
 
 # %% [markdown]
-# Fixed text is read once by the teacher, new text in every step. Own text has to be
-# written as well.
+# Fixed text is read once by the teacher, new text in every step. Own text has to be written as
+# well; the teacher's writing is *not* counted.
 #
 # ## What if the teacher tells less?
 #
@@ -737,7 +741,8 @@ plt.show()
 # %% [markdown]
 # As in lesson 02: a drawn token is right on average and very noisy. A
 # list of likely tokens has no noise, but an error that no averaging removes. An error of 1
-# is as large as that of no gradient at all. And it matters *whose* list it is: reverse KL
+# is as large as that of no gradient at all. These are about a thousand positions: with four
+# times as many, the noise halves and the bias stays. And it matters *whose* list it is: reverse KL
 # punishes what the student says and the teacher would not, and such tokens need not be on
 # the teacher's list.
 #
@@ -849,7 +854,7 @@ explore(
     name="β",
     values=betas,
     start=0.5,
-    still=[0.0, 0.1, 0.3, 1.0],
+    still=[0.0, 0.3, 0.5, 1.0],
     alt="A teacher with two hills and the best student with one. Forward KL "
     "gives a wide student over both; reverse KL a narrow one on the "
     "larger hill.",
@@ -858,17 +863,15 @@ explore(
 
 # %% [markdown]
 # Forward KL **covers** both modes and is highest in the valley between them: as text,
-# sentences that nobody would write. Reverse KL **seeks** one mode. Somewhere on the way,
-# the JSD flips from one to the other. Near the ends of β the value shrinks to zero; divided
-# by β or by 1 − β it tends to forward or reverse KL. At the ends the package takes these
-# themselves, as TRL does, Hugging Face's library for training language models.
+# sentences that nobody would write. Reverse KL **seeks** one mode. Somewhere in the middle the
+# best student jumps from one to the other. Near the ends of β the value shrinks to zero, so
+# at the ends the package takes the KLs themselves, as TRL does, Hugging Face's library.
 #
 # ## A real student writes
 #
-# The same on the real pair of lesson 02: SmolLM2, and a copy without some of its layers,
-# after a short repair with soft labels. On-policy training is for students that can
-# already write a little: a student that writes noise gets marks on noise. The prompts are sixteen tokens of Austen's novels; no answers are
-# needed.
+# The same on the real pair of lesson 02: SmolLM2, and a copy without some of its layers. First
+# comes a short repair, for a student that writes noise gets marks on noise. The prompts are
+# sixteen tokens of Austen's novels.
 
 # %%
 from distill_helpers.studies import real_pair
@@ -989,9 +992,10 @@ look()
 show(heard[1:3])
 
 # %% [markdown]
-# The KL fell, in this handful of steps. Of the three signs one is on, before and after: the
-# teacher is less certain in the student's text. Such a student should first learn more
-# from the teacher's text. The other two signs need longer texts to show.
+# The KL fell in both texts, but look closer. In the student's own text it is *lower* than in
+# the teacher's: no exposure bias, by this number. That is no praise. The teacher is lost
+# there, before and after, and vague distributions are easy to match. Such a student should
+# first learn more from the teacher's text.
 #
 # Why not simply reward text that the teacher finds *likely*? Watch SmolLM2 read:
 
@@ -1007,13 +1011,15 @@ for name, sample in samples.items():
     ids = real.tokenizer(sample, return_tensors="pt")["input_ids"]
     ids = ids.to(real.model.device)
     with torch.no_grad():
-        loss = real.model(input_ids=ids, labels=ids).loss
-    print(f"{name:11}{loss:.2f} nats per token")
+        log_p = real.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    surprise = -log_p.gather(-1, ids[0, 1:, None])[:, 0]
+    rounds = [f"{part.mean():.2f}" for part in surprise.chunk(4)]
+    print(f"{name:11}", *rounds, "nats per token, by quarters")
 
 # %% [markdown]
-# After its first round a loop has no surprise left, so a student that is rewarded for
-# likely text alone would learn to say the same thing for ever. Reverse KL also has the
-# student's own $\log p_S$ in it: a student that is too sure pays.
+# After its first round a loop surprises little, so a student that is rewarded for likely text
+# alone would learn to say the same thing for ever. Reverse KL also has the student's own $\log
+# p_S$ in it: a student that is too sure pays at the step *into* the loop, though not inside.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -1028,9 +1034,8 @@ for name, sample in samples.items():
 # | DeepSeek-V4, April 2026, as reported | more than ten experts, reverse KL over the full vocabulary, in place of mixed reinforcement learning |
 # | Nemotron 3 Ultra 2026 (arXiv:2606.15007), as reported | more than ten teachers; sampled tokens did better than the full vocabulary |
 #
-# The last two disagree. Older still: a driver who has only
-# watched others does not know what to do at the edge of the road (Ross et al. 2011,
-# *DAgger*, arXiv:1011.0686).
+# The last two disagree. *DAgger* is older than all of them (Ross et al. 2011,
+# arXiv:1011.0686).
 
 # %% [markdown]
 # ## Turn the knobs
@@ -1062,8 +1067,8 @@ for name, sample in samples.items():
 # * Own text beat longer training on hard labels. Against soft labels and new text of the
 #   teacher the question is open, and so is the choice of the KL.
 # * **Use it when** you have the teacher's logits, the student already writes, answers are
-#   long, and fixed text has stopped helping. Plan for two to three times the time of soft
-#   labels. **Do not, when** soft labels on fixed text still help: they are cheaper, and
-#   they are stored once.
+#   long, and fixed text has stopped helping. Measure the time: long answers cost more than
+#   ours. **Do not, when** soft labels on fixed text still help: they are cheaper, and they are
+#   stored once.
 #
 # *Read on:* the papers of the table; Arora et al. 2022, arXiv:2204.01171, on the excess.
