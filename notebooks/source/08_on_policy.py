@@ -48,7 +48,7 @@ log_every = profile.pick(smoke=1, cpu=3, gpu=20)
 # reads next. Where its own text differs from that of others, it may do worse. That is
 # **exposure bias**.
 #
-# The remedy: let pupils write, and mark what they wrote.
+# The remedy: let pupils write, and mark it.
 
 # %%
 from distill_helpers.course import diagrams
