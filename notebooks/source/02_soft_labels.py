@@ -85,7 +85,7 @@ print(f"probabilities:     {F.kl_div(q, p, reduction='sum'):.4f}")
 # %% [markdown]
 # A KL can never be negative, so the second line is wrong. The first, times $T^2$, is the soft
 # term above. Mind the divisor, too: the default `mean` also divides by the vocabulary, and
-# `batchmean` only by the first dimension. As a loss it would be smallest
+# `batchmean` only by the first dimension. As a loss the second would be smallest
 # if $q$ had everything on the teacher's favourite token: soft labels in name, hard
 # labels in effect.
 #

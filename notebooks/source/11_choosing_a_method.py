@@ -39,7 +39,7 @@ planned = profile.pick(smoke=1, cpu=4, gpu=4)
 # * **closed answers**: one answer is right. Ours is the shared task, three numbers to add.
 #   A score is the share of right answers;
 # * **open text**: many continuations are good. Ours is Jane Austen. A score is the NLL of
-#   a novel that nobody has read, and lower is better.
+#   a novel that no model here has read, and lower is better.
 #
 # In both, the teacher is good and not perfect, and the student is small. **Predict:** does
 # the same technique win in both worlds?
@@ -56,30 +56,32 @@ opened = {
 SETTING, FEW = study.SAME_STEPS, codistillation.FEW
 
 # %% [markdown]
-# One row is one technique. What it needs of the teacher comes first, for that is what often
-# decides: nothing, its text, or its logits.
+# One row is one technique. Its colour says what it needs of the teacher, for that often decides.
+#
+# | | closed answers | open text |
+# |---|---|---|
+# | *labels*, and all in grey | 500 problems with right answers | 800 rows of Austen |
+# | *text*, *soft labels*, *own text* | 2,000 questions, with the teacher's answers | the same 800 rows |
+# | *labels and …* | both | the same 800 rows |
+# | *drawn* and *likeliest targets* | – | the same, one token of the teacher at every position |
 
 # %%
-GREY = "0.45"
+GREY, HYBRID = "0.45", "hybrid 8 + 24"
 ROWS = {
     "labels": (GREY, study.LABELS, ("soft_labels", "labels")),
     "smoothed labels": (GREY, study.SMOOTHED, None),
     "self-distillation": (GREY, study.SELF, None),
-    "co-distillation": (
-        *(GREY, study.TOGETHER),
-        ("codistillation", codistillation.RAMP),
-    ),
-    "drawn tokens": (TEXT, None, ("soft_labels", "sampled")),
-    "likeliest tokens": (TEXT, study.TEXT, ("soft_labels", "argmax")),
+    "co-distillation": (GREY, study.TOGETHER, ("codistillation", "ramp")),
+    "teacher's text": (TEXT, study.TEXT, None),
     "checked text": (TEXT, study.CHECKED, None),
     "labels and text": (TEXT, study.BOTH, None),
+    "drawn targets": (TEACHER, None, ("soft_labels", "sampled")),
+    "likeliest targets": (TEACHER, None, ("soft_labels", "argmax")),
     "soft labels": (TEACHER, study.SOFT, ("soft_labels", "soft T=1")),
-    "stored soft labels": (
-        *(TEACHER, study.STORED),
-        ("stored_labels", "hybrid 8 + 24"),
-    ),
+    "stored soft labels": (TEACHER, study.STORED, ("stored_labels", HYBRID)),
     "labels and soft labels": (
-        *(TEACHER, study.BOTH_SOFT),
+        TEACHER,
+        study.BOTH_SOFT,
         ("soft_labels", "mix"),
     ),
     "own text": (TEACHER, study.OWN, None),
@@ -117,26 +119,30 @@ for place, (row, (color, *_)) in enumerate(ROWS.items()):
 axes[0].set_yticks(range(len(ROWS)), list(ROWS))
 axes[0].set_ylim(len(ROWS) - 0.5, -0.7)
 axes[1].invert_xaxis()
-axes[0].set_title("closed answers: right, percent")
-axes[1].set_title("open text: NLL, right is better")
+axes[0].set_title("closed answers: percent correct")
+axes[1].set_title("open text: NLL, lower (further right) is better")
 for ax in axes:
     ax.grid(axis="y", visible=False)
-needs = {"nothing": GREY, "its text": TEXT, "its logits": TEACHER}
+needs = {
+    "nothing": GREY,
+    "its text": TEXT,
+    "what it says at every position": TEACHER,
+}
 lines = [plt.Line2D([], [], color=c, marker="o") for c in needs.values()]
 place = {"loc": "outside lower center", "ncols": 3}
 fig.legend(lines, list(needs), title="needs of the teacher", **place)
 plt.show()
 
 # %% [markdown]
-# Points are means, lines their intervals over five seeds, at equal steps. **What wins
-# depends on the world.** Soft labels are near the top in both. The teacher's text does well
-# for closed answers only: its likeliest tokens are last of all in open text.
+# Points are means, lines their intervals over five seeds, at equal steps. **What wins depends on
+# the world.** In closed answers, six ways to read the teacher's answers lie together. In open
+# text soft labels are far ahead, and the teacher's likeliest tokens last of all.
 #
 # Read the picture with care. Closed students begin from one small *base* model, which adds
-# numbers up to 39. They read 500 labels, or 2,000 answers that the teacher wrote. Open
-# students begin from nothing and all read the same 800 rows; only the targets differ. The
-# open co-distilled student had too short a grid of learning rates: do not build on its
-# point. *Own text* is one recipe, a new trainer for the last quarter of the steps.
+# numbers up to 39; open ones from nothing. Text that the teacher *writes* was not tried in
+# open text. The open co-distilled student had too short a grid of learning rates: do not
+# build on its point. *Own text* is one recipe, a new trainer for the last quarter of the
+# steps.
 
 # %% [markdown]
 # ## Why the worlds differ
@@ -201,7 +207,7 @@ claims = {
     "checking_helps": "checked text beats text",
     "soft_beats_text": "soft labels beat text",
     "labels_for_longer": "soft labels beat labels of equal operations",
-    "not_smoothing": "soft labels beat smoothing, same rows",
+    "not_smoothing": "soft labels on the 500 problems beat smoothing",
     "self_helps": "self-distillation beats labels",
     "own_helps": "a last quarter of own text beats text",
 }
@@ -215,8 +221,9 @@ plt.show()
 
 # %% [markdown]
 # Many answers with some errors taught far more than few without. For the *form* in which the
-# student read them, no gain could be shown; some points stay possible. With many claims
-# each needs stronger evidence, so these intervals are wider than one claim alone would have.
+# student read them no gain could be shown, and one form was worse: a last quarter of own text.
+# With many claims each needs stronger evidence, so these intervals are wider than one claim
+# alone would have.
 #
 # ## The rival that needs no training
 #
@@ -243,15 +250,15 @@ replies = generate(*chat, prompts, max_new_tokens=reply_tokens, batch_size=20)
 # %%
 numbers = [re.findall(r"\d+", reply.replace(",", "")) for reply in replies]
 hits = [n[-1:] == [p.result] for n, p in zip(numbers, problems, strict=True)]
-print(f"ready-made, prompted: {100 * sum(hits) / len(hits):.0f} % right")
+print(f"ready-made, prompted: {sum(hits)} of {len(hits)} right")
 for question, reply in zip(asked[:2], replies, strict=False):
     print("ASKED   ", question)
     print("ANSWERED", reply)
 
 # %% [markdown]
-# With this prompt it does not add three numbers. A student of the same task does, with a small
-# part of its weights. But try this rival first, with your best prompt: if it passes your
-# exam, you need no distilling.
+# With this prompt, which asks for no steps, it does not add three numbers. A student of the same
+# task does, with a small part of its weights. But try this rival first, with your best
+# prompt: if it passes your exam, you need no distilling.
 #
 # ## The bits that you could save instead
 #
@@ -288,24 +295,22 @@ for name, points in curves.items():
     color = STUDENT if name == "student" else TEACHER
     size, percent = zip(*points, strict=True)
     ax.plot([s / 1e6 for s in size], percent, "o-", color=color)
-    ax.text(size[0] / 1e6 + 0.03, percent[0], name, color=color)
+    side = {"x": size[0] / 1e6 + 0.04, "y": percent[0] + 1.5}
+    ax.text(**side, s=name, color=color)
     for (s, p), bits in zip(points, ("16", "8", "4", "3"), strict=True):
         high = p + 0.6 if name == "student" else p - 1.3
         ax.text(s / 1e6, high, bits, ha="center", size=8.5, color=color)
 ax.set_xlabel("megabytes of weights; the numbers are bits")
 ax.set_ylabel("right (percent)")
 ax.set_xlim(0, 1.85)
-ax.set_title(
-    "Rounded teacher, rounded student: who is smaller at equal score?"
-)
+ax.set_title("No rounded teacher gets as small as a rounded student")
 plt.show()
 
 # %% [markdown]
-# The teacher in 4 bits is about as small and about as good as the student in 16. So if only
-# the *memory* has to go down, round the teacher. But the student can be rounded as well, and
-# no rounding of the teacher gets as small. And bytes are not operations: rounding leaves
-# their number as it was, while a student of a quarter of the size needs a quarter of them.
-# This is one student, and one exam.
+# If the teacher in 4 bits is small enough, round the teacher: it takes no training. Below that
+# size a rounded student wins. And bytes are not operations: rounding leaves their number as
+# it was, while a student of a quarter of the size needs a quarter of them. This is one
+# student and one exam, good to some four points.
 #
 # ## Equal operations
 #
@@ -413,7 +418,13 @@ unbeaten = checks.frontier(frontier, fallback=True)
 
 # %%
 ways = [pair for pair in closed.study.pairs() if pair[0] in study.STUDENTS]
-spent = [costs.of(arm, study.steps_of(arm, where)) for arm, where in ways]
+# At equal operations, what a last whole step leaves over is no advantage.
+spent = [
+    budget
+    if where == study.EQUAL
+    else costs.of(arm, study.steps_of(arm, where))
+    for arm, where in ways
+]
 gained = [closed.mean("exact_match", arm, where).mean for arm, where in ways]
 
 # %%
@@ -436,7 +447,8 @@ for arm, color in SHOWN.items():
     ax.plot([spent[i] for i in at], [gained[i] for i in at], "o-", color=color)
     x, y = spent[at[-1]], gained[at[-1]]
     ax.text(x + 0.12, y - 1, arm, color=color)
-ax.plot([spent[i] for i in best], [gained[i] for i in best], ":", color="0.2")
+edge = [spent[i] for i in best], [gained[i] for i in best]
+ax.plot(*edge, ":", color="0.2", drawstyle="steps-post")
 ax.set_xlim(1, 10)
 ax.set_ylim(0, 85)
 ax.set_xlabel("operations, the teacher's share included (10¹²)")
@@ -447,11 +459,10 @@ ax.set_title(
 plt.show()
 
 # %% [markdown]
-# Labels gain from more steps, but the gap stays: it was not the steps that were missing.
-# Without a teacher in every step a student can train about twice as long. The plainest way
-# of all, your labels and the teacher's text, has the highest mean; **stored soft labels** get
-# the distribution *and* the steps. Is the lead
-# beyond chance?
+# Labels gain from more steps, but the gap stays: it was not the steps that were missing. Without
+# a teacher in every step a student can train about twice as long. The plainest way of all,
+# your labels and the teacher's text, has the highest mean; **stored soft labels** get the
+# distribution *and* the steps. Is the lead beyond chance?
 
 # %%
 for rival in (study.STORED, study.TEXT):
@@ -460,13 +471,16 @@ for rival in (study.STORED, study.TEXT):
     print(f"({gain.low:+.1f} to {gain.high:+.1f}) points")
 
 # %% [markdown]
+# Both intervals lie above zero, each taken alone. But this student has read your 500 labels, too.
+# Labels with *stored soft* labels for longer were not run: that is the rival to try.
+#
 # ## Bytes, seconds, memory
 #
-# Here they are for the closed task, on one processor core. Below is what `plan` says of the
-# memory of a pair from the hub, SmolLM2-1.7B and 360M, with 2 rows of 512 tokens.
+# First the closed task, on one processor core. Then what `plan` says of the memory of a pair
+# from the hub, SmolLM2-1.7B and 360M, with 2 rows of 512 tokens.
 
 # %%
-print(f"{'':24}{'KB stored':>10}{'seconds':>9}{'10¹² operations':>17}")
+print(f"{'':24}{'KB kept':>10}{'seconds':>9}{'10¹² operations':>17}")
 for row, (_, arm, _) in ROWS.items():
     if arm is not None:
         kept = closed.mean("stored_bytes", arm, SETTING).mean / 1000
@@ -560,8 +574,10 @@ print(f"the circle: {crossing / 1e6:.1f} million answers; against the teacher")
 print(f"in 4 bits: {prices.break_even(rounded, made) / 1e6:.0f} million")
 
 # %% [markdown]
-# Against a small model that somebody else has distilled, and that passes your exam, no
-# number of answers ever pays for one of your own. What is the bill made of?
+# Left of a million answers, a GPU of your own stands idle most of the time: there, read the
+# line of the API. And the ready-made model is of your student's size here and costs no
+# people. If it passes your exam, no number of answers pays for one of your own. What is the
+# bill made of?
 
 # %%
 from distill_helpers.course.prices import SOFT, STORED
@@ -594,31 +610,35 @@ def percent(arm):
 
 # %%
 GUIDE = [
+    (
+        "Is every teacher forbidden: its terms, or data that must stay?",
+        "train on your labels",
+    ),
     ("Does a ready-made small model pass your exam?", "use it"),
     (
-        "Do you serve few answers, or is the teacher cheap enough?",
+        "Few answers, or is the teacher cheap and fast enough?",
         f"prompt it; round its weights ({percent(study.FOUR_BITS)})",
     ),
     ("Do your right labels cover what will be asked?", "train on them"),
     (
         "Do you get only text, or does the teacher cut words otherwise?",
         f"closed: its text, your labels ({percent(study.BOTH)})\n"
-        "open: your own text first",
+        "open: your own text; or match tokens (10)",
     ),
     (
         "Are answers closed: does the teacher leave little open?",
         f"its text and your labels ({percent(study.BOTH)})",
     ),
     ("Must the teacher be trained at the same time?", "look at lesson 07"),
-    ("Is the text open, and read more than once?", "soft labels, stored"),
+    ("Is the text read more than once?", "soft labels, stored"),
     (
         "None of these",
-        "soft labels of the live teacher;\nthen own text (lesson 08)",
+        "soft labels of the live teacher;\nthen try own text (lesson 08)",
     ),
 ]
 
 # %%
-fig, ax = plt.subplots(figsize=(9, 5.4))
+fig, ax = plt.subplots(figsize=(9, 6))
 for row, (question, answer) in enumerate(GUIDE):
     box = {"boxstyle": "round,pad=0.4", "ec": "0.5"}
     ax.text(0, -row, question, va="center", bbox=box | {"fc": "#f3f3f3"})
@@ -649,12 +669,15 @@ AT_HAND = {
 for access, (choice, *rivals) in AT_HAND.items():
     for rival in rivals:
         gain = closed.gain("exact_match", choice, rival, SETTING)
-        word = "better" if gain.low > 0 else "undecided"
+        word = "better alone" if gain.low > 0 else "undecided"
         word = "contradicted" if gain.high < 0 else word
         interval = f"{gain.mean:+5.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
         print(f"{access}: {choice} over {rival:24}{interval}  {word}")
 
 # %% [markdown]
+# Nothing contradicts the guide. *Alone*: each interval stands for itself, and the choice was made
+# after looking, so *better* is a hint. The claims above shared their risk of error.
+#
 # ## Six projects to judge
 #
 # What would you do? Write down the technique and the first question that you would ask.
@@ -663,8 +686,8 @@ for access, (choice, *rivals) in AT_HAND.items():
 # 1. A firm sorts 3,000 support mails a day into twelve kinds. The teacher is an API.
 #
 # <details><summary>our answer</summary>
-# A million mails a year cost as many thousandths of a dollar with the API: the bill
-# says *prompt it*, for years. Unless mails may not leave the house, or an answer must be
+# A million mails a year, of a thousand tokens each, cost about a thousand dollars with the
+# API: the bill says *prompt it*, for years. Unless mails may not leave the house, or an answer must be
 # fast: then the API's answers to some thousand mails, and all right labels. First: would a
 # classifier on word counts pass?
 # </details>
@@ -673,7 +696,8 @@ for access, (choice, *rivals) in AT_HAND.items():
 #
 # <details><summary>our answer</summary>
 # The student has to *be* its teacher, so what counts is KL on the texts that it will meet.
-# Soft labels, stored; then the student's own text. First: do both have the same tokens?
+# Soft labels, stored; then the student's own text, if it gains on yours. First: do both have
+# the same tokens?
 # </details>
 #
 # 3. A lawyer has 200 labelled contracts, and may not send them to anybody.
@@ -710,7 +734,8 @@ for access, (choice, *rivals) in AT_HAND.items():
 # %% [markdown] tags=["published"]
 # ## What others chose
 #
-# Who had weights, who had only text, and who had a teacher that was still learning?
+# Who had the teacher's weights, who used only its text all the same, and why? DeepSeek-R1's
+# students came from other families, and had closed answers to learn.
 #
 # | system | technique | what its authors say |
 # |---|---|---|
@@ -728,8 +753,9 @@ for access, (choice, *rivals) in AT_HAND.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One picture to remember:** the first. For closed answers the teacher's text does as well
-#   as its distributions; in open text soft labels are far ahead.
+# * **One picture to remember:** the first. For closed answers, no difference between the teacher's
+#   text and its distributions could be shown at equal steps; in open text soft labels are far
+#   ahead.
 # * Measure how open your teacher's next token is before you choose.
 # * The rivals that are forgotten: a ready-made model, the rounded teacher, labels for
 #   longer.
