@@ -54,10 +54,10 @@ served_count = profile.pick(smoke=4, cpu=60, gpu=200)
 #
 # | name | what to write there |
 # |---|---|
-# | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line; empty: our glosses |
+# | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line, or one `{"messages": …}`; empty: our glosses |
 # | `EXAM` | another one, with the right `answer` too, written by a person |
 # | `RIGHT` | a third one like it, to learn from, if you have it: for a rival |
-# | `TELL` | what the teacher reads before each of your prompts |
+# | `TELL` | what the teacher reads before each of your prompts, or in its system prompt |
 # | `TEACHER` | `packaged`, a folder, a name on the model hub, or `api:MODEL@https://…/v1`; its key comes from `OPENAI_API_KEY` |
 # | `STUDENT` | `pruned:8`, `fresh:2x96`, a folder, or a name on the hub |
 # | `READY_MADE` | a small model that somebody else made, as a rival; or empty |
@@ -80,10 +80,16 @@ LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
 
 # %% [markdown]
 # Which tasks fit? Those with answers that can be checked: a kind, a number, a field, a
-# short text. Each question stands alone. End your prompts with what the answer should
-# follow, such as a line `Answer:`. The student may have any tokenizer, since it learns
-# from text. With a teacher behind an API the student must be a folder or a name on the
-# hub, for there is nothing to cut it from.
+# short text. End your prompts with what the answer should follow, such as a line
+# `Answer:`. The student may have any tokenizer, since it learns from text. With a teacher
+# behind an API the student must be a folder or a name on the hub, for there is nothing to
+# cut it from.
+#
+# A question may also be a **conversation**, in all your files: a list of `messages`, with
+# a system prompt or without, up to the user's turn that asks. The right answer is the
+# assistant's turn behind it. Teacher and student read conversations in their own chat
+# templates. A system prompt in your files is read by both, what `TELL` says by the teacher
+# alone.
 #
 # ## Say first what would be worth it
 #
@@ -132,6 +138,7 @@ if QUESTIONS:
         home,
         questions=QUESTIONS,
         exam=EXAM,
+        right=RIGHT,
         teacher=writer,
         tell=TELL,
         max_new_tokens=ANSWER_TOKENS,
@@ -150,8 +157,9 @@ else:
 # %%
 lines = learn.read_text(encoding="utf-8").splitlines()
 rows = [json.loads(line) for line in lines]
-for row in rows[:3]:
-    print(row["prompt"] + row["answer"], end="\n\n")
+asked = [row.get("prompt") or row["messages"] for row in rows]
+for question, row in zip(tasks.as_texts(asked[:3]), rows, strict=False):
+    print(question + row["answer"], end="\n\n")
 
 # %%
 asked_for = (
@@ -192,7 +200,8 @@ from distill_helpers.cli.configs import TrainOptions, write_config
 from distill_helpers.cli.runs import build_trainer, resolve_student
 
 untrained, tokenizer = resolve_student(STUDENT, teacher, profile, seed=0)
-texts = [row["prompt"] + row["answer"] for row in rows]
+pairs = zip(tasks.as_texts(asked, tokenizer), rows, strict=True)
+texts = [question + row["answer"] for question, row in pairs]
 tokens = sum(map(len, tokenizer(texts)["input_ids"])) + len(rows)
 per_step = batch_size * LENGTH
 steps = max(4, round(passes * tokens / per_step))
@@ -204,7 +213,7 @@ options = TrainOptions(
     teacher="packaged" if behind_api else TEACHER,
     student=STUDENT,
     answers=str(learn),
-    plain_prompts=True,
+    plain_prompts=isinstance(asked[0], str),
     length=LENGTH,
     batch_size=batch_size,
     steps=steps,
@@ -218,7 +227,8 @@ config = write_config(options, home / "run.json")
 # %% [markdown]
 # `plain_prompts`: the student reads a prompt as it is. The teacher's chat template puts a
 # system message before each question, more tokens than the question itself. The student
-# is trained for one task and needs none of it.
+# is trained for one task and needs none of it. Conversations need a template, to say who
+# speaks.
 #
 # Before the long cell: does it fit, how long will it take?
 
@@ -350,7 +360,7 @@ shipped = home / "student"
 trained = trainer.model.to(profile.teacher_dtype).eval()
 trained.save_pretrained(shipped)
 trainer.processing_class.save_pretrained(shipped)
-few = list(exam.prompts[:20])
+few = tasks.as_texts(exam.prompts[:20], tokenizer)
 first = generate(trained, tokenizer, few, max_new_tokens=8)
 
 # %%
@@ -364,12 +374,13 @@ print("the same answers before and after:", first == second)
 # %%
 taught = [row["answer"].strip() for row in rows]
 longest = max(map(len, tokenizer(taught)["input_ids"])) + 2
+exam_texts = tasks.as_texts(exam.prompts, tokenizer)  # as the student reads
 
 
 def answers_of(model, tokenizer):
     """Greedy answers to the whole exam."""
     limits = {"max_new_tokens": longest, "batch_size": 100}
-    return generate(model, tokenizer, list(exam.prompts), **limits)
+    return generate(model, tokenizer, exam_texts, **limits)
 
 
 # %% [markdown]
@@ -397,8 +408,9 @@ from distill_helpers.course.verdict import WordCounts
 # With answers of your own, one text for each thing that counts.
 texts_of = {read(text): text for text in taught}
 classes = [texts_of[read(text)] for text in taught] if QUESTIONS else taught
-counts = WordCounts([row["prompt"] for row in rows], classes)
-answers["word counts"] = [counts.answer(prompt) for prompt in exam.prompts]
+counts = WordCounts(tasks.as_texts(asked), classes)
+shown = tasks.as_texts(exam.prompts)
+answers["word counts"] = [counts.answer(question) for question in shown]
 answers["before training"] = answers_of(untrained, student.tokenizer)
 
 # %% [markdown]
@@ -706,8 +718,9 @@ for precision in ("f16", "q8_0"):
 from distill_helpers.course.local_server import complete, serve_gguf
 
 some, served = list(exam.prompts[:served_count]), {}
+most = longest + max(map(len, tokenizer(exam_texts)["input_ids"]))
 for precision, file in files.items():
-    with serve_gguf(file) as url:
+    with serve_gguf(file, context=max(1024, most)) as url:
         replies = complete(url, some, max_new_tokens=longest)
     mine = answers["student"][:served_count]
     pairs = zip(replies, mine, strict=True)
@@ -716,7 +729,7 @@ for precision, file in files.items():
     print(f"{precision}: {same} of {len(some)} answers are the same")
 
 # %%
-print("asked:   ", some[0])
+print("asked:   ", shown[0])
 print("answered:", replies[0])
 
 # %% [markdown]
@@ -778,7 +791,7 @@ card = ModelCard(
     options={"steps": steps, "learning rate": options.learning_rate},
     results=measured,
     limits=limits,
-    examples=list(zip(exam.prompts, answers["student"], strict=True))[:3],
+    examples=list(zip(shown, answers["student"], strict=True))[:3],
     prompt=exam.prompts[0],
     answer_tokens=longest,
 )
