@@ -278,7 +278,8 @@ def own_project(
             :func:`~distill_helpers.labels.write_labels`.
 
     Returns:
-        A file for :func:`read_questions`, and the exam.
+        A file for :func:`read_questions`, and the exam. Next to the file stands
+        ``told.jsonl``: the same answers behind what the teacher read.
 
     Raises:
         DataError: If some rows have messages and others a prompt, a question also
@@ -318,6 +319,7 @@ def own_project(
             f"max_new_tokens={max_new_tokens}, or tell it to be brief"
         )
     found = _by_prompt(labels)
+    _write_learned(folder, told[: len(asked)], texts, name="told.jsonl")
     return _write_learned(folder, asked, texts), Exam(
         prompts=tuple(judged),
         right=tuple(answers),
@@ -359,12 +361,15 @@ def _ask(
 
 
 def _write_learned(
-    folder: str | Path, prompts: Sequence[Prompt], answers: Sequence[str]
+    folder: str | Path,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    name: str = "learn.jsonl",
 ) -> Path:
     """Write what the student learns: questions whose answers are not empty."""
     pairs = zip(prompts, answers, strict=True)
     known = [(prompt, answer) for prompt, answer in pairs if answer.strip()]
-    path = Path(folder) / "learn.jsonl"
+    path = Path(folder) / name
     return write_questions(path, [p for p, _ in known], [a for _, a in known])
 
 

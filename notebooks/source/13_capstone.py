@@ -60,6 +60,7 @@ served_count = profile.pick(smoke=4, cpu=60, gpu=200)
 # | `TELL` | what the teacher reads before each of your prompts, or in its system prompt |
 # | `TEACHER` | `packaged`, a folder, a name on the model hub, or `api:MODEL@https://…/v1`; its key comes from `OPENAI_API_KEY` |
 # | `STUDENT` | `pruned:8`, `fresh:2x96`, a folder, or a name on the hub |
+# | `LEARN_FROM` | `text`: the teacher's answers; `soft`: also its probabilities at each of their tokens |
 # | `READY_MADE` | a small model that somebody else made, as a rival; or empty |
 # | `ANSWER_TOKENS` | the longest answer; what is cut off is not learned |
 # | `LENGTH` | tokens of a row: a question with its answer must fit, or is left out |
@@ -73,6 +74,7 @@ served_count = profile.pick(smoke=4, cpu=60, gpu=200)
 # %%
 QUESTIONS, EXAM, RIGHT, TELL = "", "", "", ""
 TEACHER, STUDENT, READY_MADE = ours
+LEARN_FROM = "text"
 ANSWER_TOKENS, LENGTH, SCORE_BY = 64, 128, "exact"
 LEARNING_RATE = 0.0
 BAR = {"min_score": 0.95, "min_speed": 2.0, "max_bytes": 0.5}
@@ -81,9 +83,9 @@ LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
 # %% [markdown]
 # Which tasks fit? Those with answers that can be checked: a kind, a number, a field, a
 # short text. End your prompts with what the answer should follow, such as a line
-# `Answer:`. The student may have any tokenizer, since it learns from text. With a teacher
-# behind an API the student must be a folder or a name on the hub, for there is nothing to
-# cut it from.
+# `Answer:`. The student may have any tokenizer. With a teacher behind an API the student
+# must be a folder or a name on the hub, for there is nothing to cut it from. Text is then
+# all that there is to learn from.
 #
 # A question may also be a **conversation**, in all your files: a list of `messages`, with
 # a system prompt or without, up to the user's turn that asks. The right answer is the
@@ -123,6 +125,11 @@ from distill_helpers.machine import drive_folder
 
 if QUESTIONS and not (FOLDER or DRIVE):
     raise ValueError("set FOLDER or DRIVE: answers that you pay for are kept")
+if LEARN_FROM not in ("text", "soft"):
+    raise ValueError("LEARN_FROM must be text or soft")
+is_soft = LEARN_FROM == "soft"
+if is_soft and (TEACHER.startswith(API) or not QUESTIONS):
+    raise ValueError("soft needs QUESTIONS, and a teacher loaded here")
 home = drive_folder(DRIVE) if DRIVE else Path(FOLDER or work).absolute()
 home.mkdir(parents=True, exist_ok=True)
 behind_api = TEACHER.startswith(API)
@@ -203,16 +210,18 @@ untrained, tokenizer = resolve_student(STUDENT, teacher, profile, seed=0)
 pairs = zip(tasks.as_texts(asked, tokenizer), rows, strict=True)
 texts = [question + row["answer"] for question, row in pairs]
 tokens = sum(map(len, tokenizer(texts)["input_ids"])) + len(rows)
-per_step = batch_size * LENGTH
+per_step = batch_size * (tokens // len(rows) if is_soft else LENGTH)
 steps = max(4, round(passes * tokens / per_step))
 print(f"{tokens:,} tokens, {per_step:,} in a step: {steps} steps")
 
 # %%
+kind = "soft" if is_soft else "hard"
 is_small = STUDENT.startswith(("pruned:", "fresh:"))
 options = TrainOptions(
     teacher="packaged" if behind_api else TEACHER,
     student=STUDENT,
     answers=str(learn),
+    told=str(home / "told.jsonl") if is_soft else "",
     plain_prompts=isinstance(asked[0], str),
     length=LENGTH,
     batch_size=batch_size,
@@ -230,16 +239,24 @@ config = write_config(options, home / "run.json")
 # is trained for one task and needs none of it. Conversations need a template, to say who
 # speaks.
 #
+# `told`, for `LEARN_FROM = "soft"`: the same answers behind what the teacher read, `TELL`
+# included. There the teacher gives its probabilities, and the student learns them behind
+# its own prompt. With another tokenizer the two are compared where their tokens begin
+# together; elsewhere the text is the label. That is `pieces` of lesson 10. Such rows hold
+# one answer each, and the teacher stays in memory: read below whether it fits.
+#
 # Before the long cell: does it fit, how long will it take?
 
 # %%
 from distill_helpers import plan
 
-teacher = writer = None  # it has said what it had to say
+writer = None
+if not is_soft:
+    teacher = None  # it has said what it had to say
 planned = plan(
-    (None, untrained),
-    method="hard",
-    packed=True,
+    (teacher.model if is_soft else None, untrained),
+    method=kind,
+    packed=not is_soft,
     length=LENGTH,
     batch_size=options.batch_size,
     steps=steps,
@@ -248,8 +265,8 @@ planned = plan(
 print(planned)
 
 # %% [markdown]
-# The teacher's memory is free for the training; later it is loaded once more, to be
-# timed. What stays is the untrained student, which is a rival.
+# With text, the teacher's memory is free for the training; later it is loaded once more,
+# to be timed. What stays is the untrained student, which is a rival.
 
 # %% [markdown]
 # ## Exercise 1 · From which checkpoint?
@@ -307,7 +324,7 @@ from distill_helpers.course.project import StopAfter
 
 began = time.perf_counter()
 lost = StopAfter(steps // 2 + 1)
-trainer = build_trainer("hard", options, callbacks=[lost])
+trainer = build_trainer(kind, options, teacher=teacher, callbacks=[lost])
 trainer.train(resume_from_checkpoint=True)
 before = trainer.state.global_step
 trainer = None  # its memory is free again
@@ -323,7 +340,7 @@ print("checkpoints:", sorted(found))
 print("torn off at step", before, "- go on from", resume_at(found))
 
 # %%
-trainer = build_trainer("hard", options)
+trainer = build_trainer(kind, options, teacher=teacher)
 trainer.train(resume_from_checkpoint=True)
 minutes = (time.perf_counter() - began) / 60
 print(f"minutes: planned {planned.minutes:.1f}, taken {minutes:.1f}")
@@ -364,7 +381,7 @@ few = tasks.as_texts(exam.prompts[:20], tokenizer)
 first = generate(trained, tokenizer, few, max_new_tokens=8)
 
 # %%
-trainer = trained = None  # from here on the files count
+trainer = trained = teacher = None  # from here on the files count
 student = load_model(
     shipped, dtype=profile.teacher_dtype, device=profile.device, frozen=True
 )
@@ -420,7 +437,10 @@ answers["before training"] = answers_of(untrained, student.tokenizer)
 right_answers = RIGHT if QUESTIONS else str(right_file)
 if right_answers:
     alone = replace(
-        options, answers=right_answers, output=str(home / "run_right")
+        options,
+        answers=right_answers,
+        told="",
+        output=str(home / "run_right"),
     )
     rival = build_trainer("hard", alone)
     rival.train(resume_from_checkpoint=True)
@@ -779,6 +799,7 @@ if stored and not QUESTIONS:
     )
 
 # %%
+how = "the teacher's probabilities" if is_soft else "cross-entropy"
 card = ModelCard(
     name=f"{task}, a distilled student",
     summary="Answers short English prompts like those below.",
@@ -786,8 +807,8 @@ card = ModelCard(
     licence=licence,
     licences={name: facts[0] for name, facts in went_in.items()},
     origins={name: facts[1] for name, facts in went_in.items()},
-    method=f"Hard labels: {teacher_name(STUDENT, profile)}, trained on "
-    f"{len(rows):,} answers of its teacher, by cross-entropy.",
+    method=f"Labels: {kind}. {teacher_name(STUDENT, profile)}, trained on "
+    f"{len(rows):,} answers of its teacher, by {how}.",
     options={"steps": steps, "learning rate": options.learning_rate},
     results=measured,
     limits=limits,
@@ -818,7 +839,8 @@ if DRIVE:
 # ## The same, without a notebook
 #
 # The training stands in one file, and the command line reads it. With several GPUs,
-# `accelerate launch` starts one process for each. In a terminal, in `FOLDER`:
+# `accelerate launch` starts one process for each. In a terminal, in `FOLDER`, with `soft`
+# for `hard` if you chose so:
 #
 # ```sh
 # distill train hard --config run.json

@@ -13,7 +13,9 @@ from kernels import KERNEL_NAME, kernel_environment, use_this_python
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from run_notebooks import collect_findings
+from tiny_models import byte_level_bpe, tiny
 
+from distill_helpers.cli import main
 from distill_helpers.course.local_server import MODEL, serve_packaged_teacher
 from distill_helpers.labels import learn_answers, own_labels
 from distill_helpers.machine import get_profile
@@ -72,7 +74,9 @@ def questions(folder: Path, name: str, countries: list[str], chat: bool) -> str:
     return str(path)
 
 
-def run(folder: Path, teacher: str, chat: bool = False) -> list[dict[str, str]]:
+def run(
+    folder: Path, teacher: str, *, chat: bool = False, learn_from: str = "text"
+) -> list[dict[str, str]]:
     """Run the notebook with a filled-in form; what its checks and outputs say."""
     (lesson,) = COURSE.select(["13"])
     notebook = render(COURSE, lesson, solved=True)
@@ -85,7 +89,7 @@ def run(folder: Path, teacher: str, chat: bool = False) -> list[dict[str, str]]:
             f"RIGHT = {questions(folder, 'right.jsonl', learned, chat)!r}",
             f"TELL = {TELL!r}",
             f"TEACHER, STUDENT = {teacher!r}, {str(folder / 'small')!r}",
-            "READY_MADE = ''",
+            f"READY_MADE, LEARN_FROM = '', {learn_from!r}",
             "ANSWER_TOKENS, LENGTH, LEARNING_RATE = 24, 96, 0.0",
             # It learns next to nothing here, so nothing would be exactly right.
             "SCORE_BY = lambda text: len(text) > 0",
@@ -138,11 +142,14 @@ def write_small(folder: Path, template: str) -> None:
     small.tokenizer.save_pretrained(folder)
 
 
-def write_chat_teacher(folder: Path) -> None:
+def write_chat_teacher(folder: Path, *, chat: bool = True) -> None:
     """A tiny chat model that knows the capitals, if it is told to answer briefly."""
     write_small(folder, TEACHER_FORM)
     model, tokenizer = load_model(folder)
-    told = [talk(country, TELL) for country in CITIES]
+    told = [
+        talk(country, TELL) if chat else f"{TELL}The capital of {country}?"
+        for country in CITIES
+    ]
     HardLabelTrainer(
         model,
         args=training_arguments(
@@ -160,7 +167,7 @@ def write_chat_teacher(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_local", [True, False], ids=["local", "api"])
-def test_it_runs_on_conversations(is_local, tmp_path, monkeypatch):
+def test_it_runs_on_conversations(is_local, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JUPYTER_PATH", "")
     write_small(tmp_path / "small", STUDENT_FORM)
     if is_local:
@@ -194,6 +201,42 @@ def test_it_runs_on_conversations(is_local, tmp_path, monkeypatch):
     assert "| served, f16 | 2 of 2 answers the same |" in card
     config = json.loads((home / "run.json").read_text())
     assert config["plain_prompts"] is False
+    # The command line asks in the template that was shipped.
+    judge = ["evaluate", "--model", str(shipped), "--profile", "smoke"]
+    capsys.readouterr()
+    assert main([*judge, "--answers", str(home / "judged.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chat", [True, False], ids=["own tokenizer", "other"])
+def test_it_learns_from_soft_labels(chat, tmp_path, monkeypatch):
+    """In conversations with the teacher's tokenizer; in plain prompts with another."""
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    write_chat_teacher(tmp_path / "teacher", chat=chat)
+    if chat:
+        write_small(tmp_path / "small", STUDENT_FORM)
+    else:
+        tokenizer = byte_level_bpe()
+        for part in (tiny(tokenizer), tokenizer):
+            part.save_pretrained(tmp_path / "small")
+    findings = run(tmp_path, str(tmp_path / "teacher"), chat=chat, learn_from="soft")
+    checks = [one["status"] for one in findings if one["kind"] == "check"]
+    assert checks == ["passed"] * 3
+    home = tmp_path / "home"
+    run_facts = json.loads((home / "run" / "training_run.json").read_text())
+    assert (run_facts["kind"], run_facts["cross"]) == ("soft", "pieces")
+    alone = json.loads((home / "run_right" / "training_run.json").read_text())
+    assert alone["kind"] == "hard"
+    states = list((home / "run").glob("checkpoint-*/trainer_state.json"))
+    logged = json.loads(max(states).read_text())["log_history"]
+    compared = [one["compared"] for one in logged if "compared" in one]
+    # With one tokenizer all is compared; with another, where tokens begin together.
+    assert 0 < min(compared) <= 1
+    assert (min(compared) == 1) == chat
+    assert all(one["unaligned"] == 0 for one in logged if "unaligned" in one)
+    card = (home / "student" / "README.md").read_text(encoding="utf-8")
+    assert "Labels: soft." in card
 
 
 def run_until(folder: Path, line: str) -> nbformat.NotebookNode:
