@@ -116,6 +116,12 @@ class TrainOptions(TextOptions, TeacherOptions):
         "a .jsonl file of prompts with a teacher's answers, learned instead of a text "
         "(train hard); several are packed into rows of this length",
     )
+    told: str = _option(
+        "",
+        "a .jsonl file with the same --answers, line by line, behind the prompts that "
+        "the teacher reads: soft labels of answers (train soft), in pieces unless "
+        "--cross says otherwise; one to a row",
+    )
     data: str = _option(
         "",
         "a .jsonl file of conversations (messages), of which the assistant's turns are "

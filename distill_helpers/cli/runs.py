@@ -22,7 +22,14 @@ from distill_helpers.cli.configs import (
     TextOptions,
     TrainOptions,
 )
-from distill_helpers.data import DataError, load_corpus, pack, pack_examples
+from distill_helpers.data import (
+    DataError,
+    align_rows,
+    align_tokenizers,
+    load_corpus,
+    pack,
+    pack_examples,
+)
 from distill_helpers.labels import (
     ApiTeacher,
     LocalTeacher,
@@ -301,6 +308,41 @@ def load_answers(
     return _some(rows, options, source)
 
 
+def load_told(
+    options: TrainOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+) -> Dataset:
+    """Make rows of answers, each also behind the prompt that the teacher reads.
+
+    Raises:
+        DataError: If the two files hold other answers, or no row is short enough.
+    """
+    labels, told = read_questions(options.answers), read_questions(options.told)
+    if labels["answer"][:] != told["answer"][:]:
+        raise DataError(
+            f"told={options.told!r} must hold the answers of {options.answers}, line "
+            "by line; only the prompts may differ"
+        )
+    whole = align_rows(
+        learn_answers(labels, tokenizer),
+        align_tokenizers(tokenizer, teacher_tokenizer),
+        learn_answers(told, teacher_tokenizer),
+    )
+    rows = whole.filter(lambda row: len(row["input_ids"]) <= options.length)
+    if len(rows) < len(whole):
+        _LOGGER.warning(
+            "%d of %d answers are longer than length=%d with their prompts, and are "
+            "left out",
+            len(whole) - len(rows),
+            len(whole),
+            options.length,
+        )
+    if not len(rows):
+        raise DataError(f"length={options.length} is too small for {options.answers}")
+    return _some(rows, options, options.answers)
+
+
 def _some(rows: Dataset, options: TextOptions, source: str) -> Dataset:
     if not options.rows:
         return rows
@@ -357,8 +399,17 @@ def build_trainer(
         raise ValueError(f"kind={kind!r} must be 'soft' or 'hard'")
     if kind == "hard" and options.cache:
         raise ValueError("cache=… holds soft labels; use: distill train soft")
-    if kind == "soft" and options.answers:
-        raise ValueError("answers=… are hard labels; use: distill train hard")
+    if kind == "soft" and options.answers and not options.told:
+        raise ValueError(
+            "answers=… are hard labels; use: distill train hard. For soft labels of "
+            "them, told=… holds the same answers behind the prompts that the teacher "
+            "reads"
+        )
+    if options.told and (kind == "hard" or options.cache or not options.answers):
+        raise ValueError(
+            "told=… is for a live teacher's soft labels of answers=…; use: distill "
+            "train soft, without cache=…"
+        )
     if options.data and (options.answers or options.cache):
         raise ValueError(
             "data=… holds conversations, which are learned instead of answers=…, and "
@@ -390,7 +441,14 @@ def build_trainer(
         tokenizer = copy.deepcopy(tokenizer)  # the teacher keeps its template
         tokenizer.chat_template = None
     check_length(options, student, *([teacher.model] if teacher else []))
-    if options.answers or options.data:
+    cross = options.cross
+    if options.told:
+        assert teacher is not None
+        rows, cross = (
+            load_told(options, tokenizer, teacher.tokenizer),
+            cross or "pieces",
+        )
+    elif options.answers or options.data:
         readers = [teacher.model] if kind == "soft" and teacher else []
         rows = load_answers(options, tokenizer, student, *readers)
     else:
@@ -407,8 +465,8 @@ def build_trainer(
     mixing = {}
     if kind == "soft":
         mixing = _chosen(options, "temperature", "alpha", "divergence")
-    if options.cross:
-        mixing["cross"] = options.cross
+    if cross:
+        mixing["cross"] = cross
     saving = {"save_steps": options.save_steps} if options.save_steps else {}
     size = _chosen(options, "steps", "batch_size", "gradient_accumulation_steps")
     common: dict[str, Any] = {
@@ -480,7 +538,7 @@ def _data_hash(rows: Dataset) -> str:
     """Hash what is learned, in order: not files' names, which may change."""
     digest = hashlib.blake2b(digest_size=8)
     columns = rows.with_format("numpy")
-    for name in ("input_ids", "labels"):
+    for name in ("input_ids", "labels", "teacher_input_ids"):
         if name in rows.column_names:
             for row in columns[name]:
                 digest.update(row.astype("<i8").tobytes())

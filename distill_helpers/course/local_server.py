@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
+from distill_helpers.labels import Prompt
 from distill_helpers.tasks.teachers import packaged_teacher_file
 
 MODEL = "smollm2-135m-instruct"
@@ -76,16 +78,17 @@ def serve_packaged_teacher(
 
 
 def complete(
-    base_url: str, prompts: Sequence[str], *, max_new_tokens: int
+    base_url: str, prompts: Sequence[Prompt], *, max_new_tokens: int
 ) -> list[str]:
-    """Let a served model go on with plain texts, greedily; one answer for each.
+    """Let a served model answer greedily; one answer for each prompt.
 
     A student that reads its prompts as they are has no chat template, so it is asked
-    for completions and not as a chat model.
+    for completions; one that learned from conversations is asked as a chat model.
 
     Args:
         base_url: What :func:`serve_gguf` yields.
-        prompts: Texts, read as they are.
+        prompts: Texts, read as they are, or conversations, which the server writes in
+            the chat template of the file.
         max_new_tokens: Where an answer is cut off.
 
     Taught in notebook 13.
@@ -93,12 +96,14 @@ def complete(
     import openai
 
     # Without a key of one's own, which a server on this machine does not ask for.
-    client = openai.OpenAI(base_url=base_url, api_key="none")
-    return [
-        client.completions.create(
-            model=MODEL, prompt=prompt, max_tokens=max_new_tokens, temperature=0.0
-        )
-        .choices[0]
-        .text
-        for prompt in prompts
-    ]
+    client: Any = openai.OpenAI(base_url=base_url, api_key="none")
+    options = {"model": MODEL, "max_tokens": max_new_tokens, "temperature": 0.0}
+
+    def answer(prompt: Prompt) -> str:
+        if isinstance(prompt, str):
+            found = client.completions.create(prompt=prompt, **options).choices[0]
+            return str(found.text)
+        found = client.chat.completions.create(messages=prompt, **options).choices[0]
+        return found.message.content or ""
+
+    return [answer(prompt) for prompt in prompts]

@@ -10,8 +10,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill_helpers.labels import Prompt
+
 _MARKUP = "\\`*_[]|~#!$@"
 _LONGEST = 300
+# What a card says of the prompt's form, and how Ollama is told of it.
+_FORM_OF_TEXTS = (
+    "It reads a question as it is, without a chat template, and it was trained on this "
+    "form alone. Ask for a completion, not for a chat.",
+)
+_FORM_OF_CHATS = (
+    "It reads conversations in the chat template that comes with its tokenizer and "
+    "stands in the GGUF file, and it was trained on this form alone. Ask it as a chat "
+    "model; the last turn is the user's.",
+)
+_OLLAMA_TEXTS = (
+    "Ollama adds no template either, if the Modelfile says so:",
+    "",
+    "```text",
+    "FROM ./student-q8_0.gguf",
+    'TEMPLATE "{{ .Prompt }}"',
+    "PARAMETER temperature 0",
+    "```",
+)
+_OLLAMA_CHATS = (
+    "Ollama knows the templates of common families, and no others. Compare what "
+    "`ollama show --modelfile` says with the student's `chat_template.jinja`; where "
+    "they differ, write a TEMPLATE into the Modelfile:",
+    "",
+    "```text",
+    "FROM ./student-q8_0.gguf",
+    "PARAMETER temperature 0",
+    "```",
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +63,9 @@ class ModelCard:
         limits: What it cannot do, a sentence each.
         examples: Questions with what the student wrote.
         versions: Package to version.
-        prompt: A question as the student reads it, to the last blank; shown with what
-            to run. Empty leaves that out.
+        prompt: A question as the student reads it, to the last blank, or as a
+            conversation, which it reads in its chat template; shown with what to run.
+            Empty leaves that out.
         answer_tokens: The most tokens of an answer.
     """
 
@@ -49,7 +81,7 @@ class ModelCard:
     limits: Sequence[str]
     examples: Sequence[tuple[str, str]] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
-    prompt: str = ""
+    prompt: Prompt = ""
     answer_tokens: int = 16
 
 
@@ -131,22 +163,23 @@ def card_text(card: ModelCard) -> str:
 
 def _how_to_use(card: ModelCard) -> list[str]:
     """The prompt's format, and lines to run for three programs."""
+    is_chat = not isinstance(card.prompt, str)
+    name, path = ("messages", "chat/") if is_chat else ("prompt", "")
     # ASCII and no backtick, so that nothing in it can end a line or a fence.
     prompt = ascii(card.prompt).replace("`", "\\x60")
-    body = {"prompt": card.prompt, "max_tokens": card.answer_tokens, "temperature": 0}
+    body = {name: card.prompt, "max_tokens": card.answer_tokens, "temperature": 0}
     asked = json.dumps(body).replace("`", "\\u0060").replace("'", "\\u0027")
     return [
         "## How to use it",
         "",
-        "It reads a question as it is, without a chat template, and it was trained on "
-        "this form alone. Ask for a completion, not for a chat.",
+        *(_FORM_OF_CHATS if is_chat else _FORM_OF_TEXTS),
         "",
         "```python",
         "from transformers import pipeline",
         "",
         'write = pipeline("text-generation", model="FOLDER OR NAME")',
-        f"prompt = {prompt}",
-        f"print(write(prompt, max_new_tokens={card.answer_tokens}, do_sample=False,",
+        f"{name} = {prompt}",
+        f"print(write({name}, max_new_tokens={card.answer_tokens}, do_sample=False,",
         '            return_full_text=False)[0]["generated_text"])',
         "```",
         "",
@@ -155,18 +188,12 @@ def _how_to_use(card: ModelCard) -> list[str]:
         "```sh",
         "llama-server --model student-q8_0.gguf --port 8000",
         "vllm serve FOLDER_OR_NAME --port 8000",
-        "curl http://localhost:8000/v1/completions \\",
+        f"curl http://localhost:8000/v1/{path}completions \\",
         "  -H 'Content-Type: application/json' \\",
         f"  -d '{asked}'",
         "```",
         "",
-        "Ollama adds no template either, if the Modelfile says so:",
-        "",
-        "```text",
-        "FROM ./student-q8_0.gguf",
-        'TEMPLATE "{{ .Prompt }}"',
-        "PARAMETER temperature 0",
-        "```",
+        *(_OLLAMA_CHATS if is_chat else _OLLAMA_TEXTS),
     ]
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill_helpers.labels import Prompt
 from distill_helpers.models import (
     Loaded,
     eval_mode,
@@ -32,7 +33,7 @@ from distill_helpers.models import (
     reading_device,
 )
 from distill_helpers.studies import MIME, Interval, t_interval
-from distill_helpers.tasks.questions import unfenced
+from distill_helpers.tasks.questions import as_texts, unfenced
 
 # What a student has to reach; the capstone's own bar, to be changed for your own.
 MIN_SCORE, MIN_SPEED, MAX_BYTES = 0.95, 2.0, 0.5
@@ -337,7 +338,7 @@ class Speed:
 def compare_speed(
     student: Loaded,
     teacher: Loaded,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     new_tokens: int = 4,
     rounds: int = 4,
@@ -351,7 +352,8 @@ def compare_speed(
     Args:
         student: The student's model and tokenizer, in the precision of the teacher.
         teacher: The teacher's model and tokenizer.
-        prompts: The texts that both read, as they are.
+        prompts: Texts, which both read as they are; or conversations, which each
+            reads in its own chat template.
         new_tokens: Tokens of every answer, even where a text would end before.
         rounds: Number of rounds that count, at least two.
         batch_size: Questions at a time.
@@ -378,10 +380,11 @@ def compare_speed(
 
 
 def _answering_seconds(
-    loaded: Loaded, prompts: Sequence[str], new_tokens: int, batch_size: int
+    loaded: Loaded, prompts: Sequence[Prompt], new_tokens: int, batch_size: int
 ) -> float:
     model, tokenizer = loaded
-    encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    texts = as_texts(prompts, tokenizer)
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     encoded.sort(key=len)
     _wait_for(model.device)
     began = time.perf_counter()

@@ -54,12 +54,13 @@ served_count = profile.pick(smoke=4, cpu=60, gpu=200)
 #
 # | name | what to write there |
 # |---|---|
-# | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line; empty: our glosses |
+# | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line, or one `{"messages": …}`; empty: our glosses |
 # | `EXAM` | another one, with the right `answer` too, written by a person |
 # | `RIGHT` | a third one like it, to learn from, if you have it: for a rival |
-# | `TELL` | what the teacher reads before each of your prompts |
+# | `TELL` | what the teacher reads before each of your prompts, or in its system prompt |
 # | `TEACHER` | `packaged`, a folder, a name on the model hub, or `api:MODEL@https://…/v1`; its key comes from `OPENAI_API_KEY` |
 # | `STUDENT` | `pruned:8`, `fresh:2x96`, a folder, or a name on the hub |
+# | `LEARN_FROM` | `text`: the teacher's answers; `soft`: also its probabilities at each of their tokens |
 # | `READY_MADE` | a small model that somebody else made, as a rival; or empty |
 # | `ANSWER_TOKENS` | the longest answer; what is cut off is not learned |
 # | `LENGTH` | tokens of a row: a question with its answer must fit, or is left out |
@@ -73,6 +74,7 @@ served_count = profile.pick(smoke=4, cpu=60, gpu=200)
 # %%
 QUESTIONS, EXAM, RIGHT, TELL = "", "", "", ""
 TEACHER, STUDENT, READY_MADE = ours
+LEARN_FROM = "text"
 ANSWER_TOKENS, LENGTH, SCORE_BY = 64, 128, "exact"
 LEARNING_RATE = 0.0
 BAR = {"min_score": 0.95, "min_speed": 2.0, "max_bytes": 0.5}
@@ -80,10 +82,16 @@ LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
 
 # %% [markdown]
 # Which tasks fit? Those with answers that can be checked: a kind, a number, a field, a
-# short text. Each question stands alone. End your prompts with what the answer should
-# follow, such as a line `Answer:`. The student may have any tokenizer, since it learns
-# from text. With a teacher behind an API the student must be a folder or a name on the
-# hub, for there is nothing to cut it from.
+# short text. End your prompts with what the answer should follow, such as a line
+# `Answer:`. The student may have any tokenizer. With a teacher behind an API the student
+# must be a folder or a name on the hub, for there is nothing to cut it from. Text is then
+# all that there is to learn from.
+#
+# A question may also be a **conversation**, in all your files: a list of `messages`, with
+# a system prompt or without, up to the user's turn that asks. The right answer is the
+# assistant's turn behind it. Teacher and student read conversations in their own chat
+# templates. A system prompt in your files is read by both, what `TELL` says by the teacher
+# alone.
 #
 # ## Say first what would be worth it
 #
@@ -117,6 +125,11 @@ from distill_helpers.machine import drive_folder
 
 if QUESTIONS and not (FOLDER or DRIVE):
     raise ValueError("set FOLDER or DRIVE: answers that you pay for are kept")
+if LEARN_FROM not in ("text", "soft"):
+    raise ValueError("LEARN_FROM must be text or soft")
+is_soft = LEARN_FROM == "soft"
+if is_soft and (TEACHER.startswith(API) or not QUESTIONS):
+    raise ValueError("soft needs QUESTIONS, and a teacher loaded here")
 home = drive_folder(DRIVE) if DRIVE else Path(FOLDER or work).absolute()
 home.mkdir(parents=True, exist_ok=True)
 behind_api = TEACHER.startswith(API)
@@ -132,6 +145,7 @@ if QUESTIONS:
         home,
         questions=QUESTIONS,
         exam=EXAM,
+        right=RIGHT,
         teacher=writer,
         tell=TELL,
         max_new_tokens=ANSWER_TOKENS,
@@ -150,8 +164,9 @@ else:
 # %%
 lines = learn.read_text(encoding="utf-8").splitlines()
 rows = [json.loads(line) for line in lines]
-for row in rows[:3]:
-    print(row["prompt"] + row["answer"], end="\n\n")
+asked = [row.get("prompt") or row["messages"] for row in rows]
+for question, row in zip(tasks.as_texts(asked[:3]), rows, strict=False):
+    print(question + row["answer"], end="\n\n")
 
 # %%
 asked_for = (
@@ -192,19 +207,22 @@ from distill_helpers.cli.configs import TrainOptions, write_config
 from distill_helpers.cli.runs import build_trainer, resolve_student
 
 untrained, tokenizer = resolve_student(STUDENT, teacher, profile, seed=0)
-texts = [row["prompt"] + row["answer"] for row in rows]
+pairs = zip(tasks.as_texts(asked, tokenizer), rows, strict=True)
+texts = [question + row["answer"] for question, row in pairs]
 tokens = sum(map(len, tokenizer(texts)["input_ids"])) + len(rows)
-per_step = batch_size * LENGTH
+per_step = batch_size * (tokens // len(rows) if is_soft else LENGTH)
 steps = max(4, round(passes * tokens / per_step))
 print(f"{tokens:,} tokens, {per_step:,} in a step: {steps} steps")
 
 # %%
+kind = "soft" if is_soft else "hard"
 is_small = STUDENT.startswith(("pruned:", "fresh:"))
 options = TrainOptions(
     teacher="packaged" if behind_api else TEACHER,
     student=STUDENT,
     answers=str(learn),
-    plain_prompts=True,
+    told=str(home / "told.jsonl") if is_soft else "",
+    plain_prompts=isinstance(asked[0], str),
     length=LENGTH,
     batch_size=batch_size,
     steps=steps,
@@ -218,18 +236,27 @@ config = write_config(options, home / "run.json")
 # %% [markdown]
 # `plain_prompts`: the student reads a prompt as it is. The teacher's chat template puts a
 # system message before each question, more tokens than the question itself. The student
-# is trained for one task and needs none of it.
+# is trained for one task and needs none of it. Conversations need a template, to say who
+# speaks.
+#
+# `told`, for `LEARN_FROM = "soft"`: the same answers behind what the teacher read, `TELL`
+# included. There the teacher gives its probabilities, and the student learns them behind
+# its own prompt. With another tokenizer the two are compared where their tokens begin
+# together; elsewhere the text is the label. That is `pieces` of lesson 10. Such rows hold
+# one answer each, and the teacher stays in memory: read below whether it fits.
 #
 # Before the long cell: does it fit, how long will it take?
 
 # %%
 from distill_helpers import plan
 
-teacher = writer = None  # it has said what it had to say
+writer = None
+if not is_soft:
+    teacher = None  # it has said what it had to say
 planned = plan(
-    (None, untrained),
-    method="hard",
-    packed=True,
+    (teacher.model if is_soft else None, untrained),
+    method=kind,
+    packed=not is_soft,
     length=LENGTH,
     batch_size=options.batch_size,
     steps=steps,
@@ -238,8 +265,8 @@ planned = plan(
 print(planned)
 
 # %% [markdown]
-# The teacher's memory is free for the training; later it is loaded once more, to be
-# timed. What stays is the untrained student, which is a rival.
+# With text, the teacher's memory is free for the training; later it is loaded once more,
+# to be timed. What stays is the untrained student, which is a rival.
 
 # %% [markdown]
 # ## Exercise 1 · From which checkpoint?
@@ -297,7 +324,7 @@ from distill_helpers.course.project import StopAfter
 
 began = time.perf_counter()
 lost = StopAfter(steps // 2 + 1)
-trainer = build_trainer("hard", options, callbacks=[lost])
+trainer = build_trainer(kind, options, teacher=teacher, callbacks=[lost])
 trainer.train(resume_from_checkpoint=True)
 before = trainer.state.global_step
 trainer = None  # its memory is free again
@@ -313,7 +340,7 @@ print("checkpoints:", sorted(found))
 print("torn off at step", before, "- go on from", resume_at(found))
 
 # %%
-trainer = build_trainer("hard", options)
+trainer = build_trainer(kind, options, teacher=teacher)
 trainer.train(resume_from_checkpoint=True)
 minutes = (time.perf_counter() - began) / 60
 print(f"minutes: planned {planned.minutes:.1f}, taken {minutes:.1f}")
@@ -350,11 +377,11 @@ shipped = home / "student"
 trained = trainer.model.to(profile.teacher_dtype).eval()
 trained.save_pretrained(shipped)
 trainer.processing_class.save_pretrained(shipped)
-few = list(exam.prompts[:20])
+few = tasks.as_texts(exam.prompts[:20], tokenizer)
 first = generate(trained, tokenizer, few, max_new_tokens=8)
 
 # %%
-trainer = trained = None  # from here on the files count
+trainer = trained = teacher = None  # from here on the files count
 student = load_model(
     shipped, dtype=profile.teacher_dtype, device=profile.device, frozen=True
 )
@@ -364,12 +391,13 @@ print("the same answers before and after:", first == second)
 # %%
 taught = [row["answer"].strip() for row in rows]
 longest = max(map(len, tokenizer(taught)["input_ids"])) + 2
+exam_texts = tasks.as_texts(exam.prompts, tokenizer)  # as the student reads
 
 
 def answers_of(model, tokenizer):
     """Greedy answers to the whole exam."""
     limits = {"max_new_tokens": longest, "batch_size": 100}
-    return generate(model, tokenizer, list(exam.prompts), **limits)
+    return generate(model, tokenizer, exam_texts, **limits)
 
 
 # %% [markdown]
@@ -397,8 +425,9 @@ from distill_helpers.course.verdict import WordCounts
 # With answers of your own, one text for each thing that counts.
 texts_of = {read(text): text for text in taught}
 classes = [texts_of[read(text)] for text in taught] if QUESTIONS else taught
-counts = WordCounts([row["prompt"] for row in rows], classes)
-answers["word counts"] = [counts.answer(prompt) for prompt in exam.prompts]
+counts = WordCounts(tasks.as_texts(asked), classes)
+shown = tasks.as_texts(exam.prompts)
+answers["word counts"] = [counts.answer(question) for question in shown]
 answers["before training"] = answers_of(untrained, student.tokenizer)
 
 # %% [markdown]
@@ -408,7 +437,10 @@ answers["before training"] = answers_of(untrained, student.tokenizer)
 right_answers = RIGHT if QUESTIONS else str(right_file)
 if right_answers:
     alone = replace(
-        options, answers=right_answers, output=str(home / "run_right")
+        options,
+        answers=right_answers,
+        told="",
+        output=str(home / "run_right"),
     )
     rival = build_trainer("hard", alone)
     rival.train(resume_from_checkpoint=True)
@@ -706,8 +738,9 @@ for precision in ("f16", "q8_0"):
 from distill_helpers.course.local_server import complete, serve_gguf
 
 some, served = list(exam.prompts[:served_count]), {}
+most = longest + max(map(len, tokenizer(exam_texts)["input_ids"]))
 for precision, file in files.items():
-    with serve_gguf(file) as url:
+    with serve_gguf(file, context=max(1024, most)) as url:
         replies = complete(url, some, max_new_tokens=longest)
     mine = answers["student"][:served_count]
     pairs = zip(replies, mine, strict=True)
@@ -716,7 +749,7 @@ for precision, file in files.items():
     print(f"{precision}: {same} of {len(some)} answers are the same")
 
 # %%
-print("asked:   ", some[0])
+print("asked:   ", shown[0])
 print("answered:", replies[0])
 
 # %% [markdown]
@@ -766,6 +799,7 @@ if stored and not QUESTIONS:
     )
 
 # %%
+how = "the teacher's probabilities" if is_soft else "cross-entropy"
 card = ModelCard(
     name=f"{task}, a distilled student",
     summary="Answers short English prompts like those below.",
@@ -773,12 +807,12 @@ card = ModelCard(
     licence=licence,
     licences={name: facts[0] for name, facts in went_in.items()},
     origins={name: facts[1] for name, facts in went_in.items()},
-    method=f"Hard labels: {teacher_name(STUDENT, profile)}, trained on "
-    f"{len(rows):,} answers of its teacher, by cross-entropy.",
+    method=f"Labels: {kind}. {teacher_name(STUDENT, profile)}, trained on "
+    f"{len(rows):,} answers of its teacher, by {how}.",
     options={"steps": steps, "learning rate": options.learning_rate},
     results=measured,
     limits=limits,
-    examples=list(zip(exam.prompts, answers["student"], strict=True))[:3],
+    examples=list(zip(shown, answers["student"], strict=True))[:3],
     prompt=exam.prompts[0],
     answer_tokens=longest,
 )
@@ -805,7 +839,8 @@ if DRIVE:
 # ## The same, without a notebook
 #
 # The training stands in one file, and the command line reads it. With several GPUs,
-# `accelerate launch` starts one process for each. In a terminal, in `FOLDER`:
+# `accelerate launch` starts one process for each. In a terminal, in `FOLDER`, with `soft`
+# for `hard` if you chose so:
 #
 # ```sh
 # distill train hard --config run.json

@@ -1,5 +1,7 @@
 """Options become models, plans and trainers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import byte_level_bpe, tiny
@@ -13,7 +15,11 @@ from distill_helpers.cli.runs import (
     resolve_student,
     resolve_teacher,
 )
+from distill_helpers.data import DataError
+from distill_helpers.labels import prompt_ids
 from distill_helpers.machine import get_profile
+from distill_helpers.tasks.questions import write_questions
+from distill_helpers.tasks.teachers import load_tiny_teacher
 
 
 @pytest.fixture
@@ -114,3 +120,101 @@ def test_each_process_loads_onto_a_gpu_of_its_own(monkeypatch, tmp_path):
     on_cpu = TrainOptions(teacher="nowhere", profile="smoke", output=str(tmp_path))
     with pytest.raises(RuntimeError, match="'nowhere' is no folder"):
         build_trainer("hard", on_cpu)
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] + ':' + m.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """Options of soft labels of three answers, the last of them too long."""
+    for name, template in (("teacher", TEMPLATE), ("student", None)):
+        tokenizer = byte_level_bpe()
+        tokenizer.chat_template = template
+        for part in (tiny(tokenizer, seed=len(name)), tokenizer):
+            part.save_pretrained(tmp_path / name)
+    prompts, answers = ["one?", "two?", "three? " * 20], [" yes", " no", " no"]
+    given = {
+        "answers": write_questions(tmp_path / "learn.jsonl", prompts, answers),
+        "told": write_questions(
+            tmp_path / "told.jsonl", [f"Be brief. {one}" for one in prompts], answers
+        ),
+        "teacher": tmp_path / "teacher",
+        "student": tmp_path / "student",
+        "output": tmp_path / "run",
+    }
+    return TrainOptions(
+        **{name: str(path) for name, path in given.items()},
+        plain_prompts=True,
+        length=32,
+        batch_size=2,
+        steps=2,
+        profile="smoke",
+    )
+
+
+def test_soft_labels_of_answers_are_those_behind_the_teachers_prompt(told):
+    trainer = build_trainer("soft", told, disable_tqdm=True)
+    teacher = resolve_teacher(told.teacher, get_profile("smoke"))
+    assert len(trainer.train_dataset) == 2
+    total = count = 0
+    for row, question, answer in zip(
+        trainer.train_dataset, ("one?", "two?"), (" yes", " no"), strict=True
+    ):
+        message = {"role": "user", "content": f"Be brief. {question}"}
+        answer_ids = teacher.tokenizer(answer + "<end>")["input_ids"]
+        read = prompt_ids([message], teacher.tokenizer) + answer_ids
+        plain = teacher.tokenizer(question)["input_ids"] + answer_ids
+        assert row["teacher_input_ids"] == read
+        assert row["input_ids"] == plain
+        n = len(answer_ids)
+        with torch.no_grad():
+            log_q, log_p = (
+                model(torch.tensor([ids])).logits[0, -n - 1 : -1].log_softmax(-1)
+                for model, ids in ((trainer.model, plain), (teacher.model, read))
+            )
+        total += float((log_p.exp() * (log_p - log_q)).sum())
+        count += n
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, batch)
+    assert float(loss) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_soft_labels_of_answers_across_tokenizers(told):
+    student = load_tiny_teacher("prose")
+    student.model.save_pretrained(told.student)
+    student.tokenizer.save_pretrained(told.student)
+    trainer = build_trainer("soft", told, disable_tqdm=True)
+    teacher = resolve_teacher(told.teacher, get_profile("smoke")).tokenizer
+    first = trainer.train_dataset[0]
+    assert teacher.decode(first["teacher_input_ids"]) == (
+        "u:Be brief. one?<end>a: yes<end>"
+    )
+    assert student.tokenizer.decode(first["input_ids"]) == "one? yes<end>"
+    assert set(first["chunks"]) == {-1, 0, 1}  # the word, and the end
+    assert trainer.train().training_loss > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("hard", {}, r"told=… is for a live teacher's soft labels"),
+        ("soft", {"answers": ""}, r"told=… is for a live teacher's soft labels"),
+        ("soft", {"cache": "somewhere"}, r"told=… is for a live teacher's soft"),
+        ("soft", {"told": ""}, r"answers=… are hard labels; .* told=… holds the same"),
+        ("soft", {"length": 4}, r"length=4 is too small for .*learn\.jsonl"),
+    ],
+)
+def test_told_needs_the_answers_and_a_live_teacher(told, kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(kind, replace(told, **changes))
+
+
+def test_told_holds_the_same_answers(told, tmp_path):
+    write_questions(tmp_path / "told.jsonl", ["a", "b", "c"], [" yes", " no", " yes"])
+    with pytest.raises(DataError, match=r"told=.* must hold the answers of .*learn"):
+        build_trainer("soft", told)

@@ -222,6 +222,20 @@ def test_speed_is_taken_in_turns(monkeypatch):
     assert 3 < found.ratio.mean < 4.1
 
 
+def test_each_model_is_timed_on_its_own_template(monkeypatch):
+    loaded = load_tiny_teacher("sums")
+    loaded.tokenizer.chat_template = "{{ messages[-1].content }}"
+    read = []
+
+    def write(model, tokenizer, prompts, **options):
+        read.extend(tokenizer.decode(ids) for ids in prompts)
+
+    monkeypatch.setattr(verdict, "generate_batch", write)
+    talk = [{"role": "system", "content": "1"}, {"role": "user", "content": "2+3="}]
+    verdict._answering_seconds(loaded, ["1+1=", talk], 4, 8)
+    assert read == ["1+1=", "2+3="]
+
+
 def test_speed_runs_for_real_and_refuses_nonsense():
     teacher, student = pair()
     found = verdict.compare_speed(student, teacher, ["abc", "It is"], rounds=2)
@@ -305,6 +319,27 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(tmp_path):
         resumed.model.parameters(), whole.model.parameters(), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+def test_conversations_are_learned_in_the_students_template(tmp_path):
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] + ':' + m.content + '<end>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+    )
+    for part in (tiny(tokenizer), tokenizer):
+        part.save_pretrained(tmp_path / "small")
+    turns = [("system", "be"), ("user", "one?"), ("assistant", "no"), ("user", "so?")]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    path = write_questions(tmp_path / "talk.jsonl", [talk], ["yes"])
+    names = {"student": str(tmp_path / "small"), "answers": str(path)}
+    given = replace(options(tmp_path), **names | {"length": 64})
+    trainer = build_trainer("hard", given, disable_tqdm=True)
+    (row,) = trainer.train_dataset
+    learned = [token for token in row["labels"] if token >= 0]
+    assert tokenizer.decode(learned) == "yes<end>"
+    read = row["input_ids"][: -len(learned)]
+    assert tokenizer.decode(read) == "s:be<end>u:one?<end>a:no<end>u:so?<end>a:"
 
 
 def test_options_that_do_not_go_together(tmp_path):

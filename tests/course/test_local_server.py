@@ -8,7 +8,9 @@ from distill_helpers.course.local_server import (
     serve_gguf,
     serve_packaged_teacher,
 )
-from distill_helpers.labels import ApiTeacher, LabelError, write_labels
+from distill_helpers.labels import ApiTeacher, LabelError, prompt_text, write_labels
+from distill_helpers.machine import get_profile
+from distill_helpers.tasks.teachers import load_teacher
 
 pytest.importorskip("xllamacpp")
 
@@ -94,3 +96,13 @@ def test_a_completion_goes_on_with_the_text_as_it_is(base_url):
     paris, four = complete(base_url, plain, max_new_tokens=4)
     assert "Paris" in paris
     assert "four" in four
+
+
+def test_a_conversation_is_read_in_the_chat_template(base_url):
+    turns = [("system", "Answer in one word."), ("user", "May I ask you something?")]
+    turns += [("assistant", "Yes."), ("user", "What is the capital of France?")]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    text = prompt_text(talk, load_teacher(get_profile("smoke")).tokenizer)
+    chat, plain = complete(base_url, [talk, text], max_new_tokens=8)
+    assert "Paris" in chat
+    assert chat == plain

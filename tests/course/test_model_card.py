@@ -105,6 +105,30 @@ def test_a_card_says_how_to_ask(tmp_path):
     assert "## How to use it" not in card_text(CARD)
 
 
+TALK = [
+    {"role": "system", "content": "It's `short`"},
+    {"role": "user", "content": "27+58+46="},
+]
+
+
+def test_a_card_says_how_to_ask_in_conversations(tmp_path, capsys):
+    teacher = load_tiny_teacher("sums")
+    teacher.tokenizer.chat_template = "{{ messages[-1].content }}"
+    teacher.model.save_pretrained(tmp_path)
+    teacher.tokenizer.save_pretrained(tmp_path)
+    text = card_text(replace(CARD, prompt=TALK, answer_tokens=8))
+    assert "Ask it as a chat model" in text
+    assert "without a chat template" not in text
+    code = {one.info: one.content for one in MarkdownIt().parse(text) if one.info}
+    (body,) = re.findall(r"-d '(.*)'$", code["sh"], re.MULTILINE)
+    assert json.loads(body) == {"messages": TALK, "max_tokens": 8, "temperature": 0}
+    assert "/v1/chat/completions " in code["sh"]
+    assert "{{ .Prompt }}" not in code["text"]
+    exec(code["python"].replace("FOLDER OR NAME", str(tmp_path)), {})
+    (said,) = generate(*teacher, ["27+58+46="], max_new_tokens=8)
+    assert capsys.readouterr().out.strip() == said
+
+
 def test_the_lines_of_a_card_run(tmp_path, capsys):
     """As somebody would paste them, with the folder's name put in."""
     teacher = load_tiny_teacher("sums")

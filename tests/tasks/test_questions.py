@@ -115,6 +115,71 @@ class Parrot(LocalTeacher):
             yield request, failed if text is None else Answer(text, self.reason, 1, 1)
 
 
+def said(role, content):
+    return {"role": role, "content": content}
+
+
+def talks(path, *conversations, **more):
+    rows = [{"messages": list(one), **more} for one in conversations]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+HELLO = (said("system", "Be kind."), said("user", "hello"), said("assistant", "hi"))
+ASKED = (*HELLO, said("user", "1+1="))
+
+
+def test_the_last_turn_of_a_conversation_is_the_answer(tmp_path):
+    path = talks(tmp_path / "q.jsonl", [*ASKED, said("assistant", "2")], HELLO)
+    found = questions.read_questions(path)
+    assert [row["messages"] for row in found] == [[*ASKED], [*HELLO[:2]]]
+    assert found["answer"][:] == ["2", "hi"]
+    # What is to be asked may have no answer yet, or one that calls a tool.
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    path = talks(tmp_path / "u.jsonl", ASKED, [*ASKED, call])
+    found = questions.read_questions(path, answered=False)
+    assert [row["messages"] for row in found] == [[*ASKED]] * 2
+    with pytest.raises(DataError, match=r"line 1 has no text .* last turn of the ass"):
+        questions.read_questions(path)
+    again = questions.write_questions(tmp_path / "a.jsonl", [ASKED], ["2"])
+    (row,) = questions.read_questions(again)
+    assert row == {"messages": [*ASKED], "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "more", "message"),
+    [
+        ([said("assistant", "hi")], {}, 'line 1 .* no conversation under "messages"'),
+        ([said("user", "a"), said("system", "b")], {"answer": "c"}, "line 1: .* last"),
+        ([*HELLO], {"answer": "c"}, "line 1: .*assistant speaks last"),
+        ([{"role": "user"}], {"answer": "c"}, "line 1: .*has no content"),
+        ([*HELLO], {"tools": [{"type": "function"}]}, "line 1 has tools, and nobody"),
+    ],
+)
+def test_a_bad_conversation_is_named(turns, more, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        questions.read_questions(talks(tmp_path / "q.jsonl", turns, **more))
+
+
+def test_conversations_as_texts():
+    tokenizer = load_tiny_teacher("prose").tokenizer
+    given = ["as it is", ASKED]
+    assert questions.as_texts(given) == [
+        "as it is",
+        "system: Be kind.\nuser: hello\nassistant: hi\nuser: 1+1=",
+    ]
+    with pytest.raises(ValueError, match=r"no chat template, .* conversations need"):
+        questions.as_texts(given, tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] + m.content }};{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
+    assert questions.as_texts(given, tokenizer) == [
+        "as it is",
+        "sBe kind.;uhello;ahi;u1+1=;a",
+    ]
+
+
 def test_a_teacher_can_be_asked_instead(tmp_path):
     def say(text):
         assert "Choose one of" in text
@@ -153,6 +218,69 @@ def test_a_project_of_ones_own(given, tmp_path):
         questions.own_project(
             tmp_path, teacher=Parrot(str), **(given | {"questions": given["exam"]})
         )
+
+
+class Listener(Parrot):
+    """A chat model that answers with all that it was told."""
+
+    def __init__(self):
+        super().__init__(str)
+        self.tokenizer.chat_template = (
+            "{% for m in messages %}{{ m.content }}{% endfor %}"
+        )
+
+    def answers(self, take, concurrency):
+        while (request := take()) is not None:
+            heard = [f"{m['role'][0]}:{m['content']}" for m in request.messages]
+            yield request, Answer("|".join(heard), "stop", 1, 1)
+
+
+def test_a_project_of_conversations(tmp_path):
+    other = (*HELLO[1:], ASKED[-1])  # the same last turn is not the same question
+    exam = [*HELLO[:1], said("user", "2+2=")]
+    given = {
+        "questions": talks(tmp_path / "q.jsonl", ASKED, other),
+        "exam": talks(tmp_path / "e.jsonl", [*exam, said("assistant", "4")]),
+        "right": talks(tmp_path / "r.jsonl", [*ASKED, said("assistant", "2")]),
+        "teacher": Listener(),
+        "progress": False,
+    }
+    learn, read = questions.own_project(tmp_path, tell="sum", **given)
+    rows = [json.loads(line) for line in learn.read_text().splitlines()]
+    # What it tells is in the system prompt, which is made where there is none.
+    assert rows == [
+        {"messages": [*ASKED], "answer": "s:sum\n\nBe kind.|u:hello|a:hi|u:1+1="},
+        {"messages": [*other], "answer": "s:sum|u:hello|a:hi|u:1+1="},
+    ]
+    told = [said("system", "sum\n\nBe kind."), said("user", "2+2=")]
+    assert read == questions.Exam(
+        (exam,), ("4",), ("s:sum\n\nBe kind.|u:2+2=",), (told,)
+    )
+    learn, _ = questions.own_project(tmp_path, **given)
+    assert "s:Be kind.|u:hello" in learn.read_text()
+    parts = [said("system", [{"type": "text", "text": "Be"}]), said("user", "a")]
+    assert questions._told(parts, "sum")[0]["content"] == [
+        {"type": "text", "text": "sum"},
+        {"type": "text", "text": "Be"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["questions", "exam", "right"])
+def test_conversations_among_prompts_are_refused(name, given, tmp_path):
+    row = {"prompt": "3+3=", "answer": "6"}
+    right = tmp_path / "r.jsonl"
+    right.write_text(json.dumps(row) + "\n")
+    given = given | {"right": right, "teacher": Parrot(pytest.fail)}
+    with given[name].open("a") as file:
+        file.write(json.dumps({"messages": [*HELLO]}) + "\n")
+    with pytest.raises(DataError, match=r"some rows have messages and others a pro"):
+        questions.own_project(tmp_path, **given)
+
+
+def test_right_answers_to_the_exam_are_refused(given, tmp_path):
+    given |= {"right": given["exam"], "teacher": Parrot(pytest.fail)}
+    with pytest.raises(DataError, match=r"holds 1 of the questions .*'2\+2='"):
+        questions.own_project(tmp_path, **given)
 
 
 def test_an_exam_that_was_not_taken_is_not_one_that_was_failed(given, tmp_path):
