@@ -46,8 +46,8 @@ print("soft: ", [f"{x:.2f}" for x in soft.tolist()])
 
 # %% [markdown]
 # A seed decides the rows and the weights, the same for both arms. So compare seed by
-# seed: the **gain** of a seed is the loss of the one arm minus that of the other. What
-# both share of a seed's luck cancels.
+# seed: the **gain** of a seed is the loss of the one arm minus that of the other. The luck that
+# both arms share cancels.
 #
 # ## Exercise 1 · A gain and its interval
 #
@@ -114,18 +114,21 @@ plt.show()
 print(verdict.status)
 
 # %% [markdown] tags=["given"]
-# A claim **holds** if the whole interval lies right of the margin, and **fails** if the
-# whole interval lies left of it. Otherwise it is **undecided**. Where a figure has no
-# orange line, the margin is zero.
+# The **margin** is what was claimed, here 0.3: the short upright orange line. Where a figure has
+# none, it is zero. A claim **holds** if the whole interval lies right of the margin, and
+# **fails** if the whole interval lies left of it. Otherwise it is **undecided**. Where a claim
+# fails there may still be a gain, but not so large a one.
 #
-# One more rule. Ask twenty questions where nothing is going on, and you will probably get
-# one false answer. So a study that makes many claims gets wider intervals, until one in
-# twenty is the risk of *all its claims together*. The rule is called Holm's correction, and
-# some intervals in later figures are wider for it than those of your function.
+# One more rule. Ask twenty questions where nothing is going on, and you will probably get at
+# least one false answer. So a study that makes many claims gets wider intervals: the risk of
+# even one false answer among *all its claims* stays at one in twenty. The rule is called
+# Holm's correction, and some intervals in later figures are wider for it than those of your
+# function.
 #
 # ## Seven kinds of label
 #
-# Here are all arms of that study. *argmax* is lesson 02's favourite, *sampled* its drawn
+# Here are all arms of that study. Blue learns from whole distributions, orange from one token a
+# position, and lines are intervals of the mean. *argmax* is lesson 02's favourite, *sampled* its drawn
 # label, drawn once for every row, and *mix* has $\alpha = ½$.
 #
 # You can run another seed yourself, live. It should land in the range that the study
@@ -144,6 +147,7 @@ def run_live(arm, seed=1):
         arm,
         seed=seed,
         steps=steps,
+        # The learning rate that was best on the exploring seeds.
         **dict(results.options(arm, "800")),
     )
 
@@ -185,10 +189,10 @@ plt.show()
 # %% [markdown]
 # ## More text
 #
-# With 800 rows, the student reads each row six times. With 3,000 it reads each once or
-# twice, and under `all` no row comes twice. More text means more labels. Are soft labels
-# still worth anything then? You know the gap at 800 rows. **Predict** the gap with all the
-# text, and write it down:
+# With 800 rows, the student reads each row six times. With 3,000 it reads each once or twice.
+# Under `all` no row comes twice: 300 steps reach 4,800 of the 15,000 rows. More text means
+# more labels. Are soft labels still worth anything then? You know the gap at 800 rows.
+# **Predict** the gap under `all`, and write it down:
 
 # %%
 guess = None  # a gap in nats, such as 0.1
@@ -200,7 +204,7 @@ fig, ax = plt.subplots()
 over_settings(ax, results, "nll", ("labels", "soft T=1", "sampled"))
 ax.set_xlabel("rows to learn from (all: no row comes twice)")
 ax.set_ylabel("loss (nats per token)")
-ax.set_title("More text does not close the gap")
+ax.set_title("In 300 steps, more text hardly closes the gap")
 if guess is not None:
     expected = results.mean("nll", "labels", "all").mean - guess
     ax.plot(2, expected, "X", color="#222222", ms=9)
@@ -208,8 +212,9 @@ if guess is not None:
 plt.show()
 
 # %% [markdown]
-# All students took 300 steps; with more text, each row is only read less often. Notice two
-# things. The gap does not close: text was not what this student was short of. And *sampled*
+# All students took 300 steps; with more text, each row is only read less often. Bands are the
+# intervals of the means. Notice two things. The gap hardly shrinks, though no claim was made
+# about that: in 300 steps, text was not what this student was short of. And *sampled*
 # lies near *labels*, far from *soft*, although it comes from the same teacher. A drawn label
 # and the whole distribution pull the student, on average, in the same direction; one draw
 # is only noisier.
@@ -244,18 +249,19 @@ for setting in longer.study.settings:
 # are charged in full and used once. In the tables, ± is half the width of a mean's
 # interval.
 #
-# Soft labels pay where steps are scarce, where the teacher's passes are stored
-# and read again, or where one teacher serves many students. Busbridge et al. (2025,
-# arXiv:2502.08606) found the same shape for larger models: ahead up to an amount of
-# compute that grows with the student, and behind after it.
+# So, by the same arithmetic, soft labels should pay where steps are scarce, where the teacher's
+# passes are stored and read again, or where one teacher serves many students. Busbridge et
+# al. (2025, arXiv:2502.08606) studied larger models. With a teacher that exists already or
+# serves many students, distillation is ahead up to an amount of compute that grows with the
+# student. If a teacher must first be trained for one student, plain training is better.
 
 # %% [markdown]
 # ## Yardsticks can disagree
 #
 # The student of the teacher's favourites was the worst of all in lesson 02. Does it know
-# less, or is it only too sure of itself? Soften a student's answers with **one
-# temperature**, chosen on other text, and measure again. What disappears was
-# overconfidence.
+# less, or is it only too sure of itself? Rescale a student's answers with **one temperature**,
+# chosen on other text, and measure again. A temperature above 1 means that it was too sure.
+# What disappears is what one temperature can cure.
 #
 # ## Exercise 2 · One temperature for a student
 #
@@ -300,19 +306,22 @@ fit = checks.fitted_temperature(fitted_temperature, fallback=True)
 # them is too sure?
 
 # %%
-ids = torch.tensor(pair.validation["input_ids"][:20])
+rows = torch.tensor(pair.validation["input_ids"][:40])
+half = len(rows) // 2
 for arm, student in students.items():
     with torch.no_grad():
-        logits = student.model(ids).logits[:, :-1].flatten(0, 1)
-    labels = ids[:, 1:].flatten()
-    T = float(fit(logits, labels))
-    before = F.cross_entropy(logits, labels)
-    after = F.cross_entropy(logits / T, labels)
+        logits = student.model(rows).logits[:, :-1]
+    labels = rows[:, 1:]
+    # The first half chooses the temperature, the second judges it.
+    T = float(fit(logits[:half].flatten(0, 1), labels[:half].flatten()))
+    judged, truth = logits[half:].flatten(0, 1), labels[half:].flatten()
+    before = F.cross_entropy(judged, truth)
+    after = F.cross_entropy(judged / T, truth)
     print(f"{arm:9} T = {T:.2f}, loss {before:.2f} -> {after:.2f}")
 
 # %% [markdown]
-# The study did this for every student, with the temperature from other text; the figures
-# below are for 3,000 rows. `nll` is the loss as it is, `nll_calibrated` the
+# The study did this for every student, also with the temperature from other text, so that a
+# loss may rise a little. The table is for 3,000 rows. `nll` is the loss as it is, `nll_calibrated` the
 # loss after the fit, `agreement` the share of positions where student and teacher have
 # the same favourite. **Predict:** which column puts `argmax` first?
 
@@ -323,15 +332,14 @@ print(results.table(("nll", "nll_calibrated", "agreement"), "3000"))
 names = ("soft_beats_argmax", "soft_beats_argmax_calibrated")
 fig, ax = plt.subplots(figsize=(8, 2.2))
 forest(ax, [results.verdict(name) for name in names])
-ax.set_title("Half of argmax's distance from soft was overconfidence")
+ax.set_title("One temperature cures half of argmax's distance from soft")
 plt.show()
 
 # %% [markdown]
 # Does the student of favourites know less, or is it only too sure? Both, says the figure:
-# one temperature takes about half of its distance from *soft* away, and the other half
-# stays. It never saw what the teacher gives to other tokens. And yet *agreement* puts
-# argmax first: it hits the teacher's favourite more often than anybody else. A loss may
-# rise a little, for the temperature was chosen on other text.
+# one temperature takes about half of its distance from *soft* away. The other half stays,
+# probably because it never saw what the teacher gives to other tokens. And yet *agreement*
+# puts argmax first: it hits the teacher's favourite more often than anybody else.
 #
 # | question | yardstick |
 # |---|---|
@@ -365,12 +373,15 @@ plt.show()
 
 # %% [markdown]
 # A stranger's soft labels alone are far worse than plain labels. And what do the claims
-# say? The first one says that soft labels *lose*, so its gain is what labels are ahead by.
+# say? They call a dictionary's entry a *gloss*. The first one says that soft labels *lose*, so
+# its gain is what labels are ahead by.
 
 # %%
 names = [claim.name for claim in domain.study.claims]
 fig, ax = plt.subplots(figsize=(8, 0.75 * len(names) + 0.6))
 forest(ax, [domain.verdict(name) for name in names])
+ax.set_xlabel("gain of the side that the claim says is ahead (nats)")
+ax.set_title("The stranger loses to labels, the corrected teacher wins")
 plt.show()
 
 # %% [markdown]
@@ -392,6 +403,12 @@ for name, rows in (("a novel", pair.test), ("a dictionary", strange)):
     rows = rows.select(range(min(len(rows), known_rows)))
     bits = evaluate(pair.teacher, rows, pair.tokenizer).bits_per_byte
     print(f"the teacher on {name:13} {bits:.2f} bits a byte")
+theirs = evaluate(pair.teacher, rows, pair.tokenizer).nll
+alone = domain.mean("nll", "labels", "800").mean
+print(f"on the dictionary: {theirs:.2f} nats, a student of labels {alone:.2f}")
+
+# %% [markdown]
+# A teacher that predicts your text worse than a student of plain labels should not teach alone.
 
 # %% [markdown]
 # ## Turn the knobs
@@ -413,7 +430,8 @@ for name, rows in (("a novel", pair.test), ("a dictionary", strange)):
 # * Soft labels won at 800 rows, at 3,000, and with no row twice. Their lead shrinks with
 #   steps, and at about equal operations plain labels won.
 # * So the teacher's passes must be charged, or stored: lesson 04.
-# * $T = 1$ and $\alpha = 1$ are the start. Mix when the teacher is a stranger; better,
-#   correct it first.
+# * $T = 1$ and $\alpha = 1$ are the start. A stranger's soft labels alone do harm: correct the
+#   teacher first, and count what that costs.
 # * **Use soft labels when** steps are scarce, or several students share the teacher.
-#   **Do not, when** this one student could simply train for longer.
+#   **Do not, when** there is plenty of text and this one student could simply train for
+#   longer. With little text we did not try that.
