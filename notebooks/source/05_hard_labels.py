@@ -84,7 +84,7 @@ ax.hist(best, bins=20, range=(0, 1), color=TEACHER)
 ax.axvline(0.5, color="#222222", lw=1)
 ax.set_xlabel("probability of the likeliest token")
 ax.set_ylabel("positions")
-ax.set_title(f"The likeliest token has less than half at {unsure:.0%}")
+ax.set_title(f"At {unsure:.0%} of positions the likeliest has less than half")
 plt.show()
 print(f"you guessed {guess:.0%}")
 
@@ -326,7 +326,7 @@ share = (found["+ 4,000 of the teacher's"].mean - base) / (
 )
 print(f"{share:.0%} of the gain from true answers is kept")
 claim = results.verdict("nearly_the_truth")
-print(f"claimed before: {claim.claim.text}: {claim.status}")
+print(f"claimed before the study: {claim.claim.text}: {claim.status}")
 
 # %% [markdown]
 # A dot is the mean of five seeds, its line the interval, and the diamond your one run. Two
@@ -361,18 +361,16 @@ def has_form(row):
 
 
 # %%
-kept = filter_labels(
-    answers,
-    {
-        "truncated": lf.truncated,
-        "empty": lf.empty,
-        "refused": lf.refused,
-        "no JSON": lf.wrong(has_form),
-        "duplicate": lf.duplicate,
-        "near duplicate": lf.near_duplicate(0.8),
-        "shares test text": lf.contaminated(g.gloss for g in parts.test),
-    },
-)
+filters = {
+    "truncated": lf.truncated,
+    "empty": lf.empty,
+    "refused": lf.refused,
+    "no JSON": lf.wrong(has_form),
+    "duplicate": lf.duplicate,
+    "near duplicate": lf.near_duplicate(0.8),
+    "shares test text": lf.contaminated(g.gloss for g in parts.test),
+}
+kept = filter_labels(answers, filters)
 print(kept)
 
 # %% [markdown]
@@ -431,9 +429,14 @@ for row in by_filter[:2]:
             print(f"    and the test's {gloss.word!r}: {run!r}")
 
 # %% [markdown]
-# These are a dictionary's set phrases, not leaked questions. We drop these rows
-# anyway, because that costs little. A shared run may well be the whole question elsewhere,
-# as in a sum or a riddle.
+# These two are a dictionary's set phrases, not leaked questions. We drop these rows anyway,
+# because that costs little. Elsewhere a shared run may well be the whole question, as in a
+# sum or a riddle. A text of fewer than `n` words has no such run: the package's filter also
+# finds shorter ones, if all of their words are there. It looks for near duplicates in prompt and
+# answer together, by runs of three words.
+#
+# The student above read all rows, before this filter: a few rows move its result little, but
+# the right order is to filter first.
 
 # %% [markdown]
 # ## Exercise 3 · A second opinion
@@ -462,11 +465,11 @@ vote = checks.second_opinion(second_opinion, fallback=True)
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
 # For each kind, count in how many of its texts a word stands. A word speaks for a kind by
 # the *logarithm* of its share there, and the sum over the words is the kind's score. This
-# is called naive Bayes.
+# is called naive Bayes; here all kinds are equally likely beforehand.
 
 # %% [markdown] tags=["hint"] title="It crashes, or takes the same kind every time"
 # A word that no text of a kind has gets the share 0, and its logarithm is minus infinity.
-# Add a little to every count. If the longest texts always win, you add up counts
+# Add a little to every count. If the kind with the most texts always wins, you add up counts
 # instead of shares.
 
 
@@ -509,8 +512,8 @@ print(f"the teacher alone: {right_where(everybody):.1%} of {len(pool):,}")
 print(f"where both agree: {right_where(agree):.1%} of {sum(agree):,}")
 
 # %% [markdown]
-# Where both agree, more answers are right, although the second judge is a poor one. What
-# was the price?
+# Where both agree, more answers are right, although the second judge is a poor one and has learned
+# from the same 600. What was the price?
 
 # %%
 dropped = [not both for both in agree]
@@ -558,16 +561,14 @@ texts = [
 ]
 seen = glosses.judge_answers(texts, some)
 print(f"the told teacher: valid {seen.valid:.0%}, right {seen.accuracy:.0%}")
+print("asked   ", some[0].instruction)
+print("answered", told["answer"][0])
 
 # %%
 good_enough = seen.accuracy > 0.5
 short = own_labels([gloss.prompt for gloss in some], texts)
-source = (
-    filter_labels(short, {"no JSON": lf.wrong(has_form)}).kept
-    if good_enough
-    else kept.kept
-)
-who = "the told teacher" if good_enough else "the trained teacher of above"
+source = filter_labels(short, filters).kept if good_enough else kept.kept
+who = "the told teacher" if good_enough else "the trained teacher from above"
 print("so the student learns from", who)
 
 # %% [markdown]
@@ -635,7 +636,7 @@ base_url = server.enter_context(serve_packaged_teacher())
 black_box = ApiTeacher(
     MODEL,
     base_url,
-    price=(0.10, 0.40),  # per million tokens, as if we paid
+    price=(0.10, 0.40),  # a million tokens in, and out, as if we paid
     licence="Apache-2.0; no terms for its answers",
 )
 
@@ -668,8 +669,8 @@ forms = {"truncated": lf.truncated, "no JSON": lf.wrong(has_form)}
 print(filter_labels(boxed, forms))
 
 # %% [markdown]
-# This teacher was told everything, and wrote hardly any JSON. **Predict:** if six solved
-# examples stand in front of the question, how many answers are JSON, and how many right?
+# **Predict:** if six solved examples stand in front of the question, how many answers are JSON,
+# and how many right?
 
 # %%
 turns = []
@@ -692,7 +693,8 @@ for name, found in (("told", boxed), ("shown six", with_shots)):
     print(f"{name:10} valid {seen.valid:.0%}, right {seen.accuracy:.0%}")
 
 # %% [markdown]
-# Examples in the prompt taught the *form*. More answers are right than the two of twenty-four
+# Of the answers without examples, many were cut off at our limit, so nobody knows what they would
+# have become. Examples in the prompt taught the *form*. More answers are right than the two of twenty-four
 # that guessing would give, and far too few to train on. A filter for the form lets all of
 # these answers through. Look before you train.
 
@@ -779,20 +781,21 @@ place = marks[0].index(openest)
 top = first.ids[place, :6]
 rest = first.ids[place, 6:]
 names = [repr(twin.tokenizer.decode([i])) for i in top.tolist()]
-names += ["ranks 7 to 20", "the tail", "ranks 21 to 200", "beyond"]
+names += ["ranks 7 to 20", "the tail, in one", "ranks 21 to 200", "beyond"]
 
 # %%
 p = full[place]
 far = p.sort(descending=True).values
+unknown = math.nan  # no bar: it is not zero, it is not known
 knows = {
     "the text": [float(i == openest.id) for i in top] + [0.0] * 4,
     "the server's top 20": [
         *first.weights[place, :6].tolist(),
         first.weights[place, 6:].sum().item(),
-        *(first.tail[place].item(), 0.0, 0.0),
+        *(first.tail[place].item(), unknown, unknown),
     ],
     "everything": [
-        *(*p[top].tolist(), p[rest].sum().item(), 0.0),
+        *(*p[top].tolist(), p[rest].sum().item(), unknown),
         *(far[20:200].sum().item(), far[200:].sum().item()),
     ],
 }
@@ -802,7 +805,8 @@ fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharex=True, sharey=True)
 for ax, (title, shares_known) in zip(axes, knows.items(), strict=True):
     values = [100 * share for share in shares_known]
     bars = ax.barh(names, values, color=[TEACHER] * 6 + [PALE] * 4)
-    ax.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
+    marked_as = ["" if math.isnan(v) else f"{v:.0f}" for v in values]
+    ax.bar_label(bars, marked_as, padding=2, fontsize=8)
     ax.set_title(title)
     ax.set_xlim(0, 115)
 axes[0].invert_yaxis()
@@ -813,11 +817,11 @@ print(f"the top 20 hold {held:.0%} of the probability, over all answers,")
 print(f"and {1 - first.tail[place]:.0%} at the position of the figure")
 
 # %% [markdown]
-# The text knows one token. The server's probabilities are nearly those of the open teacher,
-# for it rounds more on the way. Of the tail it tells the size alone. Most positions of such
+# The text knows one token. The server's probabilities are close to those of the open teacher, not
+# equal; that it computes in lower precision is a likely reason. Of the tail it tells the size alone. Most positions of such
 # an answer are fixed; at the kind, much lies in the tail.
 #
-# Now train the laptop's student of above, fresh, on eight answers with their marks, and keep
+# Now train a fresh copy of the laptop's student on eight answers with their marks, and keep
 # four for judging. As in context distillation, the student sees the short prompt alone.
 
 # %%
@@ -859,9 +863,9 @@ print(f"KL on the answers that were kept back: {start:.2f} -> {last:.2f} nats")
 server.close()
 
 # %% [markdown]
-# The path works. Most of that fall is the form of the answer, and the teacher's kinds are
-# poor, as you saw. To know whether marks beat plain text
-# for your task takes a study, which we have not run. Commercial APIs differ: some give
+# The path works, and proves no more: this is a mean per token, and most tokens of such an answer
+# are form. To know whether marks beat plain text for your task takes a study, which we have not
+# run. Some servers give no mark for the end of an answer; then append it yourself. Commercial APIs differ: some give
 # twenty, some five, and reasoning models mostly none.
 #
 # ## May you?
@@ -890,14 +894,24 @@ server.close()
 #
 # | turn | expect | see |
 # |---|---|---|
-# | mask nothing: `labels = row` in `as_row` | the loss is spent on prompts | right answers |
+# | mask nothing: `labels = [*given, *learned, end]` in `as_row` | the loss is spent on prompts | right answers |
 # | leave the end out of the labels | answers that do not stop | valid answers |
 # | train on the answers where two judges agree | fewer rows, fewer mistakes | right answers |
 # | `top_logprobs=5` | a larger tail | the share held |
+#
+# For the last one, run again from *A teacher behind an API*: the server is closed.
 
 # %%
-# A place to try. For example:
+# A place to try. For example, with a student that is fresh again:
 # agreed = [row for row, both in zip(answers, agree) if both]
+# fresh, _ = load_tiny_teacher("prose")
+# some_rows = [as_row(g.prompt, g.answer) for g in parts.labelled]
+# some_rows += [
+#     as_row(row["messages"][0]["content"], row["answer"]) for row in agreed
+# ]
+# some_rows = [some_rows[i] for i in torch.randperm(len(some_rows))]
+# fine_tune(fresh.requires_grad_(True).train(), some_rows, steps)
+# print(glosses.judge(fresh.eval(), tiny_tokenizer, test))
 
 # %% [markdown]
 # ## Recap
@@ -905,12 +919,13 @@ server.close()
 # * A hard label is a word, or better a whole answer, that the teacher wrote. Any API will
 #   do: no logits, no shared vocabulary, no weights.
 # * **One number to remember:** the share of the gain from true answers that a teacher's
-#   answers keep. Look it up under the figure.
+#   answers keep. You have printed it. A student that comes closer to its teacher may pay more
+#   for the mistakes.
 # * The student learns the answer and its end, not the prompt.
 # * Look, filter, and know what each filter cannot see.
-# * **Use hard labels when** text is all you get, or answers are short and fixed. **Do
-#   not, when** logits and vocabulary are shared, when nobody can check a poor teacher, or
-#   when the terms forbid it.
+# * **Use hard labels when** text is all you get, or answers are short and fixed. **Do not, when**
+#   nobody can check a poor teacher, or when the terms forbid it. Where logits and vocabulary
+#   are shared and the text is open, prefer soft labels.
 #
 # *Read on:* Kim and Rush 2016, arXiv:1606.07947, on sequence-level distillation; Wang et
 # al. 2023, arXiv:2212.10560, on instructions written by a model.
