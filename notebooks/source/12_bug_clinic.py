@@ -20,7 +20,7 @@ steps = profile.pick(smoke=4, cpu=48, gpu=48)
 # the run goes on, the curve falls, a model comes out, and it is a little worse than it
 # could be. Nobody knows how good it could have been, so nobody looks.
 #
-# Today you are the doctor. Twelve patients wait. Each has one bug, and each bug was in
+# Today you are the doctor. Twelve patients wait. Most have one bug, and each bug was in
 # public code that people used. There are two ward rounds, with a break between them. The
 # last two patients you cure yourself. A visit goes like this:
 #
@@ -165,8 +165,8 @@ diagnosis(1)
 # to the other's name. The large network learned to be as clueless as a fresh student,
 # which is easily learned.
 #
-# **The test** belongs in every training script, after its first step: the student
-# has a gradient, the teacher has none.
+# **The test** belongs in every training script, after the first `backward` and before gradients are
+# cleared: the student has one, the teacher has none.
 
 
 # %% tags=["nbval-check-output"]
@@ -183,7 +183,7 @@ print("healthy:  ", student_alone_learns(healthy.student, teacher))
 # ## Patient 2: "Distilled, and no better than before"
 #
 # The complaint: a mix of labels and soft labels (α = ½), a curve as it should be, and
-# a student that has not improved. From here on a patient's loss comes in a sealed
+# a student no better than one trained on labels. From here on a patient's loss comes in a sealed
 # envelope, `admit(number)`, that you open with `diagnosis(number)`.
 
 # %%
@@ -291,13 +291,12 @@ print("patient:", pairing(misled.student))
 diagnosis(3)
 
 # %% [markdown]
-# Every row's answers come from another row. A student can learn one thing from that:
-# what the teacher says *on average*, at this place of any text. So the loss falls to
-# the distance between the teacher and its own average, and there it stays.
+# Nearly every row's answers come from another row. A student can learn one thing from that: what
+# the teacher says *on average*, at this place of any text. So the loss soon falls to about
+# the distance between the teacher and its own average, and from there only slowly.
 #
-# In the original, which trains on images with labels in the mix, the bug was hard to see.
-# Three people opened an issue about it in a year and a half, and the first answers held
-# that all was as it should be.
+# In the original, which trains on images with labels in the mix, the bug was hard to see. In a year
+# and a half several issues came to it, and the first answers held that all was as it should be.
 
 # %% [markdown]
 # ## Exercise 1 · Where the shuffled student stops
@@ -616,9 +615,9 @@ adds_up = checks.pieces_add_up(pieces_add_up, fallback=True)
 # %% [markdown]
 # ## Patient 6: "I was well on Monday"
 #
-# The teacher runs on a server. On Monday all rows were of one length. Today they are not:
-# where the next label does not count, the server has nothing to say and answers −∞. Those
-# places are masked, so it should not matter:
+# The teacher runs on a server. On Monday it answered at every position. Since today it saves work:
+# where the next label does not count, it answers −∞. Those places are masked, so it should not
+# matter:
 
 
 # %%
@@ -635,7 +634,7 @@ for name, loss in (("healthy", plain_loss), ("patient", admit(6))):
     print(f"{name}:", [round(value, 2) for _, value in run.reported])
 
 # %% [markdown]
-# The first loss is right to the last digit. **Predict:** where does the NaN come from,
+# The first loss is right in every digit shown. **Predict:** where does the NaN come from,
 # if the loss is finite?
 #
 # * the learning rate;
@@ -662,8 +661,8 @@ diagnosis(6)
 # %% [markdown]
 # `torch.where` picks the good values on the way forward. On the way back it sends a
 # *zero* to the places not chosen, and zero times NaN is NaN. One batch like this, and
-# every weight is gone for good. Until a row is shorter than its neighbours, and the
-# server answers with −∞, the code is right in every digit: this bug is **dormant**.
+# every weight is gone for good. Until the server answers −∞ at a masked place, the code is right:
+# this bug is **dormant**.
 #
 # The report is about a trainer with *reverse* KL. Ours is forward KL, with a row of −∞
 # alone. The cause is the same: a mask after the exponential.
@@ -844,26 +843,37 @@ diagnosis(8)
 # %%
 with torch.no_grad():
     after = read(patient.student, batch)
-for name, seen in (("fresh student", logits), ("patient's student", after)):
+    cured = read(healthy.student, batch)
+for name, seen in (
+    ("fresh student", logits),
+    ("healthy student", cured),
+    ("patient's student", after),
+):
     for T in (1.0, 4.0):
         padded = F.pad(seen.detach() / T, (0, 4)).softmax(-1)
         mass = padded[..., 16:].sum(-1).mean()
         print(f"{name:18} T = {T:g}: {mass:.1%} on ghosts")
 
 # %% [markdown]
-# A student soon learns to lift its logits, and then the ghosts are small. A temperature
-# flattens all logits towards zero, and brings the ghosts back.
+# Training moves the logits, in a healthy student too, and then the ghosts are small. A
+# temperature flattens all logits towards zero, and brings the ghosts back.
 #
 # Two public tools filled up logits like this; the diagnosis links to them. The loud error
 # was reported to TRL, and its maintainers left it loud.
 #
-# **The test** compares tokenizers by content, then cuts both heads to what they share.
+# **The cure** compares tokenizers by content, then cuts both heads to what they share. **The test**
+# adds a constant to all logits of the student, and the loss stays.
 
 # %%
 from distill_helpers.models import shared_vocabulary
 
 tokens = shared_vocabulary(tokenizer, tokenizer)
 print(tokens, "tokens; the wide head cut:", tuple(wide[..., :tokens].shape))
+values = [
+    plain_loss(logits + lift, theirs, batch["labels"], 1.0, 1.0)
+    for lift in (0.0, 5.0)
+]
+print("a constant changes nothing:", torch.allclose(*values, rtol=1e-4))
 
 # %% [markdown]
 # ## Patient 9: "I have tried every α"
@@ -882,7 +892,7 @@ sweep = {
 _, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 for (name, alpha), run in sweep.items():
     ax = axes[int(name == "patient")]
-    look = "healthy" if alpha == 1.0 else "other"
+    look = name if alpha == 1.0 else "other"
     draw(ax, run.reported, f"α = {alpha:g}", look)
     ax.set_title(f"{name}: what two settings of α report")
 axes[0].set_ylabel("loss, nats per token")
@@ -895,8 +905,8 @@ plt.show()
 # knob that give one curve teach that the knob is not connected. **Predict** before you
 # probe: what would you look at first?
 #
-# **The probe** is the best one of the whole clinic, for it takes one line and finds
-# many bugs at once. Let the student be *a copy of the teacher*. There is nothing to
+# **The probe** is the cheapest of the whole clinic: it takes one line, and the right answer is
+# known. It does not find everything, for patient 2's loss is zero, too. Let the student be *a copy of the teacher*. There is nothing to
 # learn, so at α = 1 the loss is zero, at the very first step.
 
 # %%
@@ -912,19 +922,23 @@ diagnosis(9)
 # A fused kernel had defaults of its own, one half and one half, and the trainer did not
 # override them: users who asked for pure distillation got half of it. The link leads to
 # the cure; the bug had come in with another pull request, #3946. The cure uses the very
-# same probe: with student equal to teacher, the gap is all cross-entropy.
+# same probe: with student equal to teacher, the gap is mostly cross-entropy.
 #
 # **The test:** at α = 1 a copy has loss zero, and at α = 0 the loss is exactly the
 # cross-entropy. Test knobs at both ends, where the right answer is known.
 
 # %% tags=["nbval-check-output"]
-print(bool(plain_loss(theirs, theirs, batch["labels"], 1.0, 1.0).abs() < 1e-5))
+labels = batch["labels"]
+print(bool(plain_loss(theirs, theirs, labels, 1.0, 1.0).abs() < 1e-5))
+ce = F.cross_entropy(theirs[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+print(bool((plain_loss(theirs, theirs, labels, 1.0, 0.0) - ce).abs() < 1e-5))
 
 # %% [markdown]
 # ## Patient 10: "But I said so"
 #
-# This patient's code is in order. It trains, prints its results, and ends with a
-# sentence that was written before the results were there:
+# Nothing is wrong with how this patient trains and prints. It ends with a sentence that was
+# written before the results were there. To have a bad result for sure, we feed it other rows'
+# answers:
 
 # %%
 shuffled = [(batch, theirs.roll(1, 0)) for batch, theirs in lessons]
@@ -935,7 +949,6 @@ print(f"KL to the teacher, distilled:    {distilled:.2f}")
 print("As you see, distilling takes the student closer to its teacher.")
 
 # %% [markdown]
-# The distilled student was taught by other rows' answers, as patient 3 was.
 # **Predict:** would you have noticed, on page seven of a report?
 #
 # **The probe:** read the numbers, then the sentence, in this order. It costs nothing,
@@ -970,8 +983,8 @@ def sentence(distilled, alone, margin=0.2):
     return "No difference worth a sentence."
 
 
-print("patient 3:", sentence(distilled, alone))
-print("healthy:  ", sentence(healthy.real[-1][1], alone))
+print("patient 10:", sentence(distilled, alone))
+print("healthy:   ", sentence(healthy.real[-1][1], alone))
 
 # %% [markdown]
 # These are sentences about one run each, and one run is one seed; the course's studies
@@ -988,7 +1001,9 @@ for pair in ((1.0, 2.0), (2.0, 1.0), (1.0, 1.0)):
 #
 # You have met eight probes of a loss, one by one. `course.clinic` holds them as functions
 # that need no model: random logits, a few milliseconds each, and no knowledge of what
-# the right loss is. Each asks for a promise that *every* correct loss keeps.
+# the right loss is. Each asks for a promise of a correct loss *of this form*: lesson 02's
+# signature, labels unshifted, a mean over what counts. T² and α are on the soft term.
+# If you chose otherwise, wrap your loss first; a broken promise is then a question.
 
 # %% tags=["nbval-check-output"]
 from distill_helpers.course.clinic import PATIENTS, PROBES, examine, sick_loss
@@ -1108,8 +1123,9 @@ checks.cured_axis(twelve)
 diagnosis(12)
 
 # %% [markdown]
-# The diagnosis shows the axis alone, in the plain loss, where a wrong axis means the rows.
-# Your patient had it before the mask, and the mask after the exponential as well.
+# The diagnosis shows the axis alone, in the plain loss, where a wrong axis means the rows. Your
+# patient had it before the mask, and the mask after the exponential as well. So it broke other
+# promises than row 12 below, which is the diagnosis's version.
 
 # %% [markdown]
 # ## The whole ward
@@ -1163,8 +1179,9 @@ silent = [name for name, hits in findings.items() if not hits]
 print("break no promise:", ", ".join(silent))
 
 # %% [markdown]
-# Only patient 10 is not found: no test of code finds a sentence that is wrong. And one warning: to keep all promises is not
-# yet to be the loss that you *meant*. The reverse KL keeps them, too:
+# Only patient 10 is not found, for it has no loss to examine: its test gives the *report* other
+# numbers. And one warning: to keep all promises is not yet to be the loss that you *meant*. The
+# reverse KL keeps them, too:
 
 # %% tags=["nbval-check-output"]
 from distill_helpers.course.bugs import find_bug
@@ -1173,13 +1190,13 @@ from distill_helpers.course.bugs import find_bug
 print("the reverse KL breaks:", broken(reverse) or "nothing")
 
 # %% [markdown]
-# Only a value worked out by hand, as at the top of lesson 02, tells these two apart.
+# A value worked out by hand, as at the top of lesson 02, tells these two apart.
 #
 # ## Invisible under AdamW
 #
-# A bug can change a gradient's *length*, or its *direction*. AdamW divides the length
-# away, and clipping does, too. So compare both with the healthy loss's, on a real batch
-# and a fresh student, at T = 4.
+# A bug can change a gradient's *length*, or its *direction*. AdamW divides away a factor that is
+# the same in every step; clipping does, as long as both gradients are above its threshold. So
+# compare both with the healthy loss's, on a real batch and a fresh student, at T = 4.
 
 
 # %%
@@ -1258,7 +1275,7 @@ for number in [*range(1, 10), 11, 12]:
 # | 9 | half CE by accident | α does nothing | a copy of the teacher has loss 0 |
 # | 10 | prose against its numbers | reading | other numbers, another sentence |
 # | 11 | probabilities for log-probabilities | a negative divergence | a copy of the teacher has loss 0 |
-# | 12 | softmax over the wrong axis | a row's loss depends on its company | the pieces add up |
+# | 12 | softmax over the wrong axis | yours: padding changes the loss; the diagnosis's: a row's company does | padding is silent, the pieces add up |
 #
 # * **One number to remember:** eight promises, in a second.
 # * **Use it when** a run costs more than ten minutes. **Do not, when** the loss is a
