@@ -409,14 +409,14 @@ def sorted_probabilities_loss(
     count = _count(student, labels, num_items)
     rows, others = _compared(labels, teacher, None, chunks, teacher_chunks)
     models = [_Rows.of(student, rows), _Rows.of(teacher, others)]
-    width = max(model.vocabulary for model in models)
+    width = min(model.vocabulary for model in models)
 
     def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        q, p = (
-            F.pad(p, (0, width - p.shape[1])).sort(-1, descending=True).values
-            for p in ((z / temperature).softmax(-1) for z in (z_s, z_t.detach()))
-        )
-        return (p - q).abs().sum(-1)
+        q, p = ((z / temperature).softmax(-1) for z in (z_s, z_t.detach()))
+        q_top, p_top = (one.topk(width, -1).values for one in (q, p))
+        # What the longer has beyond that is compared with zeros, in whatever order.
+        rest = q.sum(-1) - q_top.sum(-1) + p.sum(-1) - p_top.sum(-1)
+        return (p_top - q_top).abs().sum(-1) + rest.clamp(min=0)
 
     loss = _by_blocks(compare, models, rows).sum() / count
     refuse_bad_value(loss, rows, student)

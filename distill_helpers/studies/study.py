@@ -28,12 +28,19 @@ STUDIES = (
     "side_by_side",
 )
 # Declared, and not yet confirmed: rows of theirs are in ``results/unfinished``.
-DECLARED: tuple[str, ...] = ("codistilled_few", "sums_from_bases", "own_text")
+DECLARED: tuple[str, ...] = (
+    "codistilled_few",
+    "sums_from_bases",
+    "own_text",
+    "other_tokenizers",
+)
 
 # What a gain is measured in, by metric.
 UNITS = {
     "nll": "nats",
     "nll_calibrated": "nats",
+    "bits_per_byte": "bits",
+    "bits_calibrated": "bits",
     "kl_to_teacher": "nats",
     "agreement": "points",
     "accuracy": "of 1",

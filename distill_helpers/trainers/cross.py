@@ -50,13 +50,25 @@ class ReadingTeacher(Protocol):
         """What the teacher says at every position of a batch."""
 
 
+class Standing(Protocol):
+    """Which token stands for which of another vocabulary, as an ``Alignment`` says."""
+
+    @property
+    def twins(self) -> torch.Tensor:
+        """For each of the student's ids the teacher's, or ``-1``."""
+
+    @property
+    def first_pieces(self) -> torch.Tensor:
+        """For each of the teacher's ids the student's that begins it, or ``-1``."""
+
+
 class CrossLabels:
     """The mix of labels and a teacher who reads the text in tokens of its own.
 
     Args:
         teacher: Reads ``teacher_input_ids``.
         kind: One of ``CROSS``.
-        alignment: How the student's and the teacher's tokenizers go together.
+        alignment: How the student's and the teacher's tokens go together.
         fused: Same as in :class:`~distill_helpers.trainers.HardLabels`.
         temperature: ``T`` of the chosen loss.
         alpha: Weight of the soft term; the rest goes to the labels.
@@ -68,7 +80,7 @@ class CrossLabels:
         self,
         teacher: ReadingTeacher,
         kind: str,
-        alignment: Alignment,
+        alignment: Standing,
         *,
         fused: bool = True,
         temperature: float = 1.0,

@@ -540,6 +540,25 @@ def test_what_does_not_fit_is_named():
         wrong.loss("mapped")
 
 
+@pytest.mark.parametrize("widths", [(7, 40), (40, 7), (9, 9)])
+def test_what_one_side_has_more_is_compared_with_zeros(widths):
+    """Value and gradient of the plain way: pad the shorter, and sort both whole."""
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(1, 6, v, dtype=torch.float64) for v in widths)
+    student.requires_grad_()
+    chunks = torch.arange(-1, 5).unsqueeze(0)
+    labels = torch.zeros(1, 6, dtype=torch.long)
+    found = sorted_probabilities_loss(student, teacher, labels, chunks, chunks)
+    q, p = (
+        torch.nn.functional.pad(one.softmax(-1), (0, 40 - one.shape[-1]))
+        for one in (student, teacher)
+    )
+    apart = (q.sort(-1).values - p.sort(-1).values)[:, :-1].abs().sum() / 5
+    assert found.loss.item() == pytest.approx(apart.item(), rel=1e-9)
+    gradients = [torch.autograd.grad(one, student)[0] for one in (found.loss, apart)]
+    torch.testing.assert_close(*gradients)
+
+
 # ULDLoss of trl 1.16.0 (trl.experimental.gold, torch 2.13.0) on the tensors below: no
 # cross-entropy, byte offsets, "bayesian", without the hybrid loss.
 TRL_ULD = {1.0: 0.3000642914577595, 2.0: 0.24886979461937733}
