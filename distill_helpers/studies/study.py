@@ -28,7 +28,12 @@ STUDIES = (
     "side_by_side",
 )
 # Declared, and not yet confirmed: rows of theirs are in ``results/unfinished``.
-DECLARED: tuple[str, ...] = ("codistilled_few", "sums_from_bases", "own_text")
+DECLARED: tuple[str, ...] = (
+    "codistilled_few",
+    "sums_from_bases",
+    "own_text",
+    "self_distillation",
+)
 
 # What a gain is measured in, by metric.
 UNITS = {
@@ -40,6 +45,8 @@ UNITS = {
     "exact_match": "points",
     "excess_kl": "nats",
     "gap": "nats",
+    "form": "points",
+    "kl_left": "points",
     "gradient_cosine": "of 1",
     "ece": "of 1",
 }
