@@ -285,13 +285,39 @@ def test_the_share_is_of_a_hundred(loaded, monkeypatch):
     assert self_distillation.outcome(task, RULE, loaded.model)["form"] == 40
 
 
-def test_the_teacher_s_answers_are_those_that_judge():
-    task = load_task(RULE, 3)
-    assert task.answers == [
+def answers_of(batches):
+    return [
         ids[labels != -100].tolist()
-        for batch in task.test.batches
+        for batch in batches
         for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
     ]
+
+
+def test_the_teacher_s_answers_are_those_that_judge():
+    task = load_task(RULE, 3)
+    assert task.answers == answers_of(task.test.batches)
+    (batch,) = task.learned.batches
+    read = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert read == task.rows["input_ids"][:3]
+
+
+@pytest.mark.parametrize("setting", [RULE, HINTS])
+def test_the_teacher_writes_behind_its_own_prompts(setting, monkeypatch):
+    """A random model may write the same behind others."""
+    asked = []
+    real = self_distillation.write
+    monkeypatch.setattr(
+        self_distillation,
+        "write",
+        lambda *given: asked.append(given[2]) or real(*given),
+    )
+    task = load_task(setting, 5)
+    ((first, *others),) = asked
+    assert [first, *others][:6] == task.rows[TEACHER_PROMPT][:]
+    assert len(others) == 13
 
 
 @pytest.mark.parametrize(
