@@ -177,7 +177,9 @@ class AdaptersOff:
     """A teacher: the student as it was before it had adapters; no second copy.
 
     Alone it teaches to stay as one was. With rows in which the teacher has another
-    prompt, it teaches what that prompt does (``mask_prompts(teacher_prompts=…)``).
+    prompt, it teaches what that prompt does (``data.add_teacher_prompts``). In several
+    processes as well, but not where FSDP or DeepSpeed spread the weights: there, load
+    the base a second time.
 
     Args:
         student: What :func:`add_adapters` returned; the model in training.

@@ -33,6 +33,7 @@ DECLARED: tuple[str, ...] = (
     "sums_from_bases",
     "own_text",
     "other_tokenizers",
+    "self_distillation",
 )
 
 # What a gain is measured in, by metric.
@@ -47,6 +48,8 @@ UNITS = {
     "exact_match": "points",
     "excess_kl": "nats",
     "gap": "nats",
+    "form": "points",
+    "kl_left": "points",
     "gradient_cosine": "of 1",
     "ece": "of 1",
 }

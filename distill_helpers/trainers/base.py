@@ -301,11 +301,11 @@ class DistillationTrainer(Trainer):
                 "leave fsdp out (in accelerate's config, distributed_type: MULTI_CPU)"
             )
 
-    def _refuse_spread_weights(self, what_fails: str) -> None:
+    def _refuse_spread_weights(self, what_fails: str, remedy: str = "") -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                f"{what_fails} where weights are spread over processes; run without "
-                "FSDP and DeepSpeed"
+                f"{what_fails} where weights are spread over processes; {remedy}run "
+                "without FSDP and DeepSpeed"
             )
 
 

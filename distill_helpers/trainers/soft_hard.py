@@ -371,7 +371,8 @@ class SoftLabelTrainer(DistillationTrainer):
                 continue
             if live.is_student:
                 self._refuse_spread_weights(
-                    "adapters cannot be turned off for the teacher"
+                    "adapters cannot be turned off for the teacher",
+                    "load the base a second time, and pass it as the teacher, or ",
                 )
             elif not is_dispatched(live.model):
                 if self.is_fsdp_enabled and self.accelerator.is_fsdp2:
