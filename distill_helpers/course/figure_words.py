@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # More than so many bars or points are told by their ends and extremes.
 _MOST = 8
+# What is written, if not just a number.
+_WORD = re.compile(r"[^\W\d_]{2}")
 # How far from its tick a mark still belongs to the row.
 _NEAR = 0.45
 
@@ -129,7 +131,9 @@ def _lines(ax: Axes, rows: dict[str, list[str]]) -> Iterable[str]:
             value = _number((xs if upright else ys)[0])
             yield f"{label}: {where} at {value}" if label else f"{where} at {value}"
         elif upwards:
-            _add_to_rows(rows, list(zip(xs, ys, strict=True)), upwards, label)
+            points = list(zip(xs, ys, strict=True))
+            between = ", " if line.get_linestyle() == "None" else " to "
+            _add_to_rows(rows, points, (across, upwards), label, between)
         else:
             points = list(zip(xs, ys, strict=True))
             yield f"{label or 'a line'}: {_curve(points, across)}"
@@ -138,20 +142,22 @@ def _lines(ax: Axes, rows: dict[str, list[str]]) -> Iterable[str]:
 def _add_to_rows(
     rows: dict[str, list[str]],
     points: list[tuple[float, float]],
-    names: dict[float, str],
+    names: tuple[dict[float, str], dict[float, str]],
     label: str,
+    between: str,
 ) -> None:
     """Marks and intervals of named rows."""
+    across, upwards = names
     places = {y for _, y in points}
     if len(places) > 1 and len({x for x, _ in points}) == 1:  # a short upright line
         middle = (min(places) + max(places)) / 2
         points, label = [(points[0][0], middle)], label or "short line at"
     for place in dict.fromkeys(y for _, y in points):
-        name = _name_at(place, names)
+        name = _name_at(place, upwards)
         if name is not None:
-            found = [_number(x) for x, y in points if y == place]
-            span = found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}"
-            rows.setdefault(name, []).append(f"{label} {span}".strip())
+            found = [_name_at(x, across) or _number(x) for x, y in points if y == place]
+            told = f"{label} {between.join(dict.fromkeys(found))}"
+            rows.setdefault(name, []).append(told.strip())
 
 
 def _written(ax: Axes, rows: dict[str, list[str]]) -> str:
@@ -165,7 +171,7 @@ def _written(ax: Axes, rows: dict[str, list[str]]) -> str:
             letters += words
             continue
         words = _plain(words)
-        if not re.search(r"[^\W\d_]{2}", words):
+        if not _WORD.search(words):
             continue
         place = getattr(text, "xy", text.get_position())[1]
         name = None if text.get_transform() == ax.transAxes else _name_at(place, names)
@@ -173,7 +179,8 @@ def _written(ax: Axes, rows: dict[str, list[str]]) -> str:
             free.append(f"“{words}”")
         else:
             rows.setdefault(name, []).append(f"“{words}”")
-    return ", ".join([f"“{_plain(letters)}”"] * bool(letters.strip()) + free)
+    whole = [f"“{_plain(letters)}”"] if _WORD.search(letters) else []
+    return ", ".join([*whole, *free])
 
 
 def _curve(points: list[tuple[float, float]], names: dict[float, str]) -> str:

@@ -80,6 +80,15 @@ def test_a_forest_tells_every_claim_with_its_verdict(drawn):
         assert f"{verdict.gain.mean:+.2f}: {verdict.status}" in row
 
 
+def test_marks_of_a_table_are_told_by_row_and_column(drawn):
+    figure, ax = drawn
+    ax.plot([0, 1, 0], [0, 0, 1], "x")
+    ax.set_xticks([0, 1], ["sum", "mask"])
+    ax.set_yticks([0, 1], ["first", "second"])
+    ax.text(0, 0, "1")
+    assert describe(figure) == "first: sum, mask; second: sum."
+
+
 def test_a_shaded_text_can_be_read(drawn):
     figure, ax = drawn
     plots.shaded_text(ax, ["The", " cat"], [1.0, 2.0], notes={1: "dog 3%"}, unit="nats")
