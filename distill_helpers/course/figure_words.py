@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -120,22 +122,20 @@ def _bars(ax: Axes, rows: dict[str, list[str]]) -> Iterable[str]:
 def _lines(ax: Axes, rows: dict[str, list[str]]) -> Iterable[str]:
     across, upwards = _names(ax.xaxis), _names(ax.yaxis)
     for line in ax.get_lines():
-        xs = [float(x) for x in line.get_xdata(orig=False)]
-        ys = [float(y) for y in line.get_ydata(orig=False)]
+        places: list[list[float]] = np.asarray(line.get_xydata()).tolist()
+        points = [(x, y) for x, y in places]
         label = _label(line)
-        if not xs:
+        if not points:
             continue
         if line.get_transform() != ax.transData:  # through the whole picture
-            upright = len(set(xs)) == 1
+            upright = len({x for x, _ in points}) == 1
             where = f"{'vertical' if upright else 'horizontal'} line"
-            value = _number((xs if upright else ys)[0])
+            value = _number(points[0][0 if upright else 1])
             yield f"{label}: {where} at {value}" if label else f"{where} at {value}"
         elif upwards:
-            points = list(zip(xs, ys, strict=True))
             between = ", " if line.get_linestyle() == "None" else " to "
             _add_to_rows(rows, points, (across, upwards), label, between)
         else:
-            points = list(zip(xs, ys, strict=True))
             yield f"{label or 'a line'}: {_curve(points, across)}"
 
 
