@@ -20,7 +20,7 @@ GOMP_SPINCOUNT ?= 10000
 export OMP_WAIT_POLICY GOMP_SPINCOUNT
 endif
 
-.PHONY: help run run-twice test test-quick coverage lab notebooks notebooks-check studies studies-anew readme bench site test-colab clean setup
+.PHONY: help run run-twice test test-quick coverage lab notebooks notebooks-check studies studies-anew readme bench site test-colab release-check clean setup
 
 help:
 	@echo "make run              execute all notebooks, results in build/run/index.html"
@@ -41,6 +41,7 @@ help:
 	@echo "make bench            time and memory against other libraries (45 minutes)"
 	@echo "make site             build the course's site, build/site/html/index.html"
 	@echo "make test-colab       package and notebooks with the versions Colab ships"
+	@echo "make release-check    changelog, sdist and wheel, tried in an empty environment"
 	@echo "make clean            remove what was built; the environment stays"
 
 setup:
@@ -95,6 +96,9 @@ site: setup
 test-colab: setup
 	@$(PYTHON) tools/setup_env.py --colab
 	@.venv-colab/bin/python tools/test_all.py --colab
+
+release-check: setup
+	@.venv/bin/python tools/release_check.py
 
 clean:
 	rm -rf build dist

@@ -11,21 +11,28 @@ import gc
 import importlib
 import importlib.metadata
 import math
+import multiprocessing
 import os
 import platform
 import sys
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
 
 T = TypeVar("T")
 
 PROFILE_NAMES = ("smoke", "cpu", "gpu")
+# Seconds of work before a bar is shown: what is over by then needs none.
+BAR_DELAY = 3.0
+# A kernel takes the width of the terminal that it was started from, and the page does
+# not have it.
+_BAR = "{l_bar}{bar:10}{r_bar}"
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,25 @@ def _describe_device(memory: float | None) -> str:
     dtype = "bf16" if cpu_bf16_pays() else "fp32"
     size = "" if memory is None else f", {memory:.0f} GiB"
     return f"CPU, {torch.get_num_threads()} threads{size}, {dtype}"
+
+
+def progress_bar(
+    steps: Iterable[T] | None = None, *, show: bool = True, **options: Any
+) -> tqdm[T]:
+    """A bar on stderr with what is done and the time left; ``tqdm`` with our settings.
+
+    The same line of text in notebooks and terminals. Nothing is shown of what is over
+    within three seconds, so that short cells stay clean, nor in worker processes, whose
+    bars would write over each other.
+
+    Args:
+        steps: What to go through; without it, ``update`` says how far the work is.
+        show: Whether to show it at all.
+        options: What ``tqdm`` takes, such as ``total``, ``unit`` and ``desc``.
+    """
+    shown = show and multiprocessing.parent_process() is None
+    settings = {"delay": BAR_DELAY, "mininterval": 0.5, "bar_format": _BAR}
+    return tqdm(steps, disable=not shown, **settings | options)
 
 
 def memory_gib() -> float | None:

@@ -34,7 +34,10 @@ from prose_lint import lint_prose
 
 PROFILE = "cpu"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PROGRESS_BAR = re.compile(r"\d+%\||\d(it|s)/(s|it)\b|\?it/s")
+# What is done, or the time that it took; some bars do not know how much is left.
+PROGRESS_BAR = re.compile(r"\d+%\||\[\d+:\d\d(:\d\d)?[<,]")
+# How a bar that stands below another moves the cursor.
+CURSOR = re.compile(r"\x1b\[[ABK]")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 
 
@@ -144,6 +147,7 @@ def _clean_text(text: str, *, drop_progress: bool) -> str:
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
     if drop_progress:
         lines = [line for line in lines if not PROGRESS_BAR.search(line)]
+        lines = [CURSOR.sub("", line) for line in lines]
     return ADDRESS.sub("at 0x…", "\n".join(lines))
 
 

@@ -131,7 +131,7 @@ def map_page(course: Course, pictures: Path) -> str:
         parts.append(f"## {name}" if lesson.ready else f"## {name} (planned)")
         parts.append(lesson.summary)
         parts.append(
-            f"About {lesson.work} minutes to work through; its cells run for "
+            f"About {lesson.work} minutes to work through, of which its cells take "
             f"{lesson.minutes['cpu']:g} on a laptop. Before it: {lesson.prerequisites}"
         )
         if lesson.ready:

@@ -21,13 +21,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -36,7 +36,13 @@ from typing import Any, NoReturn
 
 import nbformat
 import run_report
-from build_notebooks import WIDGET, solve, write_notebook
+from build_notebooks import (
+    PROGRESS_BAR,
+    WIDGET,
+    clean_outputs,
+    solve,
+    write_notebook,
+)
 from course import Course, Lesson, load_course
 from kernels import KERNEL_NAME, kernel_environment, use_this_python
 from lesson_source import first_line, render, tags
@@ -49,6 +55,8 @@ PROFILES = ("smoke", "cpu", "gpu")
 SMOKE_WARNING, SMOKE_LIMIT = 25.0, 40.0
 # The second run of a cell, under ``--twice``.
 AGAIN = "again"
+# What a terminal takes for "nothing from here to the end of the line".
+ERASE = "\x1b[K"
 
 
 # In the child: one notebook ---------------------------------------------------------
@@ -66,20 +74,44 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _progress(total: int) -> dict[str, Callable[..., None]]:
-    """Two hooks that print one line a cell: its first line, then its seconds."""
-    state = {"number": 0, "start": 0.0}
+class CellLine:
+    """One line a cell: its first line, then its seconds; the kernel's stderr goes here.
 
-    def begin(cell: NotebookNode, **_: object) -> None:
-        state["number"] += 1
-        state["start"] = time.monotonic()
-        label = f"  {state['number']:>3}/{total}  {first_line(cell)[:60]:<60}"
-        print(label, end=" ", flush=True)
+    While a cell runs, a terminal shows in the same line what its progress bar says.
 
-    def end(**_: object) -> None:
-        print(f"{time.monotonic() - state['start']:7.1f} s", flush=True)
+    Args:
+        total: Number of cells.
+    """
 
-    return {"on_cell_execute": begin, "on_cell_executed": end}
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.number = 0
+        self.start = 0.0
+        self.label = ""
+
+    def begin(self, cell: NotebookNode, **_: object) -> None:
+        """A cell starts."""
+        self.number += 1
+        self.start = time.monotonic()
+        self.label = f"  {self.number:>3}/{self.total}  {first_line(cell)[:60]:<60}"
+        print(self.label, end=" ", flush=True)
+
+    def write(self, text: str) -> None:
+        """The kernel says something on stderr."""
+        bars = [one for one in re.split(r"[\r\n]", text) if PROGRESS_BAR.search(one)]
+        if bars and sys.stdout.isatty():
+            line = f"  {self.number:>3}/{self.total}  {bars[-1]}"
+            # A line that wraps could not be written over.
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:room]}{ERASE}", end="", flush=True)
+
+    def flush(self) -> None:
+        """What a file has: every line is shown as it comes."""
+
+    def end(self, **_: object) -> None:
+        """The cell has ended."""
+        again = f"\r{self.label} " if sys.stdout.isatty() else ""
+        print(f"{again}{time.monotonic() - self.start:7.1f} s", flush=True)
 
 
 def _execute(
@@ -97,6 +129,7 @@ def _execute(
     cells = nbformat.read(source, as_version=4).cells
     # Papermill adds one cell with the parameters' values.
     total = 1 + sum(c.cell_type == "code" and bool(c.source.strip()) for c in cells)
+    shown = CellLine(total)
     try:
         with tempfile.TemporaryDirectory() as folder:
             papermill.execute_notebook(
@@ -110,7 +143,9 @@ def _execute(
                 # worth that: whatever stops it, what came before is there.
                 request_save_on_cell_execute=profile != "smoke",
                 execution_timeout=cell_limit,
-                **_progress(total),
+                stderr_file=shown,
+                on_cell_execute=shown.begin,
+                on_cell_executed=shown.end,
             )
     # Whatever stops one notebook must not stop the others.
     except Exception as error:
@@ -301,6 +336,10 @@ def run_one(
         judge(result, executed, solved=solved)
         if twice:
             judge_again(result, executed)
+        # A page would show every state of a progress bar, one below the other.
+        for cell in executed.cells:
+            if cell.cell_type == "code":
+                cell.outputs = clean_outputs(cell.outputs)
         run_report.write_page(executed, target.with_suffix(".html"))
     if not twice:
         judge_time(result, lesson, profile, enforce=enforce)

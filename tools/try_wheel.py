@@ -7,6 +7,7 @@ finds the package here, or if the student has not learned.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,10 @@ import torch
 import distill_helpers
 from distill_helpers import soft_label_loss
 
-print("package:", pathlib.Path(distill_helpers.__file__).parent)
-if pathlib.Path(sys.argv[1]) in pathlib.Path(distill_helpers.__file__).parents:
+package = pathlib.Path(distill_helpers.__file__).parent
+print("package:", package)
+# An environment may well lie in a folder of the repository.
+if package.parent == pathlib.Path(sys.argv[1]):
     sys.exit("this is the package of the repository, not that of a wheel")
 steps = 20
 
@@ -66,9 +69,11 @@ def program(root: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     (python,) = sys.argv[1:] if arguments is None else arguments
     with tempfile.TemporaryDirectory() as folder:
-        # -P and an empty folder keep the repository out of reach.
+        # -P, an empty folder and no PYTHONPATH keep the repository out of reach.
         command = [str(Path(python).absolute()), "-P", "-c", program(ROOT), str(ROOT)]
-        return subprocess.run(command, cwd=folder, check=False).returncode
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(command, cwd=folder, env=environment, check=False)
+        return done.returncode
 
 
 if __name__ == "__main__":

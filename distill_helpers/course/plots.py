@@ -27,10 +27,17 @@ PALETTE = (STUDENT, TEACHER, TEXT, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the course; a notebook calls this once."""
+    """Set matplotlib's defaults for the course; a notebook calls this once.
+
+    From then on, a notebook keeps every figure's words beside its picture
+    (:mod:`distill_helpers.course.figure_words`).
+    """
     import matplotlib as mpl
     from cycler import cycler
 
+    from distill_helpers.course.figure_words import tell_figures
+
+    tell_figures()
     mpl.rcParams.update(
         {
             "figure.figsize": (7.0, 3.4),

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from distill_helpers.models import (
-    generate_batch,
-)
+from distill_helpers.machine import progress_bar
+from distill_helpers.models import generate_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -70,6 +69,7 @@ def generate(
     encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = [""] * len(prompts)
+    bar = progress_bar(total=len(order), desc="writing", unit="text", leave=False)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         written = generate_batch(
@@ -80,4 +80,6 @@ def generate(
         )
         for index, found in zip(chosen, written, strict=True):
             texts[index] = str(tokenizer.decode(found.ids, skip_special_tokens=True))
+        bar.update(len(chosen))
+    bar.close()
     return texts

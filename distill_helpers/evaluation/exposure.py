@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill_helpers.data import collator_for
 from distill_helpers.data.prompts import join_row
 from distill_helpers.losses import token_divergence
+from distill_helpers.machine import progress_bar
 from distill_helpers.models import (
     Readers,
     eval_mode,
@@ -105,7 +106,8 @@ def measure_exposure(
 
     def write(writer: PreTrainedModel) -> list[list[int]]:
         texts: list[list[int]] = []
-        for start in range(0, len(prompts), batch_size):
+        starts = range(0, len(prompts), batch_size)
+        for start in progress_bar(starts, desc="writing", unit="batch", leave=False):
             part = prompts[start : start + batch_size]
             draws = [random.Random(f"{seed}/{start + i}") for i in range(len(part))]
             written = generate_batch(
@@ -124,7 +126,8 @@ def measure_exposure(
         """By place: sums of KL and of the teacher's entropy, and their number."""
         sums = torch.zeros(3, max_new_tokens, dtype=torch.float64)
         pairs = list(zip(prompts, texts, strict=True))
-        for start in range(0, len(pairs), _SCORED):
+        starts = range(0, len(pairs), _SCORED)
+        for start in progress_bar(starts, desc="judging", unit="batch", leave=False):
             judged = pairs[start : start + _SCORED]
             places, found = _judge(student, teacher, tokenizer, judged, vocabulary)
             sums.index_add_(1, places, found)

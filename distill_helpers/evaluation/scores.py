@@ -37,6 +37,7 @@ from distill_helpers.losses import (
     cut_outputs,
     token_divergence,
 )
+from distill_helpers.machine import progress_bar
 from distill_helpers.models import (
     HeadReader,
     Limits,
@@ -344,7 +345,7 @@ def _batches(
             f"rows are a mapping of {sorted(rows)}; pass one of its datasets, such as "
             'rows["test"], or Dataset.from_dict(rows) if these are columns'
         )
-    found = iter(rows)
+    found = iter(progress_bar(rows, desc="judging", unit="row", leave=False))
     while batch := list(islice(found, batch_size)):
         for row in batch:
             if not isinstance(row, Mapping):

@@ -25,8 +25,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from distill_helpers.data import whole_characters
 from distill_helpers.labels.budget import Budget
 from distill_helpers.labels.messages import Prompt, asked_messages
@@ -40,6 +38,7 @@ from distill_helpers.labels.teachers import (
     Teacher,
     Tokens,
 )
+from distill_helpers.machine import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -159,12 +158,12 @@ def write_labels(
                 path,
                 work.in_doubt(),
             )
-        bar = tqdm(
+        bar = progress_bar(
             total=len(requests),
             initial=len(requests) - len(missing),
             unit="answer",
             desc=teacher.name,
-            disable=not progress,
+            show=progress,
         )
 
         def show() -> None:

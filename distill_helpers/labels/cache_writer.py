@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from tqdm import tqdm
 
 from distill_helpers.data import TEACHER_PROMPT, refuse_padding
 from distill_helpers.labels.budget import Budget
@@ -46,6 +45,7 @@ from distill_helpers.labels.files import only_writer
 from distill_helpers.labels.schemes import Scheme, scheme_for
 from distill_helpers.labels.served import ServedTeacher
 from distill_helpers.labels.served_cache import ServedEncoder, check_served, has_tops
+from distill_helpers.machine import progress_bar
 from distill_helpers.models import (
     eval_mode,
     public_name,
@@ -390,12 +390,12 @@ def _write_shards(
     progress: bool,
 ) -> None:
     size = header["rows_per_shard"]
-    bar = tqdm(
+    bar = progress_bar(
         total=sum(rows.positions(_rows_of(number, size)) for number in left),
         unit="tok",
         unit_scale=True,
         desc="soft labels",
-        disable=not progress,
+        show=progress,
     )
     with bar:
         for number in left:

@@ -90,7 +90,6 @@ def repair(
     *,
     seed: int,
     steps: int = STEPS,
-    progress: bool = False,
     **recipe: Any,
 ) -> Evaluation:
     """Train a pruned student in place, on labels or soft labels; judge it."""
@@ -109,7 +108,6 @@ def repair(
             steps=steps,
             batch_size=batch_size,
             seed=seed,
-            disable_tqdm=not progress,
             **recipe,
         ),
         train_dataset=pair.train.shuffle(seed=seed).select(range(steps * batch_size)),

@@ -144,7 +144,7 @@ def train_arm(
         arm: One of ``STUDY.arms``.
         seed: Decides the student's weights, the data order and the teacher's draws.
         steps: Optimizer steps of 16 rows.
-        recipe: Learning rate, weight decay, and whether to show a progress bar.
+        recipe: Learning rate and weight decay.
     """
     # Rows that a short run does not reach need no teacher either.
     rows = rows.select(range(min(len(rows), steps * BATCH_SIZE)))

@@ -62,7 +62,6 @@ def store(
         folder,
         tokenizer=pair.tokenizer,
         seed=seed,
-        progress=False,
         **options,
     )
 

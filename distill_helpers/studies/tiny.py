@@ -23,12 +23,10 @@ class Recipe(TypedDict, total=False):
     Attributes:
         learning_rate: The peak; warmed up, then decayed to zero along a cosine.
         weight_decay: The one of AdamW, by default 0.1.
-        progress: Show a progress bar; by default not.
     """
 
     learning_rate: Required[float]
     weight_decay: float
-    progress: bool
 
 
 @dataclass(frozen=True)
@@ -126,19 +124,16 @@ def student_of(network: Any) -> Any:
     return network.models["student"] if isinstance(network, Partners) else network
 
 
-def tiny_arguments(*, progress: bool = False, **options: Any) -> TrainingArguments:
+def tiny_arguments(**options: Any) -> TrainingArguments:
     """Training arguments of models this small: plain fp32, on a CPU.
 
     Args:
-        progress: Show a bar.
         options: What :func:`~distill_helpers.trainers.training_arguments` takes.
     """
     from distill_helpers.machine import get_profile
     from distill_helpers.trainers import training_arguments
 
-    return training_arguments(
-        get_profile("cpu"), mixed_precision=False, disable_tqdm=not progress, **options
-    )
+    return training_arguments(get_profile("cpu"), mixed_precision=False, **options)
 
 
 def columns(found: Any, *names: str) -> dict[str, Any]:

@@ -14,11 +14,16 @@ from transformers import (
     TrainerCallback,
 )
 
+from distill_helpers.machine import progress_bar
+
 _LOGGER = logging.getLogger(__name__)
 
 
 class ProgressBar(TrainerCallback):
-    """One line on stderr with the step and the latest loss."""
+    """One line on stderr with the step, the time left and the latest loss.
+
+    Training that is over within three seconds shows none.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
@@ -26,7 +31,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar where training starts or resumes."""
         if state.is_world_process_zero:
-            self._bar = tqdm(
+            self._bar = progress_bar(
                 total=state.max_steps, initial=state.global_step, unit="step"
             )
 
@@ -40,7 +45,9 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         """Show the loss."""
         if self._bar is not None and logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+            # With the next redraw: at once, it would be shown of short training, too.
+            loss = f"{float(logs['loss']):.3f}"
+            self._bar.set_postfix(loss=loss, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""

@@ -37,6 +37,8 @@ python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+# Attributes as one list, not a heading each.
+napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = project

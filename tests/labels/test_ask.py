@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tiny_models import byte_level_bpe, tiny
 from versions import NEEDS_JSON
 
+from distill_helpers import machine
 from distill_helpers.data import DataError
 from distill_helpers.labels.ask import plan_labels, write_labels
 from distill_helpers.labels.rows import learn_answers, own_labels
@@ -85,7 +86,8 @@ def test_a_second_run_asks_only_for_what_is_missing(path):
     assert read_labels(path)["answer"] == ["re a", "re b", "re c"]
 
 
-def test_the_bar_is_not_redrawn_for_every_answer(path, capsys):
+def test_the_bar_is_not_redrawn_for_every_answer(path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "BAR_DELAY", 0.0)
     questions = [str(number) for number in range(500)]
     write_labels(Parrot(), questions, path, progress=True)
     drawn = capsys.readouterr().err.split("\r")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -184,3 +185,29 @@ def test_drive_is_for_colab_alone(monkeypatch, tmp_path):
     assert folder.is_dir()
     machine.flush_drive()
     assert calls == ["/content/drive", "flush"]
+
+
+def count_to_three():
+    return list(machine.progress_bar(range(3), desc="counting", delay=0.0))
+
+
+def test_a_bar_says_what_is_done(capfd):
+    assert count_to_three() == [0, 1, 2]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "counting: 100%" in err
+    assert "3/3" in err
+
+
+def test_work_that_is_over_at_once_shows_no_bar(capfd):
+    assert list(machine.progress_bar(range(3))) == [0, 1, 2]
+    assert list(machine.progress_bar(range(3), delay=0.0, show=False)) == [0, 1, 2]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_worker_processes_show_no_bar(capfd):
+    worker = multiprocessing.get_context("spawn").Process(target=count_to_three)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert capfd.readouterr() == ("", "")

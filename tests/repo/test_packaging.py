@@ -8,12 +8,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import release_check
 import try_wheel
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from setup_env import COLAB_TOOLS, OLDEST, read_pins
+
+import distill_helpers
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -206,3 +209,50 @@ def test_lesson_02_learns_from_the_wheel_alone(wheel, tmp_path, capfd):
 def test_the_repository_does_not_pass_for_a_wheel(tmp_path, capfd):
     assert try_wheel.main([python_with(tmp_path, ROOT)]) == 1
     assert "not that of a wheel" in capfd.readouterr().err
+
+
+# Before a release
+
+
+def test_the_changelog_begins_with_the_version_and_its_date():
+    release_check.check_changelog(
+        "# C\n\n## 1.2.0 – 2026-01-31\n\n## 1.1.0 – x\n", "1.2.0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("# Changelog\n", "begins with 'no section'"),
+        ("## 1.1.0 – 2026-01-31\n## 1.2.0 – 2026-02-01\n", "must be '## 1.2.0 – "),
+        ("## 1.2.0 – unreleased\n", "dates 1.2.0 'unreleased'; write the day"),
+        ("## 1.2.0 – 2026-02-31\n", "dates 1.2.0 '2026-02-31'; write the day"),
+    ],
+)
+def test_another_changelog_is_refused_with_what_to_write(text, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        release_check.check_changelog(text, "1.2.0")
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_what_git_knows_and_nothing_else(wheel, tmp_path):
+    version = distill_helpers.__version__
+    release_check.check_wheel(wheel, version)
+    with pytest.raises(ValueError, match=r"lacks \['distill_helpers-9"):
+        release_check.check_wheel(wheel, "9")
+    with zipfile.ZipFile(wheel) as whole:
+        contents = {name: whole.read(name) for name in whole.namelist()}
+
+    def rewritten(changed):
+        path = tmp_path / wheel.name
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in changed.items():
+                file.writestr(name, content)
+        return path
+
+    stray = rewritten(contents | {"distill_helpers/_data/keys.txt": b"secret"})
+    with pytest.raises(ValueError, match=r"also holds .*keys\.txt"):
+        release_check.check_wheel(stray, version)
+    contents.pop("distill_helpers/losses/fused.py")
+    with pytest.raises(ValueError, match=r"lacks .*fused\.py"):
+        release_check.check_wheel(rewritten(contents), version)

@@ -1,5 +1,6 @@
 """The builder, its checks and the runner, on a small course that is really executed."""
 
+import io
 import json
 import os
 import re
@@ -26,7 +27,8 @@ from course import PLACEHOLDER, load_course
 from lesson_lint import LINE_LENGTH, MOST_LINES, lint, measured_decimals
 from lesson_source import LessonError, read_cells, render, tags
 from nbclient import NotebookClient
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_output
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -419,6 +421,40 @@ def test_outputs_are_stripped_of_what_changes():
     assert clean[0].text == "one two\nnew\n"
     assert clean[1].text.strip() == "mind the gap"
     assert clean[2].data == {"image/png": "AAAA", "text/plain": "<Figure at 0x…>"}
+
+
+def nested_bars(first, second):
+    """What two nested loops say on stderr."""
+    said = io.StringIO()
+    options = {"file": said, "mininterval": 0}
+    for _ in tqdm(first, unit="step", **options):
+        for _ in tqdm(second, unit="row", leave=False, **options):
+            pass
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("second", [range(4), (None for _ in range(4))])
+def test_nested_bars_leave_nothing_behind(second):
+    said = nested_bars(range(2), second)
+    assert "\x1b[A" in said  # the cursor was moved
+    outputs = [new_output("stream", name="stderr", text=said)]
+    assert builder.clean_outputs(outputs) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_what_a_cell_in_progress_says(terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    line = runner.CellLine(12)
+    line.begin(new_code_cell("train()"))
+    line.write(nested_bars(range(2), range(3)))
+    line.write("a warning\n")
+    line.end()
+    said = capsys.readouterr().out
+    assert said.startswith("    1/12  train()")
+    assert said.endswith(" s\n")
+    assert ("100%|" in said) == terminal
+    assert "warning" not in said
+    assert max(map(len, said.split("\r"))) < 85
 
 
 def test_build_check_and_staleness(course, capsys):

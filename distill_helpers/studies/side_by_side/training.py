@@ -150,7 +150,6 @@ def train_arm(
                 tokenizer=tokenizer,
                 seed=seed,
                 batch_size=BATCH_SIZE,
-                progress=False,
                 **ways.STORAGE,
             )
             labelling += time.process_time() - began
