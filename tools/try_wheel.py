@@ -23,6 +23,7 @@ import pathlib, sys
 import torch
 import distill_helpers
 from distill_helpers import soft_label_loss
+from distill_helpers.machine import progress_bar
 
 package = pathlib.Path(distill_helpers.__file__).parent
 print("package:", package)

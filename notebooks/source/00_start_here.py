@@ -4,7 +4,7 @@ import torch
 
 from distill_helpers import get_profile
 from distill_helpers.course.plots import use_style
-from distill_helpers.machine import check_environment
+from distill_helpers.machine import check_environment, progress_bar
 
 use_style()
 profile = get_profile(PROFILE)
@@ -146,7 +146,7 @@ def text_loss(logits, ids):
 
 def learn_text(student, text):
     optimizer = optimizer_of(student)
-    for ids in text.split(16):
+    for ids in progress_bar(text.split(16)):
         step(optimizer, text_loss(student(ids).logits, ids))
     return student
 
@@ -168,7 +168,7 @@ def soft_loss(student_logits, teacher_logits):
 
 def learn_soft(student, teacher, text):
     optimizer = optimizer_of(student)
-    for ids in text.split(16):
+    for ids in progress_bar(text.split(16)):
         with torch.no_grad():  # the teacher learns nothing
             teacher_logits = teacher(ids).logits
         step(optimizer, soft_loss(student(ids).logits, teacher_logits))
@@ -210,7 +210,7 @@ def write(teacher, text, start=8):
 # %%
 def co_distil(student, teacher, text):
     optimizer = optimizer_of(student, teacher)
-    for ids in text.split(16):
+    for ids in progress_bar(text.split(16)):
         theirs, mine = teacher(ids).logits, student(ids).logits
         from_text = text_loss(mine, ids)
         from_teacher = soft_loss(mine, theirs.detach())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from distill_helpers import get_profile
 from distill_helpers.course.plots import use_style
+from distill_helpers.machine import progress_bar
 
 use_style()
 profile = get_profile(PROFILE)
@@ -226,7 +227,7 @@ def beginner():
 def my_loop(student, rows, labels_of=None, temperature=1.0, alpha=1.0):
     """Read every row once, and learn from it."""
     optimizer = torch.optim.Adam(student.parameters(), lr=8e-3)
-    for ids in rows.split(16):
+    for ids in progress_bar(rows.split(16)):
         with torch.no_grad():  # the teacher only reads
             theirs = teacher(ids).logits
         labels = ids if labels_of is None else labels_of(ids, theirs)

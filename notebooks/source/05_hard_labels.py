@@ -17,6 +17,7 @@ from distill_helpers.course.plots import (
     TEXT,
     use_style,
 )
+from distill_helpers.machine import progress_bar
 
 use_style()
 profile = get_profile(PROFILE)
@@ -234,7 +235,7 @@ def fine_tune(student, rows, steps, rate=2e-3, batch=16):
     schedule = get_cosine_schedule_with_warmup(
         optimizer, steps // 20 + 1, steps
     )
-    for start in range(0, steps * batch, batch):
+    for start in progress_bar(range(0, steps * batch, batch)):
         some = [rows[i % len(rows)] for i in range(start, start + batch)]
         ids, labels = zip(*some, strict=True)
         ids = pad_sequence(ids, batch_first=True, padding_value=end)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from distill_helpers import get_profile
 from distill_helpers.course.plots import STUDENT, TEACHER, use_style
+from distill_helpers.machine import progress_bar
 
 use_style()
 profile = get_profile(PROFILE)
@@ -352,7 +353,7 @@ def learn_traces(student, ids, labels, steps, rate=2e-3, batch=64):
     schedule = get_cosine_schedule_with_warmup(
         optimizer, steps // 20 + 1, steps
     )
-    for start in range(0, steps * batch, batch):
+    for start in progress_bar(range(0, steps * batch, batch)):
         rows = torch.arange(start, start + batch) % len(ids)
         logits = student(ids[rows]).logits[:, :-1]
         loss = F.cross_entropy(

@@ -7,6 +7,7 @@ import torch
 
 from distill_helpers import get_profile
 from distill_helpers.course.plots import PALE, STUDENT, TEACHER, use_style
+from distill_helpers.machine import progress_bar
 
 use_style()
 profile = get_profile(PROFILE)
@@ -417,7 +418,7 @@ for name, (writer, divergence) in cells.items():
     student = copy.deepcopy(reader)
     optimizer = torch.optim.Adam(student.parameters(), 2e-3, betas=(0.9, 0.99))
     rate = cosine(optimizer, steps // 20 + 1, steps)
-    for at in range(0, len(questions), 64):
+    for at in progress_bar(range(0, len(questions), 64), desc=name):
         prompts = questions[at : at + 64]
         step(student, teacher, prompts, writer, divergence, optimizer)
         rate.step()

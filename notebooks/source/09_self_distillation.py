@@ -9,6 +9,7 @@ import torch
 
 from distill_helpers import get_profile
 from distill_helpers.course.plots import PALE, STUDENT, TEACHER, use_style
+from distill_helpers.machine import progress_bar
 
 use_style()
 profile = get_profile(PROFILE)
@@ -327,7 +328,7 @@ def learn(student, rows, *, soft):
     mine = [w for w in student.parameters() if w.requires_grad]
     optimizer = torch.optim.Adam(mine, lr=1e-3)
     turn = itertools.cycle(rows)
-    for _ in range(steps):
+    for _ in progress_bar(range(steps)):
         some = [next(turn) for _ in range(batch_size)]
         loss = sum(loss_at(student, row, soft) for row in some) / batch_size
         optimizer.zero_grad()
@@ -545,7 +546,7 @@ def repair(student, *, soft):
     named = student.named_parameters()
     mine = [weight for name, weight in named if name.endswith("original")]
     optimizer = torch.optim.Adam(mine, lr=5e-4)
-    for ids in read.split(16):
+    for ids in progress_bar(read.split(16)):
         log_q = student(ids).logits[:, :-1].log_softmax(-1)
         if soft:
             with torch.no_grad():

@@ -6,6 +6,7 @@ import torch
 
 from distill_helpers import get_profile
 from distill_helpers.course.plots import PALE, TEACHER, use_style
+from distill_helpers.machine import progress_bar
 
 use_style()
 profile = get_profile(PROFILE)
@@ -560,7 +561,7 @@ def train(loss_of, seed=0):
     """A fresh student; the loss is a mean over tokens."""
     student = build_student(tokenizer, layers=2, width=96, seed=seed)
     optimizer = torch.optim.Adam(student.parameters(), lr=4e-3)
-    for step in range(steps):
+    for step in progress_bar(range(steps)):
         at = step * batch_size
         some = [kept[(at + i) % len(kept)] for i in range(batch_size)]
         ids = torch.stack([row["ids"] for row in some])

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from distill_helpers.course import checks
 from distill_helpers.data import add_teacher_prompts, align_tokenizers, join_row
 from distill_helpers.losses import token_divergence
+from distill_helpers.machine import progress_bar
 from distill_helpers.models import (
     AdaptersOff,
     adapters_off,
@@ -134,7 +135,12 @@ def page_losses(names, loss_name, run):
 def test_the_loop_of_lesson_02_is_the_soft_label_trainer(
     alpha, temperature, prose, text, tmp_path
 ):
-    names = {"torch": torch, "F": torch.nn.functional, "teacher": prose.model}
+    names = {
+        "progress_bar": progress_bar,
+        "torch": torch,
+        "F": torch.nn.functional,
+        "teacher": prose.model,
+    }
     loss = cell_with("02", "def my_loss(", tag="solution")
     exec(loss[: loss.index("loss_of = ")], names)
     names["loss_of"] = names["my_loss"]
@@ -153,7 +159,7 @@ def test_the_loop_of_lesson_02_is_the_soft_label_trainer(
 
 
 def test_the_text_loop_of_lesson_00_is_the_hard_label_trainer(prose, text, tmp_path):
-    names = {"torch": torch}
+    names = {"progress_bar": progress_bar, "torch": torch}
     for words in ("def optimizer_of(", "def learn_text("):
         exec(cell_with("00", words), names)
     page = page_losses(
@@ -189,7 +195,7 @@ COSINE = {"lr_scheduler_type": "cosine", "warmup_steps": STEPS // 20 + 1}
 def test_the_loop_of_lesson_05_is_the_hard_label_trainer(prose, answered, tmp_path):
     losses = types.SimpleNamespace(cross_entropy=torch.nn.functional.cross_entropy)
     end = prose.tokenizer.eos_token_id
-    names = {"torch": torch, "F": losses, "end": end}
+    names = {"progress_bar": progress_bar, "torch": torch, "F": losses, "end": end}
     exec(cell_with("05", "def fine_tune("), names)
     page = page_losses(
         vars(losses),
@@ -209,7 +215,7 @@ def test_the_loop_of_lesson_05_is_the_hard_label_trainer(prose, answered, tmp_pa
 
 def test_the_loop_of_lesson_06_is_the_hard_label_trainer(prose, answered, tmp_path):
     losses = types.SimpleNamespace(cross_entropy=torch.nn.functional.cross_entropy)
-    names = {"torch": torch, "F": losses}
+    names = {"progress_bar": progress_bar, "torch": torch, "F": losses}
     exec(cell_with("06", "def learn_traces("), names)
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad([i for i, _ in answered], batch_first=True)
@@ -229,7 +235,7 @@ def test_the_loop_of_lesson_06_is_the_hard_label_trainer(prose, answered, tmp_pa
 
 
 def test_the_soft_loss_of_lesson_00_is_forward_kl_but_for_the_teacher_s_entropy():
-    names = {"torch": torch}
+    names = {"progress_bar": progress_bar, "torch": torch}
     exec(cell_with("00", "def learn_soft("), names)
     generator = torch.Generator().manual_seed(1)
     student, teacher = (torch.randn(2, 5, 7, generator=generator) for _ in range(2))
@@ -246,7 +252,7 @@ def test_the_soft_loss_of_lesson_00_is_forward_kl_but_for_the_teacher_s_entropy(
 
 def test_the_teacher_of_lesson_00_s_co_distillation_learns_as_if_alone(prose, text):
     """Nothing flows back from the student, who does get the teacher's word."""
-    names = {"torch": torch}
+    names = {"progress_bar": progress_bar, "torch": torch}
     for words in ("def optimizer_of(", "def learn_text(", "def learn_soft("):
         exec(cell_with("00", words), names)
     exec(cell_with("00", "def co_distil("), names)
@@ -267,7 +273,7 @@ def test_the_teacher_of_lesson_00_s_co_distillation_learns_as_if_alone(prose, te
 
 def loop_of_lesson_07():
     """The page's loop with the page's loss."""
-    names = {"torch": torch, "F": torch.nn.functional}
+    names = {"progress_bar": progress_bar, "torch": torch, "F": torch.nn.functional}
     exec(cell_with("07", "def text_ce("), names)
     for words, last in (("def joint_loss(", "joint = "), ("def co_distil(", "train_")):
         solution = cell_with("07", words, tag="solution")
@@ -348,7 +354,7 @@ def test_the_step_of_lesson_08_is_the_on_policy_trainer(
         divergence=divergence,
         max_new_tokens=8,
     )
-    names = {"torch": torch}
+    names = {"progress_bar": progress_bar, "torch": torch}
     exec(cell_with("08", "def forward_kl("), names)
     solution = cell_with("08", "def on_policy_step(", tag="solution")
     exec(solution[: solution.index("\nstep = ")], names)
@@ -385,7 +391,13 @@ def test_the_loop_of_lesson_09_is_a_trainer_with_adapters_off(soft, prose, tmp_p
     def student():
         return add_adapters(beginner(prose.tokenizer), rank=4, seed=0)
 
-    names = {"torch": torch, "itertools": itertools, "steps": STEPS, "batch_size": 4}
+    names = {
+        "progress_bar": progress_bar,
+        "torch": torch,
+        "itertools": itertools,
+        "steps": STEPS,
+        "batch_size": 4,
+    }
     names["places"] = checks.answer_places(None, fallback=True)
     exec(cell_with("09", "def said("), names)
     exec(cell_with("09", "def loss_at("), names)
@@ -431,7 +443,13 @@ def test_the_loop_of_lesson_10_is_the_trainer_across_tokenizers(prose, tmp_path)
     rows = [ids for ids in rows if len(ids) == length]
     assert len(rows) == 3
     names = {
-        **{"torch": torch, "math": math, "pair": pair, "size": len(prose.tokenizer)},
+        **{
+            "progress_bar": progress_bar,
+            "torch": torch,
+            "math": math,
+            "pair": pair,
+            "size": len(prose.tokenizer),
+        },
         **{"steps": STEPS, "batch_size": 4, "twins": torch.full((len(other),), -1)},
         **{"first": pair.first_pieces, "tokenizer": prose.tokenizer},
         "projected": checks.project(None, fallback=True),
