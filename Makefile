@@ -85,7 +85,7 @@ readme: setup
 
 bench:
 	@$(PYTHON) tools/setup_env.py --bench
-	@.venv-bench/bin/python benchmarks/run.py $(ONLY)
+	@.venv-bench/bin/python benchmarks/run.py --only $(ONLY)
 
 site: setup
 	@$(PYTHON) tools/setup_env.py --site
