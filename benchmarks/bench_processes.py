@@ -25,7 +25,7 @@ from distill_helpers.machine import get_profile
 from distill_helpers.tasks.prose import austen
 from distill_helpers.tasks.teachers import load_teacher
 
-CORES, LENGTH, ROWS = 2, 256, 256
+CORES, LENGTH, ROWS, SPLIT = 2, 256, 256, "test"
 PROFILE = "smoke"  # fp32 in all processes: "cpu" measures what pays, in each anew
 LAUNCH = [
     "accelerate.commands.launch",
@@ -93,7 +93,7 @@ def _finish(process: subprocess.Popen[str]) -> str:
 def _command(count: int, folder: Path, rows: int) -> None:
     arguments = ["-m", *(LAUNCH if count > 1 else []), "distill_helpers", "cache"]
     arguments += ["--output", str(folder), "--rows", str(rows)]
-    arguments += ["--length", str(LENGTH), "--profile", PROFILE]
+    arguments += ["--length", str(LENGTH), "--split", SPLIT, "--profile", PROFILE]
     _finish(_start(arguments, count))
 
 
@@ -117,7 +117,7 @@ def _content(folder: Path) -> tuple[tuple[str, bytes], ...]:
 
 def _write_part(part: int, count: int, rows: int, folder: str) -> float:
     teacher, tokenizer = load_teacher(get_profile(PROFILE))
-    chosen = pack(austen("train"), tokenizer, LENGTH)
+    chosen = pack(austen(SPLIT), tokenizer, LENGTH)
     return seconds(
         lambda: write_cache(
             teacher,
