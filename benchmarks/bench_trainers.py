@@ -7,15 +7,15 @@ same SGD. Every run has a process of its own; the two take turns.
 from __future__ import annotations
 
 import json
-import subprocess
+import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench_losses import status_bytes
+from common import Clock, in_own_process, pruned
 
 ROWS, LENGTH, STEPS, KEPT = 4, 512, 4, 20
 WHO = ("SoftLabelTrainer", "GKDTrainer")
@@ -29,7 +29,7 @@ def run(rounds: int = 3, say: Callable[[str], None] = print) -> list[dict[str, A
         found: dict[str, list[dict[str, Any]]] = {who: [] for who in WHO}
         for _ in range(rounds):
             for who in WHO:
-                found[who].append(_measure(who, precision))
+                found[who].append(in_own_process(__file__, who, precision))
         for who, results in found.items():
             first = results[0]
             rows.append(
@@ -46,42 +46,18 @@ def run(rounds: int = 3, say: Callable[[str], None] = print) -> list[dict[str, A
     return rows
 
 
-def _measure(who: str, precision: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__, who, precision],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{who}, {precision}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def _train(who: str, precision: str) -> dict[str, Any]:
     import torch
-    from transformers import TrainerCallback
 
     from distill_helpers.data import collator_for, pack
-    from distill_helpers.models import load_model, prune_layers
+    from distill_helpers.models import load_model
     from distill_helpers.tasks.prose import austen
     from distill_helpers.tasks.teachers import prepare_packaged_teacher
     from distill_helpers.trainers import SoftLabelTrainer
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.ends: list[float] = []
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ends.append(time.perf_counter())
-
     folder = prepare_packaged_teacher()
     teacher, tokenizer = load_model(folder, dtype=torch.float32, frozen=True)
-    layers = teacher.config.num_hidden_layers
-    front = KEPT // 2
-    kept = [*range(front), *range(layers - front, layers)]
-    student = prune_layers(teacher, kept)
+    student = pruned(teacher, KEPT)
     rows = pack(austen("train"), tokenizer, LENGTH).select(range(ROWS * STEPS))
     clock = Clock()
     common: dict[str, Any] = {
@@ -128,9 +104,8 @@ def _train(who: str, precision: str) -> dict[str, Any]:
     before = status_bytes("VmRSS")
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
-    seconds = (clock.ends[-1] - clock.ends[0]) / (STEPS - 1)
     return {
-        "tokens_per_second": ROWS * LENGTH / seconds,
+        "tokens_per_second": ROWS * LENGTH / statistics.mean(clock.steps()),
         "mib": (status_bytes("VmHWM") - before) / 2**20,
         "losses": [entry["loss"] for entry in logs],
         "gradient_norms": [entry["grad_norm"] for entry in logs],

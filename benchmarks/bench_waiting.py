@@ -23,6 +23,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from common import on_cores, ratios
+
 CORES, ROWS, LENGTH = 2, 2, 128
 VARIABLE = "OMP_WAIT_POLICY"
 POLICIES = ("default", "passive")
@@ -74,31 +76,23 @@ def run(
     rounds: int = ROUNDS, steps: int = STEPS, say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
     """Medians over the rounds, each of a round's median step."""
-    available = getattr(os, "sched_getaffinity", None)
-    before = available(0) if available else set()
-    if available:
-        os.sched_setaffinity(0, set(sorted(before)[:CORES]))
     seconds: dict[tuple[str, int], list[float]] = {
         (policy, others): [] for policy in POLICIES for others in OTHERS
     }
-    try:
+    with on_cores(CORES):
         for number in range(rounds):
             # Neither policy is always the first.
             for policy in POLICIES[:: 1 if number % 2 == 0 else -1]:
                 for others, step in _round(policy, steps).items():
                     seconds[policy, others].append(step)
                     say(f"{policy:8} beside {others}: {step:.3f} s a step")
-    finally:
-        if available:
-            os.sched_setaffinity(0, before)
     rows = []
     for others in OTHERS:
-        pairs = zip(seconds["passive", others], seconds["default", others], strict=True)
-        ratios = [passive / default for passive, default in pairs]
+        found = ratios(seconds["passive", others], seconds["default", others])
         row = {"others": others, "rounds": rounds}
         row |= {p: statistics.median(seconds[p, others]) for p in POLICIES}
-        row |= {"ratio": statistics.median(ratios)}
-        rows.append(row | {"least": min(ratios), "most": max(ratios)})
+        row |= {"ratio": statistics.median(found)}
+        rows.append(row | {"least": min(found), "most": max(found)})
         say(json.dumps(rows[-1]))
     return rows
 

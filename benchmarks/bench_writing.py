@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from common import ratios, take_turns
 
 from distill_helpers.labels import LocalTeacher, write_labels
 from distill_helpers.machine import get_profile
@@ -16,8 +18,8 @@ from distill_helpers.tasks.teachers import load_teacher
 PROMPTS, TOKENS, BATCH = 32, 24, 32
 
 
-def run(rounds: int = 3, say: Callable[[str], None] = print) -> dict[str, float]:
-    """Answer tokens a second of both, in turns; the median of the rounds."""
+def run(rounds: int = 3, say: Callable[[str], None] = print) -> dict[str, list[float]]:
+    """Answer tokens a second of both, in turns, round by round."""
     teacher, tokenizer = load_teacher(get_profile("cpu"))
     local = LocalTeacher(teacher, tokenizer)
     prompts = [gloss.instruction for gloss in splits().labelled[:PROMPTS]]
@@ -35,19 +37,11 @@ def run(rounds: int = 3, say: Callable[[str], None] = print) -> dict[str, float]
             )
             return sum(rows["completion_tokens"]) / (time.perf_counter() - start)
 
-    one, many = [], []
-    for turn in range(rounds + 1):
-        found = speed(1), speed(BATCH)
-        if turn:
-            one.append(found[0])
-            many.append(found[1])
-    results = {
-        "one prompt at a time, answer tokens/s": statistics.median(one),
-        f"batches of {BATCH}, answer tokens/s": statistics.median(many),
-        "batches / one at a time": statistics.median(many) / statistics.median(one),
-    }
-    for name, value in results.items():
-        say(f"{name}: {value:.3g}")
+    one, many = "one prompt at a time", f"batches of {BATCH}"
+    speeds = take_turns({one: partial(speed, 1), many: partial(speed, BATCH)}, rounds)
+    results = {f"{name}, answer tokens/s": speeds[name] for name in speeds}
+    results["batches / one at a time"] = ratios(speeds[many], speeds[one])
+    say("\n".join(f"{name}: {values}" for name, values in results.items()))
     return results
 
 

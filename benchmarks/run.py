@@ -1,14 +1,19 @@
-"""``make bench``: measure, write ``results.md`` and ``reference.json``."""
+"""``make bench``: measure, write ``results.md`` and ``reference.json``.
+
+``make bench ONLY="cache cross"`` measures these sections and leaves the others as they
+stand. ``run.py --look --only cache`` is one round, for which nothing is written.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -16,8 +21,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import bench_aligning
 import bench_cache
 import bench_losses
+import bench_processes
+import bench_steps
 import bench_trainers
 import bench_waiting
 import bench_writing
@@ -163,7 +171,7 @@ def _losses(found: dict[str, Any]) -> list[str]:
 def _range(values: Sequence[float], digits: int = 0) -> str:
     if len(values) < 2:
         return ""  # of the first edition, which kept the medians alone
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    return f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"
 
 
 def _trainers(found: list[dict[str, Any]]) -> list[str]:
@@ -186,11 +194,36 @@ def _trainers(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _values(title: str, found: dict[str, float]) -> list[str]:
-    lines = ["", f"## {title}", "", "| what | value |", "|---|--:|"]
-    for name, value in found.items():
-        shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        lines.append(f"| {name} | {shown} |")
+def _steps(title: str, about: str, found: list[dict[str, Any]]) -> list[str]:
+    lines = ["", f"## {title}", "", about, ""]
+    lines += [
+        "| step | precision | s | least to most | × the base's | least to most "
+        "| numbers that learn | MiB above the weights |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found:
+        base = row["step"] == row["base"]
+        ratio = "base" if base else f"{median(row['ratio']):.2f}"
+        lines.append(
+            f"| {row['step']} | {row['precision']} | {median(row['seconds']):.3f} | "
+            f"{_range(row['seconds'], 3)} | {ratio} | "
+            f"{'' if base else _range(row['ratio'], 2)} | {row['trained']:,} | "
+            f"{median(row['mib']):.0f} |"
+        )
+    return lines
+
+
+def _values(
+    title: str, found: Mapping[str, float | list[float]], about: str = ""
+) -> list[str]:
+    lines = ["", f"## {title}", "", *([about, ""] if about else [])]
+    lines += ["| what | value | least to most |", "|---|--:|--:|"]
+    for name, given in found.items():
+        # The first edition kept the medians alone.
+        values = given if isinstance(given, list) else [given]
+        digits = 0 if min(values) >= 100 else 2
+        shown = f"{median(values):,.{digits}f}"
+        lines.append(f"| {name} | {shown} | {_range(values, digits)} |")
     return lines
 
 
@@ -216,32 +249,69 @@ def _waiting(found: list[dict[str, Any]]) -> list[str]:
 SHOWN: dict[str, Callable[[Any], list[str]]] = {
     "losses": _losses,
     "trainers": _trainers,
+    "adapters": partial(
+        _steps,
+        "Adapters or all weights: SmolLM2's 20-layer self, 2 × 128 tokens",
+        f"Adapters of rank {bench_steps.RANK}, AdamW, from the text's labels and from "
+        "SmolLM2's distributions. Ratios to the step of all weights, round by round.",
+    ),
+    "cross": partial(
+        _steps,
+        "What `cross=` costs: SmolLM2 teaches its 20-layer self, 2 × 128 tokens",
+        "The teacher's tokenizer is the student's own, so that teacher, student and "
+        "rows are those of the plain step, and every token is a chunk. With other "
+        "tokenizers there are fewer chunks, and less to compare. Ratios round by "
+        "round.",
+    ),
+    "aligning": partial(
+        _values,
+        "Aligning a text with another tokenizer's, on one core",
+        about="`Alignment.align` row by row, and `align_rows` on a dataset. Tokens are "
+        "the student's: SmolLM2's 49,152, or the prose student's 2,048.",
+    ),
     "cache": partial(_values, "A cache of the real teacher's soft labels"),
+    "processes": partial(
+        _values,
+        "The same cache, written by one process and by two",
+        about=f"On {bench_processes.CORES} cores, in fp32; each process computes with "
+        "its share of them. All ways wrote the same bytes.",
+    ),
     "writing": partial(_values, "The real teacher writes: batches"),
     "waiting": _waiting,
 }
 
 
-SECTIONS: dict[str, Callable[[], Any]] = {
+SECTIONS: dict[str, Callable[..., Any]] = {
     "losses": bench_losses.run,
     "cache": bench_cache.run,
+    "processes": bench_processes.run,
     "trainers": bench_trainers.run,
+    "adapters": partial(bench_steps.run, bench_steps.ADAPTERS),
+    "aligning": bench_aligning.run,
+    "cross": partial(bench_steps.run, bench_steps.CROSS),
     "writing": bench_writing.run,
     "waiting": bench_waiting.run,
 }
 
 
-def main(asked: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all sections, or those asked for, and write each down as it is done."""
-    unknown = set(asked) - SECTIONS.keys()
-    if unknown:
-        print(f"unknown: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-        return 2
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="*", choices=SECTIONS, default=[], metavar="SECTION"
+    )
+    parser.add_argument("--look", action="store_true", help="one round, not written")
+    options = parser.parse_args(arguments)
+    asked = options.only or list(SECTIONS)
+    if options.look:
+        for name in asked:
+            print("\n".join(SHOWN[name](SECTIONS[name](rounds=1))), flush=True)
+        return 0
     stored = HERE / "results.json"
     found: dict[str, Any] = {}
     if stored.is_file():
         found = json.loads(stored.read_text(encoding="utf-8"))
-    for name in asked or SECTIONS:
+    for name in asked:
         found[name] = {"machine": machine(), "found": SECTIONS[name]()}
         _write("results.json", json.dumps(found, indent=1))
         _write("results.md", tables(found).rstrip())
@@ -264,4 +334,4 @@ def _write(name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

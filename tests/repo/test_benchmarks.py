@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -11,16 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import TEXTS, byte_level_bpe
 from transformers import TrainingArguments
 
+from distill_helpers.data import align_tokenizers
 from distill_helpers.losses import Hidden, soft_label_loss
 from distill_helpers.tasks.teachers import load_tiny_teacher
-from distill_helpers.trainers import OnPolicyTrainer
+from distill_helpers.trainers import CROSS, OnPolicyTrainer
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
+import bench_aligning  # noqa: E402
 import bench_losses  # noqa: E402
+import bench_steps  # noqa: E402
+import common  # noqa: E402
 import rollouts  # noqa: E402
+import run  # noqa: E402
 from peers import LOSSES, make_inputs  # noqa: E402
 
 REFERENCE = json.loads((FOLDER / "reference.json").read_text(encoding="utf-8"))
@@ -193,6 +200,118 @@ RESULTS = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
 
 
 def test_the_published_tables_are_of_these_results():
-    import run
-
     assert (FOLDER / "results.md").read_text(encoding="utf-8") == run.tables(RESULTS)
+    assert RESULTS.keys() <= run.SECTIONS.keys() == run.SHOWN.keys()
+
+
+def test_the_tables_say_how_each_peer_runs():
+    shown = run.tables(RESULTS)
+    for name in LOSSES:
+        assert f"| {name} | {LOSSES[name].mode} | {LOSSES[name].rows} |" in shown
+    measured = set(RESULTS["losses"]["found"]["losses"][0]["seconds"])
+    assert measured <= {*LOSSES, bench_losses.PRODUCTS}
+
+
+# --- what the next one will do ------------------------------------------------------
+
+
+def test_losses_are_compared_with_a_filled_gradient_and_compiled():
+    """Onto a gradient adds to what is there; a compiled way says what it is."""
+    assert sum(one.filled for one in LOSSES.values()) >= 2
+    assert [one.mode for one in LOSSES.values() if one.compiled]
+    assert {one.rows for one in LOSSES.values()} == {"counted", "all"}
+
+
+def test_steps_are_compared_with_one_of_their_own_table():
+    for table in (bench_steps.ADAPTERS, bench_steps.CROSS):
+        assert {step.base for step in table.values()} <= table.keys()
+    assert [step.cross for step in bench_steps.CROSS.values()] == [None, *CROSS]
+    for name, step in bench_steps.ADAPTERS.items():
+        base = bench_steps.ADAPTERS[step.base]
+        assert base == dataclasses.replace(step, adapters=False), name
+
+
+def test_ways_take_turns_and_the_first_round_is_left_out():
+    order = []
+
+    def way(name):
+        def work():
+            order.append(name)
+            return float(len(order))
+
+        return work
+
+    found = common.take_turns({"one": way("one"), "two": way("two")}, rounds=2)
+    assert order == ["one", "two"] * 3
+    assert found == {"one": [3.0, 5.0], "two": [4.0, 6.0]}
+
+
+def test_a_ratio_is_the_median_of_the_rounds_not_of_medians(monkeypatch):
+    """Figures of three rounds, of which the second was slow for both."""
+    seconds = {"soft labels": [1.0, 8.0, 2.0], "other": [3.0, 8.0, 2.0]}
+    waiting = {name: iter(figures) for name, figures in seconds.items()}
+    asked = []
+
+    def measured(_, name, precision):
+        asked.append((name, precision))
+        return {"seconds": next(waiting[name]), "mib": 1.0, "trained": 5}
+
+    monkeypatch.setattr(bench_steps, "in_own_process", measured)
+    monkeypatch.setattr(bench_steps, "cpu_bf16_pays", lambda: False)
+    steps = {"soft labels": bench_steps.Step("soft labels")}
+    steps["other"] = bench_steps.Step("soft labels", cross="chunks")
+    rows = bench_steps.run(steps, rounds=3, say=lambda _: None)
+    assert asked == [("soft labels", "fp32"), ("other", "fp32")] * 3
+    assert rows[1]["ratio"] == [3.0, 1.0, 1.0]
+    lines = run.SHOWN["cross"](rows)
+    assert lines[-1] == (
+        "| other | fp32 | 3.000 | 2.000 to 8.000 | 1.00 | 1.00 to 3.00 | 5 | 1 |"
+    )
+    assert "| base |  | 5 |" in lines[-2]
+
+
+def test_aligning_counts_the_tokens_of_the_student(monkeypatch):
+    """Two ways through a real pair of tokenizers, in turns, nothing cached."""
+    small, large = byte_level_bpe(300), byte_level_bpe(400)
+    pair = align_tokenizers(small, large)
+    rows = Dataset.from_dict({"input_ids": small(list(TEXTS))["input_ids"]})
+    monkeypatch.setattr(
+        bench_aligning, "seconds", lambda work: 2.0 if work() is None else 4.0
+    )
+    found = bench_aligning.measure(pair, rows, rounds=2)
+    count = sum(map(len, rows["input_ids"]))
+    assert list(found.values()) == [[count / 2] * 2, [count / 4] * 2]
+
+
+def test_a_section_alone_is_measured_and_the_others_stay(tmp_path, monkeypatch):
+    measured = {"plain, tokens/s": [1234.0, 1111.0, 1300.0], "ratio": [0.5]}
+    old = {"machine": {"cpu": "old"}, "found": {"of the first edition": 0.859}}
+    (tmp_path / "results.json").write_text(json.dumps({"cache": old}))
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "machine", lambda: {"commit": "abc", "day": "today"})
+    monkeypatch.setattr(run, "write_reference", lambda: None)
+    monkeypatch.setitem(run.SECTIONS, "aligning", lambda: measured)
+    assert run.main(["--only", "aligning"]) == 0
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["cache"] == old
+    shown = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert shown == run.tables(stored)
+    assert "| plain, tokens/s | 1,234 | 1,111 to 1,300 |" in shown
+    assert "| ratio | 0.50 |  |" in shown
+    assert "| of the first edition | 0.86 |  |" in shown
+    assert "*On commit abc, day today.*" in shown
+
+
+def test_a_look_writes_nothing_and_an_unknown_section_is_refused(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setitem(
+        run.SECTIONS, "writing", lambda *, rounds: {"s": [float(rounds)]}
+    )
+    assert run.main(["--look", "--only", "writing"]) == 0
+    assert "| s | 1.00 |  |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        run.main(["--only", "nonsense"])
+    assert "nonsense" in capsys.readouterr().err
