@@ -261,7 +261,8 @@ class SoftLabelTrainer(DistillationTrainer):
             own. A teacher reads its rows alone, and every counted position of a batch
             weighs the same, whoever teaches it.
         cross: What to learn from a teacher with another tokenizer: ``"pieces"``
-            (:func:`~distill_helpers.losses.first_pieces_loss`; begin with this one),
+            (:func:`~distill_helpers.losses.first_pieces_loss`; begin with this one
+            where the teacher's vocabulary is the larger),
             ``"chunks"``, ``"mapped"`` or ``"sorted"``. The rows' text is written in the
             teacher's tokens once, before the training
             (:func:`~distill_helpers.data.align_rows`). The teacher may be a cache of

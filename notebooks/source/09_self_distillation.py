@@ -369,9 +369,8 @@ ax.set_title("The form is in the weights: no examples are read any more")
 plt.show()
 
 # %% [markdown]
-# The students keep to the form and never read an example. Soft labels tell more per answer
-# than its text does, as in lesson 02. But this is one run on a few words, and the gap
-# between the two students may be chance.
+# The students keep to the form and never read an example. This is one run on a few words, so
+# a gap between the two students may be chance: for a form, text may do as well.
 #
 # A student can learn too much, too. Ask it something that the rule was never meant for:
 
