@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-CROSS = ("pieces", "chunks", "mapped", "sorted")
+CROSS = ("pieces", "chunks", "words", "mapped", "sorted")
 
 
 class ReadingTeacher(Protocol):
@@ -61,7 +61,7 @@ class CrossLabels:
         temperature: ``T`` of the chosen loss.
         alpha: Weight of the soft term; the rest goes to the labels.
         scale: Multiply the soft term by what T makes gradients smaller by: T of
-            chunks, T² of mapped vocabularies.
+            chunks and words, T² of mapped vocabularies.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class CrossLabels:
         self.standing = alignment.twins
         if kind == "pieces":
             self.standing = alignment.first_pieces
+        self.starts = alignment.word_starts if kind == "words" else None
         self.temperature = temperature
         self.alpha = alpha
         self.scale = scale
@@ -134,7 +135,8 @@ class CrossLabels:
             "temperature": self.temperature,
             "num_items": num_items,
         }
-        if self.kind == "chunks":
+        if self.kind in ("chunks", "words"):
+            options["word_starts"] = self.starts
             ids = inputs["teacher_input_ids"]
             return chunk_likelihood_loss(
                 student, teacher, labels, ids, *both, scale_by_t=self.scale, **options
