@@ -38,7 +38,7 @@ help:
 	@echo "make studies          run one seed of every study anew and compare (an hour)"
 	@echo "make studies-anew     run all seeds anew and publish what comes out (hours)"
 	@echo "make readme           refresh the tables of README.md and docs/results.md"
-	@echo "make bench            time and memory against other libraries (an hour and a half; ONLY=...)"
+	@echo "make bench            time and memory against other libraries (90 minutes; ONLY=...)"
 	@echo "make site             build the course's site, build/site/html/index.html"
 	@echo "make test-colab       package and notebooks with the versions Colab ships"
 	@echo "make release-check    changelog, sdist and wheel, tried in an empty environment"

@@ -19,7 +19,8 @@ with their head (:class:`Hidden`), and distributions that were stored
 * ``arguments``: what is refused, and with which words;
 * ``gradients``: value and gradient of each divergence in closed form, in place;
 * ``fused``: the loss block by block, so that all logits never exist at once;
-* ``cross``: losses between models of different tokenizers.
+* ``cross``: losses between models of different tokenizers; ``texts``: what these say
+  of a piece of text, and of some of the tokens.
 
 Taught in notebooks 01 (softmax, temperature, the divergences), 02 (the loss) and 10
 (other tokenizers).
@@ -52,7 +53,6 @@ from distill_helpers.losses.arguments import (
 )
 from distill_helpers.losses.cross import (
     CrossLoss,
-    binary_kl,
     chunk_likelihood_loss,
     first_pieces_loss,
     mapped_vocabulary_loss,
@@ -61,6 +61,7 @@ from distill_helpers.losses.cross import (
 from distill_helpers.losses.fused import Options, fused_loss
 from distill_helpers.losses.gradients import TokenDivergence
 from distill_helpers.losses.targets import Head, Hidden, SparseTargets, cut_outputs
+from distill_helpers.losses.texts import binary_kl
 
 __all__ = [
     "DIVERGENCES",

@@ -13,8 +13,8 @@ both models have read the same bytes.
 * :func:`sorted_probabilities_loss` compares the sorted probabilities, whatever they
   stand for.
 
-Each is zero where the two agree, and never negative; what the third adds inside chunks
-is a loss on labels. Sums are divided by the labels
+Each is zero where the two agree on what it compares, and never negative; what the third
+adds inside chunks is a loss on labels. Sums are divided by the labels
 that count, as in :func:`~distill_helpers.losses.soft_label_loss`, so that one loss per
 chunk is still in nats per token of the student. Logits are multiplied out a block of
 rows at a time, and once more for the gradient.
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,12 +41,17 @@ from distill_helpers.losses.arguments import (
     refuse_bad_value,
 )
 from distill_helpers.losses.targets import Hidden
+from distill_helpers.losses.texts import (
+    binary_kl,
+    check_starts,
+    parted,
+    starts_log_prob,
+    words_of,
+)
 
 # Logits of a block of rows, of one model.
 _BLOCK_NUMBERS = {"cpu": 2**24, "cuda": 2**27}
 _LEAST_ROWS = 16
-# A chunk that is certain: the logarithm of 1 - p is not to be infinite.
-_CERTAIN, _IMPOSSIBLE = -1e-7, -1e4
 
 
 @dataclass(frozen=True)
@@ -69,28 +75,6 @@ class CrossLoss:
     num_items: torch.Tensor | int | float
 
 
-def binary_kl(
-    log_p: torch.Tensor, log_q: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
-    """KL between "this text comes" and "another comes", of p^(1/T) and q^(1/T).
-
-    Args:
-        log_p: The teacher's log-probability of each text.
-        log_q: The student's, of the same shape.
-        temperature: ``T > 0``. A long text has a small probability, and at T = 1 the
-            KL hardly sees it; a large T brings long and short ones nearer.
-
-    Returns:
-        The KL in nats, of the same shape.
-
-    Taught in notebook 10. Paper: Minixhofer et al. 2025 (arXiv:2503.20083).
-    """
-    a, b = ((one / temperature).clamp(_IMPOSSIBLE, _CERTAIN) for one in (log_p, log_q))
-    p = a.exp()
-    not_p, not_q = -torch.expm1(a), -torch.expm1(b)
-    return p * (a - b) + not_p * (not_p.log() - not_q.log())
-
-
 def chunk_likelihood_loss(
     student: torch.Tensor | Hidden,
     teacher: torch.Tensor | Hidden,
@@ -102,6 +86,7 @@ def chunk_likelihood_loss(
     temperature: float = 1.0,
     scale_by_t: bool = True,
     num_items: torch.Tensor | int | float | None = None,
+    word_starts: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> CrossLoss:
     """Compare how likely teacher and student call each chunk of the text.
 
@@ -115,8 +100,15 @@ def chunk_likelihood_loss(
     its gradient is not that of the whole forward KL. As T grows, ``T`` times the KL
     goes to ``a·log(a/b) - a + b`` with the two surprisals ``a = -log p, b = -log q``.
 
-    Its limits: what the teacher thinks of other continuations is not learned; and the
-    probability of a chunk leaves out the same bytes in other tokens.
+    Its limits: what the teacher thinks of other continuations is not learned. And the
+    ends of tokens tell something: who writes "the" as one token has said that no "then"
+    comes, who writes letters has not. So two models that give all texts the same
+    probabilities differ in those of chunks, and are driven apart. With ``word_starts``,
+    chunks are joined to words, and what is compared is that a word comes and ends,
+    given that one begins: p(chunk) times the probability that a word starts after it,
+    divided by the one before it. That is the same for both, if no token goes on over
+    the start of a word. (ALM multiplies by the first factor alone.) A word that none
+    follows, as at a row's end, is compared without its end.
 
     Args:
         student: Logits ``[rows, positions, vocabulary]`` or
@@ -133,6 +125,9 @@ def chunk_likelihood_loss(
         temperature: ``T`` of :func:`binary_kl`.
         scale_by_t: Multiply by T, for gradients get smaller by it.
         num_items: Divide the sum by this. Default: the labels that count here.
+        word_starts: Ids of the student's and of the teacher's tokens that only the
+            start of a word can bring (``Alignment.word_starts``). ``None`` compares
+            chunks as they are.
 
     Returns:
         A :class:`CrossLoss`; ``compared`` is the share of the labels that are in
@@ -146,33 +141,53 @@ def chunk_likelihood_loss(
     """
     check_temperature(temperature)
     count = _count(student, labels, num_items)
-    begun, _ = _pairs(labels, teacher, teacher_ids, chunks, teacher_chunks)
+    begun = _pairs(labels, teacher, teacher_ids, chunks, teacher_chunks)
     # Which chunk, of all rows' together; a chunk with a token that nothing predicts,
     # or that does not count, is left out. So is the last place, that of number -1.
     group, other_group = _groups(chunks), _groups(teacher_chunks)
-    whole = torch.ones(len(begun) + 1, dtype=torch.bool, device=labels.device)
+    starts, opens = (None, None) if word_starts is None else word_starts, begun[0]
+    if starts[1] is not None:
+        words, opens, followed = words_of(
+            begun, (chunks, teacher_chunks), teacher_ids, starts[1]
+        )
+        group, other_group = words[group], words[other_group]
+    whole = torch.ones(len(opens) + 1, dtype=torch.bool, device=labels.device)
     whole[-1] = False
     whole[group[labels == IGNORE_INDEX]] = False
     whole[group[:, 0]] = whole[other_group[:, 0]] = False
 
     def log_likelihood(
-        model: torch.Tensor | Hidden, ids: torch.Tensor, number: torch.Tensor
+        model: torch.Tensor | Hidden,
+        ids: torch.Tensor,
+        number: torch.Tensor,
+        starts: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each chunk ``[chunks]``; and the places of the tokens that it is of."""
+        """Of each whole chunk; and the places of the tokens that they are of."""
         places = whole[number].flatten().nonzero().squeeze(-1)
         found = _by_blocks(
             _token_log_probs, [_Rows.of(model, places - 1)], ids.flatten()[places]
         )
-        summed = found.new_zeros(len(whole))
-        return summed.index_add(0, number.flatten()[places], found), places
+        at = number.flatten()[places]
+        summed = found.new_zeros(len(whole)).index_add(0, at, found)[whole]
+        if starts is None:
+            return summed, places
+        turns = at.diff(prepend=at.new_tensor([-1]), append=at.new_tensor([-1])) != 0
+        ends = torch.cat([places[turns[:-1]] - 1, places[turns[1:]]])
+        rows, back = ends.unique(return_inverse=True)
+        read = _Rows.of(model, rows)
+        check_starts(starts, read.vocabulary)
+        found = _by_blocks(partial(starts_log_prob, starts), [read], rows)[back]
+        before = found[: len(summed)].where(opens[whole[:-1]], 0)
+        after = found[len(summed) :].where(followed[whole[:-1]], 0)
+        return summed + after - before, places
 
-    log_q, places = log_likelihood(student, labels, group)
+    log_q, counting = log_likelihood(student, labels, group, starts[0])
     with torch.no_grad():
-        log_p, _ = log_likelihood(teacher, teacher_ids, other_group)
-    values = binary_kl(log_p[whole], log_q[whole], temperature)
+        log_p, _ = log_likelihood(teacher, teacher_ids, other_group, starts[1])
+    values = binary_kl(log_p, log_q, temperature)
     loss = values.sum() * (temperature if scale_by_t else 1.0) / count
-    refuse_bad_value(loss, places - 1, student)
-    return CrossLoss(loss, loss.new_tensor(len(places)) / count, None, count)
+    refuse_bad_value(loss, counting - 1, student)
+    return CrossLoss(loss, loss.new_tensor(len(counting)) / count, None, count)
 
 
 def mapped_vocabulary_loss(
@@ -240,8 +255,8 @@ def mapped_vocabulary_loss(
         )
 
     def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        log_q, q_tail = _parted((z_s / temperature)[:, : len(twins)], ids)
-        log_p, p_tail = _parted(z_t.detach() / temperature, other_ids)
+        log_q, q_tail = parted((z_s / temperature)[:, : len(twins)], ids)
+        log_p, p_tail = parted(z_t.detach() / temperature, other_ids)
         covered = log_p.exp().sum(-1)
         if q_tail is None:
             log_p = log_p - log_p.logsumexp(-1, keepdim=True)
@@ -577,17 +592,3 @@ def _by_blocks(
 def _token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(-1)
-
-
-def _parted(
-    logits: torch.Tensor, ids: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probabilities of some tokens, and of all others together, if there are any.
-
-    Summed, not 1 - sum: what is left may be tiny.
-    """
-    log_p = logits.log_softmax(-1)
-    if len(ids) == logits.shape[-1]:
-        return log_p[:, ids], None
-    tail = log_p.index_fill(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-    return log_p[:, ids], tail

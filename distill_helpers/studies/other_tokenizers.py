@@ -66,7 +66,7 @@ from distill_helpers.studies.tiny import (
 )
 from distill_helpers.tasks.prose import austen
 from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
-from distill_helpers.trainers import CROSS, CrossLabels, DistillationTrainer
+from distill_helpers.trainers import CrossLabels, DistillationTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,6 +94,7 @@ BRIDGES: dict[str, tuple[str, dict[str, Any]]] = {
     PIECES: ("pieces", {}),
     PIECES_TEXT: ("pieces", {"alpha": 0.5}),
 }
+KINDS = tuple(dict.fromkeys(kind for kind, _ in BRIDGES.values()))
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Replayed:
         begins: ``[rows + 1]`` where the chunks of each row begin.
         twins: Same as in ``Alignment``, of the outputs; and so are ``first_pieces``.
         first_pieces: Same as there.
+        word_starts: Not known here: no arm joins chunks to words.
         spread: Whether the last output is read as many, alike, and none of them
             likelier than the one before it.
     """
@@ -119,6 +121,7 @@ class Replayed:
     begins: torch.Tensor
     twins: torch.Tensor
     first_pieces: torch.Tensor
+    word_starts: None = None
     spread: bool = False
 
     def read(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -142,7 +145,7 @@ def replay(
     teacher: Loaded,
     rows: Sequence[AlignedRow],
     alignment: Alignment,
-    kinds: Sequence[str] = CROSS,
+    kinds: Sequence[str] = KINDS,
 ) -> tuple[list[dict[str, list[int]]], dict[str, Replayed]]:
     """Let a teacher read rows once, and keep what each kind of loss needs of it.
 
@@ -150,7 +153,7 @@ def replay(
         teacher: Reads the rows' ``teacher_ids``.
         rows: What ``Alignment.align`` makes of the rows of a student.
         alignment: How the two tokenizers go together.
-        kinds: Some of ``CROSS``.
+        kinds: Some of ``KINDS``.
 
     Returns:
         The rows as the replayed teachers know them, with the columns of
@@ -213,7 +216,7 @@ class _Outputs:
     """The outputs of a replayed teacher, for one kind of loss.
 
     Attributes:
-        kind: One of ``CROSS``.
+        kind: One of ``KINDS``.
         standing: The student's token that each output stands for, -1 for none.
         classes: The output that each of the teacher's tokens goes to.
         student: How many tokens the student has.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-CROSS = ("pieces", "chunks", "mapped", "sorted")
+CROSS = ("pieces", "chunks", "words", "mapped", "sorted")
 
 
 class ReadingTeacher(Protocol):
@@ -61,6 +61,10 @@ class Standing(Protocol):
     def first_pieces(self) -> torch.Tensor:
         """For each of the teacher's ids the student's that begins it, or ``-1``."""
 
+    @property
+    def word_starts(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Both models' ids that end a word before; ``None`` where none is asked."""
+
 
 class CrossLabels:
     """The mix of labels and a teacher who reads the text in tokens of its own.
@@ -73,7 +77,7 @@ class CrossLabels:
         temperature: ``T`` of the chosen loss.
         alpha: Weight of the soft term; the rest goes to the labels.
         scale: Multiply the soft term by what T makes gradients smaller by: T of
-            chunks, T² of mapped vocabularies.
+            chunks and words, T² of mapped vocabularies.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class CrossLabels:
         self.standing = alignment.twins
         if kind == "pieces":
             self.standing = alignment.first_pieces
+        self.starts = alignment.word_starts if kind == "words" else None
         self.temperature = temperature
         self.alpha = alpha
         self.scale = scale
@@ -147,7 +152,8 @@ class CrossLabels:
             "num_items": num_items,
         }
         ids = inputs["teacher_input_ids"]
-        if self.kind == "chunks":
+        if self.kind in ("chunks", "words"):
+            options["word_starts"] = self.starts
             return chunk_likelihood_loss(
                 student, teacher, labels, ids, *both, scale_by_t=self.scale, **options
             )

@@ -262,19 +262,19 @@ class SoftLabelTrainer(DistillationTrainer):
             weighs the same, whoever teaches it.
         cross: What to learn from a teacher with another tokenizer: ``"pieces"``
             (:func:`~distill_helpers.losses.first_pieces_loss`; begin with this one
-            where the teacher's vocabulary is the larger),
-            ``"chunks"``, ``"mapped"`` or ``"sorted"``. The rows' text is written in the
-            teacher's tokens once, before the training
+            where the teacher's vocabulary is the larger), ``"chunks"``, ``"words"``
+            (chunks, with the ends of words told), ``"mapped"`` or ``"sorted"``. The
+            rows' text is written in the teacher's tokens once, before the training
             (:func:`~distill_helpers.data.align_rows`). The teacher may be a cache of
             scheme ``full``, of these ``teacher_input_ids``. ``None`` refuses another
             tokenizer.
         temperature: The temperature of both softmaxes in the soft term, > 0; of
-            chunks, the T of :func:`~distill_helpers.losses.binary_kl`, for which 10
-            to 100 teaches more than 1.
+            chunks and words, the T of :func:`~distill_helpers.losses.binary_kl`, for
+            which 10 to 100 teaches more than 1.
         alpha: Weight of the soft term.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: The share of the teacher in the JSD's mixture, in [0, 1].
-        scale_by_t2: Multiply the soft term by T²; that of chunks by T.
+        scale_by_t2: Multiply the soft term by T²; that of chunks and words by T.
         fused: Never hold all logits; see :mod:`distill_helpers.losses.fused`. Models
             without a plain head fall back to holding them.
         tokenizer: The student's tokenizer.

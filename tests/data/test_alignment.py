@@ -580,3 +580,18 @@ def test_alignment_keeps_up():
         assert isinstance(pair.align(row), AlignedRow)
     rate = sum(map(len, rows)) / (time.process_time() - start)
     assert rate > 20_000
+
+
+def test_words_start_with_what_looks_empty_and_with_special_tokens():
+    """By the tokens' own texts, and by what both tokenizers make of one text."""
+    small, large = byte_level_bpe(300), byte_level_bpe(400)
+    found = data.align_tokenizers(small, large).word_starts
+    for tokenizer, starts in zip((small, large), found, strict=True):
+        for token in range(len(tokenizer)):
+            text = tokenizer.decode([token])
+            starting = text[:1] in {" ", "\t", "\n", "\r", "\x0b", "\x0c"}
+            special = token in tokenizer.all_special_ids
+            assert (token in starts.tolist()) == (starting or special), text
+        ids = tokenizer("a good fortune,\nmust be")["input_ids"]
+        count = sum(token in starts.tolist() for token in ids)
+        assert count == 4

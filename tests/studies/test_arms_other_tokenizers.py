@@ -24,7 +24,7 @@ from distill_helpers.models import (
 from distill_helpers.studies import other_tokenizers as study
 from distill_helpers.studies.tiny import tiny_arguments
 from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
-from distill_helpers.trainers import CROSS, SoftLabelTrainer
+from distill_helpers.trainers import SoftLabelTrainer
 
 SMALLER, LARGER = "from 49,152 to 2,048", "from 2,048 to 8,192"
 # Arm: the loss, the weight of the teacher, the temperature.
@@ -118,7 +118,7 @@ def test_a_replayed_teacher_teaches_what_the_real_one_does(arm, setting, task_of
     assert whole.norm() > 1e-2
 
 
-@pytest.mark.parametrize("kind", CROSS)
+@pytest.mark.parametrize("kind", study.KINDS)
 def test_rows_are_told_by_their_numbers(kind, task_of):
     task = task_of(LARGER)
     rows, replayed = task.read

@@ -87,10 +87,11 @@ def test_one_step_is_the_gradient_of_the_loss(small, large, cross, fused):
             batch["teacher_input_ids"], batch["teacher_attention_mask"]
         ).logits
     both = (batch["chunks"], batch["teacher_chunks"])
-    if cross == "chunks":
+    if cross in ("chunks", "words"):
         soft = chunk_likelihood_loss(
             logits, theirs, batch["labels"], batch["teacher_input_ids"], *both,
             temperature=2.0,
+            word_starts=pair.word_starts if cross == "words" else None,
         )  # fmt: skip
     elif cross == "mapped":
         soft = mapped_vocabulary_loss(
@@ -211,7 +212,7 @@ def test_answers_behind_the_teacher_s_own_template(small, large):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cross": "words"}, "cross='words' must be one of pieces, chunks, mapped"),
+        ({"cross": "letters"}, "cross='letters' must be one of pieces, chunks, words"),
         ({"cross": "chunks", "other": None}, "needs teacher_tokenizer="),
         ({"cross": "mapped", "divergence": "jsd"}, "divergence='jsd' has no meaning"),
         ({}, r"different tokenizers.*cross='chunks'.*hard labels"),
