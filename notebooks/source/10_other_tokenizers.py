@@ -654,6 +654,7 @@ print(f"you expected: {guess}")
 #
 # `SoftLabelTrainer` aligns the rows, reads the teacher and logs the covered mass. Its names are
 # `cross="pieces"` for first pieces, `"mapped"` for twins, `"chunks"`, and `"sorted"` for ranks.
+# One more, `"words"`, joins chunks to words, because the ends of tokens tell something too.
 #
 # ```python
 # from distill_helpers import SoftLabelTrainer
