@@ -205,6 +205,7 @@ alone = teacher_gradient(joint(theirs, student(ids).logits.detach(), ids, 0))
 # %%
 theirs, ours = teacher(ids).logits, student(ids).logits
 paired = teacher_gradient(joint(theirs, ours, ids, 1.0))
+theirs, ours = teacher(ids).logits, student(ids).logits
 loss = joint(theirs, ours, ids, 0) + soft_term_attached(theirs, ours)
 forgotten = teacher_gradient(loss)
 print("as if alone, with detach:   ", torch.allclose(paired, alone))
