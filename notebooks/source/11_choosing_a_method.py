@@ -295,8 +295,10 @@ for name, points in curves.items():
     color = STUDENT if name == "student" else TEACHER
     size, percent = zip(*points, strict=True)
     ax.plot([s / 1e6 for s in size], percent, "o-", color=color)
-    side = {"x": size[0] / 1e6 + 0.04, "y": percent[0] + 1.5}
-    ax.text(**side, s=name, color=color)
+    # Left of the student's 8 bits, and under the teacher's.
+    ha, high = ("right", 0.5) if name == "student" else ("left", -2.2)
+    at = (size[1] / 1e6 - 0.04, percent[1] + high)
+    ax.text(*at, name, color=color, ha=ha)
     for (s, p), bits in zip(points, ("16", "8", "4", "3"), strict=True):
         high = p + 0.6 if name == "student" else p - 1.3
         ax.text(s / 1e6, high, bits, ha="center", size=8.5, color=color)
