@@ -597,7 +597,7 @@ claims = {
 fig, ax = plt.subplots(figsize=(8, 4))
 verdicts = [results.verdict(name) for name in claims]
 forest(ax, verdicts, words=list(claims.values()))
-ax.set_title("Claims of before the run: four hold; the ramp does not pay")
+ax.set_title("Declared beforehand: four hold, the ramp does not pay")
 plt.show()
 
 # %% [markdown]
