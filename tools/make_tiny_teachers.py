@@ -31,30 +31,6 @@ SUMS_PROBLEMS = 20_000
 SUMS_TARGET = 0.8
 
 
-def train_prose_tokenizer() -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE of 2,048 tokens on the five novels' training part."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from distill_helpers.tasks.prose import austen
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(
-        austen("train")["text"],
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=["<end>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<end>", pad_token="<end>"
-    )
-
-
 def pretrain_prose(*, steps: int = PROSE_STEPS, seed: int = 0) -> Loaded:
     """Train the prose teacher: 4 layers, 192 wide, on rows of 64 tokens.
 
@@ -65,10 +41,10 @@ def pretrain_prose(*, steps: int = PROSE_STEPS, seed: int = 0) -> Loaded:
     from distill_helpers.data import pack
     from distill_helpers.evaluation import held_out_nll
     from distill_helpers.models import Loaded, build_student
-    from distill_helpers.tasks.prose import austen
+    from distill_helpers.tasks.prose import austen, train_tokenizer
     from distill_helpers.trainers import KeepBest
 
-    tokenizer = train_prose_tokenizer()
+    tokenizer = train_tokenizer(VOCABULARY)
     rows = pack(austen("train"), tokenizer, LENGTH)
     validation = pack(austen("validation"), tokenizer, LENGTH)
     model = build_student(

@@ -444,10 +444,8 @@ def build_trainer(
     cross = options.cross
     if options.told:
         assert teacher is not None
-        rows, cross = (
-            load_told(options, tokenizer, teacher.tokenizer),
-            cross or "pieces",
-        )
+        rows = load_told(options, tokenizer, teacher.tokenizer)
+        cross = cross or "pieces"
     elif options.answers or options.data:
         readers = [teacher.model] if kind == "soft" and teacher else []
         rows = load_answers(options, tokenizer, student, *readers)

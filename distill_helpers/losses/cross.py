@@ -145,10 +145,11 @@ def chunk_likelihood_loss(
     # Which chunk, of all rows' together; a chunk with a token that nothing predicts,
     # or that does not count, is left out. So is the last place, that of number -1.
     group, other_group = _groups(chunks), _groups(teacher_chunks)
-    starts, opens = (None, None) if word_starts is None else word_starts, begun[0]
-    if starts[1] is not None:
+    starts, other_starts = word_starts or (None, None)
+    opens = begun[0]
+    if other_starts is not None:
         words, opens, followed = words_of(
-            begun, (chunks, teacher_chunks), teacher_ids, starts[1]
+            begun, (chunks, teacher_chunks), teacher_ids, other_starts
         )
         group, other_group = words[group], words[other_group]
     whole = torch.ones(len(opens) + 1, dtype=torch.bool, device=labels.device)
@@ -181,9 +182,9 @@ def chunk_likelihood_loss(
         after = found[len(summed) :].where(followed[whole[:-1]], 0)
         return summed + after - before, places
 
-    log_q, counting = log_likelihood(student, labels, group, starts[0])
+    log_q, counting = log_likelihood(student, labels, group, starts)
     with torch.no_grad():
-        log_p, _ = log_likelihood(teacher, teacher_ids, other_group, starts[1])
+        log_p, _ = log_likelihood(teacher, teacher_ids, other_group, other_starts)
     values = binary_kl(log_p, log_q, temperature)
     loss = values.sum() * (temperature if scale_by_t else 1.0) / count
     refuse_bad_value(loss, counting - 1, student)

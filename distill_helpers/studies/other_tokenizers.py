@@ -64,7 +64,7 @@ from distill_helpers.studies.tiny import (
     first_batch,
     train_tiny,
 )
-from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.prose import austen, train_tokenizer
 from distill_helpers.tasks.teachers import load_teacher, load_tiny_teacher
 from distill_helpers.trainers import CrossLabels, DistillationTrainer
 
@@ -352,28 +352,6 @@ class Task:
         return one / ids.numel() * fmean(lengths) * ROWS
 
 
-def train_large_tokenizer() -> PreTrainedTokenizerBase:
-    """A BPE of 8,192 tokens, made as that of 2,048, whose merges it begins with."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(
-        austen("train")["text"],
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=["<end>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<end>", pad_token="<end>"
-    )
-
-
 @lru_cache(maxsize=1)
 def load_task(
     setting: str,
@@ -393,7 +371,7 @@ def load_task(
     if setting == SMALLER:
         teacher, tokenizer = load_teacher(get_profile("cpu")), tiny.tokenizer
     else:
-        teacher, tokenizer = tiny, train_large_tokenizer()
+        teacher, tokenizer = tiny, train_tokenizer(VOCABULARY)
     alignment = align_tokenizers(tokenizer, teacher.tokenizer)
     train, validation, test = (
         pack(austen(part), tokenizer, LENGTH)

@@ -14,6 +14,7 @@ from distill_helpers.tasks.bundled import data_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 TEST_NOVEL = "persuasion"
 TRAINING_NOVELS = (
@@ -49,6 +50,35 @@ def austen(split: str = "train") -> Dataset:
             if split == "test" or validates == (split == "validation"):
                 rows.append({"text": passage, "novel": novel})
     return dataset_of(rows)
+
+
+def train_tokenizer(size: int) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE on the training part of the five novels.
+
+    A larger one begins with the merges of a smaller one. The tiny teacher of prose has
+    2,048 tokens.
+
+    Args:
+        size: How many tokens, the 256 bytes and ``<end>`` among them.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        austen("train")["text"],
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=["<end>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", pad_token="<end>"
+    )
 
 
 def glosses() -> Dataset:

@@ -181,7 +181,7 @@ def test_the_teachers_and_vocabularies_are_those_of_the_names(task_of):
     )
     assert large["merges"][: len(small["merges"])] == small["merges"]
     assert bool((task.alignment.twins >= 0).sum() == 2048)
-    again = study.train_large_tokenizer()
+    again = study.train_tokenizer(study.VOCABULARY)
     assert again.get_vocab() == task.tokenizer.get_vocab()
 
 

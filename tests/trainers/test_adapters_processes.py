@@ -5,16 +5,11 @@ Weights are spread (FSDP 2) as in ``test_fsdp``, where accelerate is told of GPU
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_models import byte_level_bpe, ragged_rows, tiny
 from training_runs import SGD, weights
+from two_processes import run_in_two
 
 from distill_helpers import machine
 from distill_helpers.models import AdaptersOff, add_adapters
@@ -23,8 +18,6 @@ from distill_helpers.trainers import (
     SoftLabelTrainer,
     training_arguments,
 )
-
-TESTS = Path(__file__).parents[1]
 
 
 def made(kind, folder=None, **options):
@@ -58,23 +51,7 @@ def trained(trainer, resume=False):
 
 
 WORKER = """
-import json, shutil, sys
-from pathlib import Path
-import torch
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
 from test_adapters_processes import made, trained
-from torch.distributed.tensor import DTensor
-from distill_helpers.trainers import end_processes
-
-folder, tell, found = Path(sys.argv[1]), False, {}
-real = AcceleratorState.__init__
-def begin(self, *args, **options):
-    if tell and not AcceleratorState._shared_state:
-        PartialState(cpu=True)
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    real(self, *args, **options)
-AcceleratorState.__init__ = begin
 
 def run(name, kind, resume=False, **options):
     trainer = made(kind, folder / name, batch_size=2, save_steps=2, **options)
@@ -100,29 +77,13 @@ try:
     made("off", fsdp=True)
 except ValueError as error:
     found["refusal"] = str(error)
-if rank == 0:
-    (folder / "found.json").write_text(json.dumps(found))
-end_processes()
 """
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    worker = folder / "worker.py"
-    worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    paths = [str(TESTS), str(TESTS / "trainers")]
-    paths += filter(None, [os.environ.get("PYTHONPATH")])
-    ended = subprocess.run(
-        [*launch, "--nproc_per_node=2", worker, folder],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return folder, json.loads((folder / "found.json").read_text())
+    return folder, run_in_two(WORKER, folder)
 
 
 def saved(folder):

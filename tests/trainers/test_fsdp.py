@@ -7,18 +7,14 @@ All that follows is its own, on CPUs.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from training_runs import SGD, trainer, weights
+from two_processes import run_in_two
 
 from distill_helpers.models import load_model
 
-TESTS = Path(__file__).parents[1]
 # The batch is that of both processes together.
 RUNS = {
     "fused": {},
@@ -28,23 +24,9 @@ RUNS = {
     "jsd": {"objective": {"divergence": "jsd", "alpha": 0.5, "temperature": 1.5}},
 }
 WORKER = """
-import json, shutil, sys
-from pathlib import Path
-import torch
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
-from torch.distributed.tensor import DTensor
 from training_runs import SGD, trainer
-from distill_helpers.trainers import end_processes
 
-folder, runs, tell = Path(sys.argv[1]), json.loads(sys.argv[2]), False
-real = AcceleratorState.__init__
-def begin(self, *args, **options):
-    if tell and not AcceleratorState._shared_state:
-        PartialState(cpu=True)
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    real(self, *args, **options)
-AcceleratorState.__init__ = begin
+runs = json.loads(sys.argv[2])
 
 def train(name, options, resume=False):
     half = {"fsdp": True, "save_steps": 2, "batch_size": 2}
@@ -66,7 +48,6 @@ def train(name, options, resume=False):
         "rank": made.args.process_index,
     }
 
-found = {}
 try:
     train("untold", {})
 except ValueError as error:
@@ -81,28 +62,13 @@ if rank == 0:
     shutil.copytree(folder / "whole/checkpoint-2", folder / "again/checkpoint-2")
 torch.distributed.barrier()
 found["again"] = train("again", adamw, resume=True)
-if rank == 0:
-    (folder / "found.json").write_text(json.dumps(found))
-end_processes()
 """
 
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spread")
-    worker = folder / "worker.py"
-    worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ended = subprocess.run(
-        [*launch, "--nproc_per_node=2", worker, folder, json.dumps(RUNS)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return folder, json.loads((folder / "found.json").read_text())
+    return folder, run_in_two(WORKER, folder, json.dumps(RUNS))
 
 
 @pytest.mark.slow
