@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import (
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
+from torch.utils.module_tracker import ModuleTracker
 from transformers import TrainingArguments
 
 from distill_helpers.labels import scheme_for
@@ -139,6 +140,7 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
     device_type = "cpu" if device is None else device.kind
     flash = device is None or device.flash
     flops = FlopCounterMode(display=False, custom_mapping=_MORE_FLOPS)
+    flops.mod_tracker = _NoModules()
     ledger = Ledger(packed=step.packed)
     with _refusing_in_words(step), _taken_for_real(), FakeTensorMode(), ledger:
         model, objective = _build(step, flash, ledger)
@@ -157,6 +159,19 @@ def rehearse(step: Step, device: Device | None = None) -> Rehearsal:
         parts["teacher's weights"] -= _spared_bytes(step)
     operations = float(flops.get_total_flops()) * share
     return Rehearsal(parts, operations, parameter_count(model, trained=True))
+
+
+class _NoModules(ModuleTracker):
+    """Counts nothing by module: torch's hooks keep the outputs of modules alive.
+
+    They would be freed whenever Python collects its garbage, before or after the peak.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing, for there are no hooks to remove."""
 
 
 def _spared_bytes(step: Step) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -108,6 +109,19 @@ def test_weights_gradients_and_optimizer_are_counted_exactly():
     assert parts["gradients"] == pytest.approx(size, rel=1e-3)
     assert parts["optimizer"] == pytest.approx(2 * size, rel=1e-3)
     assert parts["teacher's weights"] == parts["stored labels"] == 0
+
+
+def test_nothing_of_a_forward_pass_waits_for_the_garbage_collector():
+    # The optimizer's step is the highest point; no half-precision copy is left then.
+    chosen = step(method="hard", teacher=None, batch_size=1, length=8)
+    chosen = dataclasses.replace(chosen, autocast=torch.float16)
+    gc.collect()
+    gc.disable()
+    try:
+        parts = rehearse(chosen).parts
+    finally:
+        gc.enable()
+    assert parts["half-precision copies"] == 0
 
 
 def test_peak_is_that_of_the_real_tensors():
