@@ -35,7 +35,7 @@ help:
 	@echo "make lab              open JupyterLab on the first notebook"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/source/ (ONLY=...)"
 	@echo "make notebooks-check  are they built from their sources?"
-	@echo "make studies          run one seed of every study anew and compare (an hour)"
+	@echo "make studies          run one seed of every study anew and compare (80 minutes)"
 	@echo "make studies-anew     run all seeds anew and publish what comes out (hours)"
 	@echo "make readme           refresh the tables of README.md and docs/results.md"
 	@echo "make bench            time and memory against other libraries (90 minutes; ONLY=...)"

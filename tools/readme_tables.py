@@ -160,7 +160,7 @@ HEADLINES = (
     ),
     (
         *("reasoning_traces", "passes_retrained", "06"),
-        "Do its right traces help a student to beat a teacher that learned from them?",
+        "Does a student of the teacher's right traces beat that teacher taught by them?",
     ),
     (
         *("codistillation", "pays_many", "07"),
@@ -267,13 +267,29 @@ def headlines_block(root: Path) -> str:
     lines = ["| lesson | question | measured gain | verdict |", "|---|---|--:|---|"]
     for (_, _, lesson, question), one in chosen:
         over = f" over {100 * one['share']:g} %" if one.get("reference") else ""
+        scale, unit = (100, "points") if one["metric"] == "accuracy" else (1, _unit(one))
+        digits = 1 if unit == "points" else 3
+        mean, low, high = (
+            f"{scale * one['gain'][part]:+.{digits}f}" for part in ("mean", "low", "high")
+        )
         lines.append(
-            f"| {lesson} | {question} | {one['gain']['mean']:+.3f} {_unit(one)}{over} "
-            f"({_interval(one)}) | **{one['status']}** |"
+            f"| {lesson} | {question} | {mean} {unit}{over} ({low} to {high}) "
+            f"| **{one['status']}** |"
         )
     counts = Counter(one["status"] for one in verdicts)
     said = ", ".join(f"{status} {count}" for status, count in counts.most_common())
-    return "\n".join([*lines, "", f"All {len(verdicts)} claims: {said}."])
+    lines += ["", f"All {len(verdicts)} claims: {said}."]
+    records = root / "results" / "studies" / "records.toml"
+    if records.is_file():
+        last = {one.study: one for one in load_rounds(records)}
+        shown = sum(not one.not_shown for one in last.values())
+        lines += [
+            "",
+            f"Of {len(last)} studies, the history of {shown} shows that the claims came "
+            "before the results. [The record](docs/results.md#how-they-were-run) says "
+            "what is missing for the others.",
+        ]
+    return "\n".join(lines)
 
 
 def claims_table(verdicts: Sequence[dict[str, Any]]) -> str:

@@ -58,7 +58,7 @@ def write_part_or_whole(options: CacheOptions) -> SoftLabelCache | Path | None:
         runs.load_rows(options, tokenizer),
         options.output,
         tokenizer=tokenizer,
-        scheme=options.scheme,
+        scheme=options.scheme or ("tail_bucket" if options.server else "hybrid"),
         top_k=options.top_k,
         samples=options.samples,
         temperature=options.temperature,

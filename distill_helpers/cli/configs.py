@@ -69,8 +69,9 @@ class CacheOptions(TextOptions, TeacherOptions):
 
     output: str = _option("build/cache", "folder of the cache; a second call resumes")
     scheme: str = _option(
-        "hybrid",
-        "full, top_k, tail_bucket, sampled or hybrid (under 100 bytes a token)",
+        "",
+        "full, top_k, tail_bucket, sampled or hybrid; empty: hybrid (under 100 bytes a "
+        "token), or tail_bucket from a server",
     )
     top_k: int = _option(8, "likeliest tokens kept exactly")
     samples: int = _option(24, "tokens drawn from the rest")
@@ -78,8 +79,7 @@ class CacheOptions(TextOptions, TeacherOptions):
     server: str = _option(
         "",
         "let a served teacher read the rows: address of a server that gives "
-        "prompt_logprobs (vLLM), up to /v1, with --scheme tail_bucket or top_k; "
-        "--teacher then names its tokenizer",
+        "prompt_logprobs (vLLM), up to /v1; --teacher then names its tokenizer",
     )
     served_name: str = _option(
         "", "the model's name on the server; empty: that of --teacher"

@@ -21,9 +21,8 @@ def test_rows_are_read_by_a_server_and_learned(prose, tmp_path, capsys):
     with serving_model(*prose) as server:
         where = ["--server", server.base_url, "--served-name", MODEL]
         line = ["cache", *TINY, *where, "--output", cache]
-        assert main(line) == 1
+        assert main([*line, "--scheme", "hybrid"]) == 1
         assert "pass scheme='tail_bucket'" in capsys.readouterr().err
-        line += ["--scheme", "tail_bucket"]
         assert main([*line, "--max-total-tokens", "100"]) == 1
         assert "the budget ends there" in capsys.readouterr().err
         assert main(line) == 0
