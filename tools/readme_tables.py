@@ -160,7 +160,8 @@ HEADLINES = (
     ),
     (
         *("reasoning_traces", "passes_retrained", "06"),
-        "Does a student of the teacher's right traces beat that teacher taught by them?",
+        "Does a student of the teacher's right traces beat a teacher that learned "
+        "them, too?",
     ),
     (
         *("codistillation", "pays_many", "07"),
@@ -267,10 +268,12 @@ def headlines_block(root: Path) -> str:
     lines = ["| lesson | question | measured gain | verdict |", "|---|---|--:|---|"]
     for (_, _, lesson, question), one in chosen:
         over = f" over {100 * one['share']:g} %" if one.get("reference") else ""
-        scale, unit = (100, "points") if one["metric"] == "accuracy" else (1, _unit(one))
+        share = one["metric"] == "accuracy"
+        scale, unit = (100, "points") if share else (1, _unit(one))
         digits = 1 if unit == "points" else 3
         mean, low, high = (
-            f"{scale * one['gain'][part]:+.{digits}f}" for part in ("mean", "low", "high")
+            f"{scale * one['gain'][part]:+.{digits}f}"
+            for part in ("mean", "low", "high")
         )
         lines.append(
             f"| {lesson} | {question} | {mean} {unit}{over} ({low} to {high}) "
@@ -285,8 +288,8 @@ def headlines_block(root: Path) -> str:
         shown = sum(not one.not_shown for one in last.values())
         lines += [
             "",
-            f"Of {len(last)} studies, the history of {shown} shows that the claims came "
-            "before the results. [The record](docs/results.md#how-they-were-run) says "
+            f"Of {len(last)} studies, the history of {shown} shows that claims came "
+            "before results. [The record](docs/results.md#how-they-were-run) says "
             "what is missing for the others.",
         ]
     return "\n".join(lines)
