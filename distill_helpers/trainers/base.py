@@ -280,6 +280,16 @@ class DistillationTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # An output head that is tied to the embeddings is not stored twice, and Trainer
+        # would warn of it as missing.
+        model: Any = self.model
+        named = dict(model.named_parameters(remove_duplicate=False))
+        missing = load_result.missing_keys
+        loaded = {id(named[name]) for name in named.keys() - set(missing)}
+        missing[:] = [name for name in missing if id(named.get(name)) not in loaded]
+        super()._issue_warnings_after_load(load_result)
+
     def save_model(
         self, output_dir: str | None = None, _internal_call: bool = False
     ) -> None:

@@ -1,14 +1,17 @@
 """The trainers: right sums, a frozen teacher, runs that are cut off and go on."""
 
 import copy
+import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -1269,6 +1272,26 @@ def test_a_finished_run_is_left_alone(kind, tmp_path):
     assert (
         trained(tmp_path, resume=True, **options | {"steps": 4}).state.global_step == 4
     )
+
+
+def test_a_tied_head_is_not_called_missing(tmp_path, caplog):
+    """It is stored once, with the embeddings, and so a checkpoint is whole."""
+    options = {"kind": "hard", "steps": 2, "save_steps": 1}
+    trained(tmp_path, **options)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    log = logging.getLogger("transformers.trainer")
+    log.addHandler(caplog.handler)
+    try:
+        trained(tmp_path, resume=True, **options)
+        assert "missing keys" not in caplog.text
+        again = trainer(tmp_path, **options)
+        lost = SimpleNamespace(missing_keys=["model.norm.weight"], unexpected_keys=[])
+        again._issue_warnings_after_load(lost)
+        assert (
+            "missing keys in the checkpoint model loaded: ['model.norm" in caplog.text
+        )
+    finally:
+        log.removeHandler(caplog.handler)
 
 
 def test_a_finished_run_has_its_best_weights(bpe, tmp_path):
