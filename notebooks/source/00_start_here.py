@@ -30,9 +30,16 @@ passages = profile.pick(smoke=1, cpu=2, gpu=8)
 # one, the *teacher*. The goal is not a perfect copy. The goal is enough of the skill in
 # something that is faster, costs less, and fits on your own device.
 #
-# It happens in two places. In **pre-training**, the student learns the language itself
+# It happens at two stages. In **pre-training**, the student learns the language itself
 # from a teacher. In **post-training**, a student that knows the language learns a
 # skill: to follow instructions, to reason, to answer in your format.
+#
+# Four words are needed for what follows. A *token* is a word or a piece of one, the unit
+# in which a model reads. For every token of its vocabulary the model gives a score, the
+# **logit**, for coming next. The *softmax* turns these scores into probabilities that
+# sum to 1; lesson 01 takes it apart. And the **loss** says how surprised a model is by
+# the token that really comes: $-\ln p$, in *nats*, where $p$ is the probability that
+# the model gave it. It is also called NLL, *negative log-likelihood*. Lower is better.
 
 # %% [markdown] tags=["published"]
 # Many models that you can download were made this way, all smaller than their teachers:
@@ -66,16 +73,9 @@ diagrams.three_techniques()
 # %% [markdown]
 # | technique | it needs | lessons |
 # |---|---|---|
-# | **soft labels** | the teacher's probabilities: in practice its weights, or a stored copy | 02 to 04; on the student's own text: 08 |
+# | **soft labels** | the teacher's probabilities: its weights, or probabilities stored beforehand | 02 to 04; on the student's own text: 08 |
 # | **hard labels** | the teacher's text; an API will do | 05, 06 |
 # | **co-distillation** | training both at the same time | 07 |
-#
-# Four words are needed before we start. A *token* is a word or a piece of one, the unit
-# in which a model reads. For every token of its vocabulary the model gives a score, the
-# **logit**, for coming next. The *softmax* turns these scores into probabilities that
-# sum to 1; lesson 01 takes it apart. And the **loss** says how surprised a model is by
-# the token that really comes: $-\ln p$, in *nats*, where $p$ is the probability that
-# the model gave it. Lower is better.
 #
 # ## The three, in three loops
 #
@@ -100,7 +100,8 @@ for name, model in (("teacher", tiny), ("student", beginner())):
     print(f"{name}: {parameter_count(model) / 1e6:.2f} million parameters")
 
 # %% [markdown]
-# The text is cut into rows of 64 tokens. A batch has 16 rows, and no row comes twice.
+# The text is cut into rows of 64 tokens. A batch has 16 rows, and no row comes twice. The
+# teacher has seen these novels before; what we test on later, it has not.
 
 # %%
 from distill_helpers import pack
@@ -113,7 +114,7 @@ print(tiny_tokenizer.decode(text[0]))
 
 # %% [markdown]
 # Every model of the course learns by the same three lines. What differs is what it
-# learns from, and so its loss. Adam is the usual optimizer of language models.
+# learns from, and so its loss. Adam, or its variant AdamW, is the usual optimizer.
 
 
 # %%
@@ -220,9 +221,8 @@ def co_distil(student, teacher, text):
 
 
 # %% [markdown]
-# **Predict** the order of the four before you run them. We test every student on a
-# novel that neither the teacher nor the students have read. Write down which of the four
-# you expect to be best:
+# **Predict** which of the four will be best, before you run them. We test every student
+# on a novel that neither the teacher nor the students have read. Write it down:
 
 # %%
 guess = "?"  # text alone, soft labels, hard labels, co-distillation
@@ -261,13 +261,15 @@ plt.show()
 
 # %% [markdown]
 # The student of soft labels is ahead, and far from its teacher still. All began with the
-# same weights and took the same number of steps; only what they learned from was different. Lessons 01 and 02 explain why
-# that matters so much.
+# same weights and took the same number of steps; only what they learned from was
+# different. Lessons 01 and 02 explain why that matters so much.
 #
-# The other two techniques gain nothing here, and yet the table above is full of them. This
-# student could have read the original text, so a teacher's imitation of it adds little.
-# Hard labels are for skills of which there is no text, and for teachers that give nothing else. In
-# co-distillation the teacher is a beginner too, so at first it has little to teach.
+# The other two end a little above text alone, and one run cannot say whether that is
+# chance. A likely reason: what the teacher *writes* is one draw at each place, like the
+# novel itself, but from somebody who knows less than Jane Austen. Its *probabilities* are
+# more than one draw. And in co-distillation the teacher is a beginner too, so at first it
+# has little to teach. Yet three models of the table above were made with these two: hard
+# labels are for skills of which there is no text, and for teachers that give nothing else.
 #
 # This was **one** run of each, with one learning rate, and it leaves out what the
 # teacher had cost. The other lessons compare over several runs, and some of their answers
@@ -284,7 +286,7 @@ plt.show()
 # | 07 | two models that learn side by side, and who gains |
 # | 08 | a student that is marked on its own writing |
 # | 11 | all of it on one bill, and when not to distil at all |
-# | 12 | ten bugs that really shipped, found by their symptoms |
+# | 12 | twelve bugs of public code, found by their symptoms; two you cure |
 # | 13 | a project of your own, from the data to a served model |
 #
 # ## The real teacher
@@ -454,12 +456,14 @@ for name, model, tok in (
 ):
     score = evaluate(model, pack(page, tok, 64), tok, batch_size=8)
     bits = per_byte(score.nll, score.tokens, score.bytes)
+    size = score.bytes / score.tokens
     print(f"{name:17} {score.nll:.2f} nats a token, {bits:.2f} bits a byte")
+    print(f"{'':17} {size:.1f} bytes a token")
 
 # %% [markdown]
 # Where the two units disagree on who is better, believe the second: SmolLM2's tokens are
-# longer, so each is harder to guess. The second is not the whole
-# truth either: a large model may have read this novel before.
+# longer, so each is harder to guess. The second is not the whole truth either. A row of 64
+# longer tokens is more text to go by, and a large model may have read this novel before.
 #
 # ## Recap
 #

@@ -170,7 +170,8 @@ explore(
 # %% [markdown]
 # What if somebody gives you probabilities and keeps the logits? Then raise them to the
 # power of $1/T$ and make them sum to 1 again. It is the same thing, because $p$ is
-# $e^z$ up to a factor. So probabilities alone are enough to change the temperature.
+# $e^z$ up to a factor. So the probabilities of *all* words are enough to change the
+# temperature. The top few, which is all that an API gives, are not.
 
 # %% tags=["nbval-check-output"]
 powered = probabilities ** (1 / 2)
@@ -224,8 +225,8 @@ def entropy(p):
 entropy_of = checks.entropy(entropy, fallback=True)
 
 # %% [markdown]
-# Entropy is also a mean: that of the surprise $-\ln p$ at words that are drawn from
-# $p$. Draw a hundred thousand and see.
+# Entropy is also the average surprise, $-\ln p$, when words are drawn from $p$. Draw a
+# hundred thousand and see.
 
 # %% tags=["nbval-check-output"]
 p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
@@ -291,7 +292,7 @@ for T in (0.5, 1.0, 2.0):
 # Look at the share of *all others*: it grows fast with $T$. Each of those tokens is
 # unlikely, but there are tens of thousands of them. And the *next nine*, where we saw the
 # animals, do not gain at $T = 2$: they lose. With six words a higher $T$ lifted the second
-# choices; with a real vocabulary the tail takes nearly everything. Whether that tail is
+# choices; with a real vocabulary the tail takes most of it. Whether that tail is
 # knowledge or noise, this table cannot say. It has to be measured.
 
 # %% [markdown]
@@ -299,10 +300,11 @@ for T in (0.5, 1.0, 2.0):
 #
 # How much dark knowledge is there in running text? Here is a page. The darker the
 # background of a token, the less certain the teacher was *before* it came: the entropy
-# of its distribution at that place. Five tokens have a number: where the teacher was surest,
-# and where it was least sure. On the right stands what it expected there.
+# of its distribution at that place. Five tokens have a number, after the first eight, which
+# have little before them: where the teacher was surest, and where it was least sure. On the
+# right stands what came, and what the teacher expected there.
 #
-# **Predict:** at which tokens of a page is a teacher almost certain?
+# **Predict:** at which tokens of a page is a teacher surest?
 
 # %%
 from distill_helpers import pack
@@ -328,18 +330,20 @@ from distill_helpers.course.plots import shaded_text
 
 order = open_nats[8:].argsort() + 8
 places = [*order[:2].tolist(), *order[-3:].tolist()]
-notes = {place: expected_at(place) for place in places}
+notes = {i: f"{tokens[i].strip()}? {expected_at(i)}" for i in places}
 fig, ax = plt.subplots(figsize=(10, 3.8))
 shaded_text(ax, tokens, open_nats.tolist(), notes=notes, unit="entropy (nats)")
 ax.set_title("How much the teacher found open before each token")
 plt.show()
 
 # %% [markdown]
-# The surer the teacher, the less a soft label adds to the plain label. It is surest inside
-# some words, though not in every one. Where the text is open, the plain label is one draw from many
-# possibilities, and the soft label is all of them at once.
+# It is surest inside some words, though not in every one, and wherever grammar leaves one
+# word. Where the teacher is sure, and right, a soft label adds little to the plain one.
+# Where the text is open, the plain label is one draw from many possibilities, and the soft
+# label is the teacher's estimate of all of them.
 #
-# One warning: high entropy can also mean that the teacher simply does not know.
+# Two warnings: a sure teacher can be wrong, and high entropy can also mean that it simply
+# does not know.
 
 # %% [markdown]
 # ## Two distributions: how far apart?
@@ -349,7 +353,8 @@ plt.show()
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_i p_i \,(\ln p_i - \ln q_i)$$
 #
-# It is the extra surprise of somebody who believes $q$ while words come from $p$. It is
+# It is the average extra surprise of somebody who believes $q$ while words come from
+# $p$. It is
 # 0 if the two agree, positive otherwise, and **not symmetric**.
 #
 # ## Exercise 3 · Forward KL
@@ -427,7 +432,7 @@ target = target / target.sum()
 
 
 def fit_bump(loss_of, start):
-    """The single bump that has the lowest loss, looking from a start."""
+    """The bump that gradient descent finds from a start."""
     centre = torch.tensor(start, requires_grad=True)
     log_width = torch.tensor(0.0, requires_grad=True)
     optimizer = torch.optim.Adam([centre, log_width], lr=0.05)
@@ -448,14 +453,15 @@ ax.fill_between(x, target, color=PALE, label="teacher")
 ax.plot(x, fit_bump(kl, 1.0), color=STUDENT, label="forward KL")
 for start, style in ((-1.0, "--"), (1.0, ":")):
     seeks = fit_bump(lambda teacher, student: kl(student, teacher), start)
-    label = f"reverse KL, begun at {start:g}"
+    label = f"reverse KL, from {start:g}".replace("-", "−")
     ax.plot(x, seeks, style, color=STUDENT, label=label)
 if guess is not None:
     ax.axvline(guess, color="0.3", label="your guess")
 ax.set_xlabel("possible continuations")
 ax.set_ylabel("probability")
 ax.set_title("Forward KL covers, reverse KL chooses one bump")
-ax.legend()
+ax.set_ylim(0, 0.06)
+ax.legend(loc="upper right", ncols=2)
 plt.show()
 
 # %% [markdown]
@@ -475,9 +481,12 @@ plt.show()
 # To distil at a temperature, one divides the logits of both models by $T$, takes the
 # KL, and nearly always multiplies it by $T^2$. Why? A high $T$ shrinks the gradient
 # **twice**. The logits were divided by $T$, so each moves the loss less. And both
-# distributions become flat, so they have less to disagree about.
+# distributions become flat, so they have less to disagree about. In a formula, for the
+# logit $z_i$ of the student:
 #
-# Each of the two is a factor of about $1/T$ once $T$ is high, and $T^2$ makes up for
+# $$\frac{\partial\,\mathrm{KL}}{\partial z_i} = \frac{q_i(T) - p_i(T)}{T}$$
+#
+# The difference above shrinks like $1/T$, too, once $T$ is high, and $T^2$ makes up for
 # both. Here are six words, and a student who has them in another order:
 
 # %%
@@ -502,8 +511,8 @@ curves = {
     "times T²": [(T, T**2 * norm) for T, norm in norms.items()],
 }
 fig, ax = plt.subplots()
-lines(ax, curves, xlabel="temperature T", ylabel="gradient norm")
-ax.set_title("The gradient of the KL falls like 1/T²; the factor holds it")
+lines(ax, curves, xlabel="temperature T", ylabel="norm at the logits")
+ax.set_title("The gradient of the KL falls like 1/T² once T is high")
 ax.set_xscale("log")
 ax.set_yscale("log")
 ax.set_xticks([0.5, 1, 2, 5, 10, 20, 40], [0.5, 1, 2, 5, 10, 20, 40])
@@ -511,10 +520,9 @@ ax.minorticks_off()
 plt.show()
 
 # %% [markdown]
-# With six words, the factor works. With the tens of thousands of a real vocabulary it falls
-# short. A high $T$ spreads the probability over all of them, so the gradient of each becomes
-# tiny. Compare $T = 4$ with $T = 1$ for the real teacher, and
-# for a student that has its logits with some noise:
+# With six words the product grows at first, and from about $T = 5$ the factor holds it. With
+# the tens of thousands of a real vocabulary it depends on what you look at. Compare $T = 4$
+# with $T = 1$ for the real teacher, and for a student that has its logits with some noise:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -522,11 +530,14 @@ noise = torch.randn(pet_logits.shape, generator=generator)
 pair = (pet_logits + noise, pet_logits)
 for T in (1, 4):
     scaled = T**2 * gradient_norm(T, *pair)
-    print(f"T = {T}: the gradient times T² has the norm {scaled:.3f}")
+    loss = T**2 * token_divergence(*pair, temperature=T).item()
+    print(f"T = {T}: times T², gradient {scaled:.3f}, loss {loss:.2f}")
 
 # %% [markdown]
-# So $T^2$ is a rule of thumb. It matters when a loss **mixes** this soft term with the
-# text's own labels: the smaller the soft gradient, the more the labels decide.
+# The gradient at each logit becomes tiny, for it is spread over all tokens. But the loss
+# does not vanish, and many small pushes add up in the weights. So $T^2$ is a rule of thumb.
+# It matters when a loss **mixes** this soft term with the text's own labels: then measure
+# the gradient of each part at the *weights*.
 
 # %% [markdown]
 # <details>
@@ -553,11 +564,11 @@ for T in (1, 4):
 # | entropy | how much a distribution leaves open, in nats |
 # | forward KL | weighs by the teacher, covers |
 # | reverse KL | weighs by the student, chooses |
-# | T² | makes up for the 1/T² in the soft term's gradient; with many words, in part |
+# | T² | makes up for the 1/T² in the soft term's gradient, roughly |
 #
-# **Use a temperature when** the teacher is so sure that its second choices vanish, or
-# when you want to see them. **Do not, when** the tail of its distribution is noise
-# rather than knowledge. A high $T$ makes the student match thousands of unlikely tokens
+# **Use a temperature above 1 when** the teacher is so sure that its second choices vanish;
+# look at the tail's share before you choose it. **Do not, when** that tail is noise rather
+# than knowledge. A high $T$ makes the student match thousands of unlikely tokens
 # with the same care as the likely ones. $T = 1$ is the natural start for language
 # models, and lesson 02 measures what other values do.
 #

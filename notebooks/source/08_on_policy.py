@@ -49,7 +49,7 @@ log_every = profile.pick(smoke=1, cpu=3, gpu=20)
 # reads next. Where its own text differs from that of others, it may do worse. That is
 # **exposure bias**.
 #
-# The remedy: let pupils write, and mark it.
+# The remedy: let it write, and mark that.
 
 # %%
 from distill_helpers.course import diagrams
@@ -136,7 +136,7 @@ written = tokenizer(text, return_tensors="pt")["input_ids"][0]
 likely = theirs.softmax(-1).gather(-1, written[:, None])[:, 0]
 best = tokenizer.convert_ids_to_tokens(theirs.argmax(-1))
 print("the student wrote      ", " ".join(text))
-print("the teacher would, here", " ".join(t[0] for t in best), "(<: the end)")
+print("the teacher would, here", " ".join(t[0] for t in best))
 
 # %%
 pairs = zip(text, problem.answer, strict=False)
@@ -180,8 +180,7 @@ print(f"{again} of {len(whole)} wrong sums would be copied")
 
 # %% [markdown]
 # The teacher marks a slip where it happens. After that it goes on from the wrong sum, as any
-# language model continues what it reads. It does not give the right answer, but shows what it
-# would do next in the student's place.
+# language model continues what it reads.
 #
 # ## Exposure bias, measured
 #
@@ -267,8 +266,8 @@ print(f"excess: {excess(own, others, before.counts):.4f} nats per token")
 # written, never the prompt. A **loss** at these tokens, and a step of the optimizer. No
 # gradient flows through the *drawing* of tokens.
 #
-# Writing is given. It returns the ids, and a mask that is true where a token was written.
-# The end counts too: when to stop is part of what the student has to learn.
+# Writing is given. It returns the ids, and a mask that is true where a token was written,
+# the end included.
 
 # %%
 from distill_helpers.data import collator_for, join_row
@@ -381,8 +380,8 @@ step = checks.on_policy_step(on_policy_step, fallback=True)
 #
 # | | forward KL: cover all that the teacher says | reverse KL: say nothing that the teacher would not |
 # |---|---|---|
-# | **the teacher's text** | soft labels (lessons 02, 06); with hard labels it is fine-tuning, *SFT* | offline reinforcement learning is its relative |
-# | **the student's text** | *DAgger*: the expert's advice where the pupil went | **on-policy distillation**, as most reports use it |
+# | **the teacher's text** | soft labels (lessons 02, 06); with hard labels it is fine-tuning, *SFT* | rarely used alone |
+# | **the student's text** | in the spirit of *DAgger*: an expert's advice where the learner went | **on-policy distillation**, as most reports use it |
 #
 # For whole texts, KL(student ‖ teacher) is the expected sum of the *reverse* KL over the
 # tokens of texts that the *student* writes. The forward KL belongs to texts of the teacher.
@@ -443,9 +442,10 @@ plt.show()
 print(f"you expected: {guess}")
 
 # %% [markdown]
-# All four had the same questions and the same number of steps, and the teacher wrote anew in
-# every step. Note who is last: own text with reverse KL, the on-policy distillation of most
-# reports. Did training also heal what it was meant to heal?
+# All four had the same questions and as many steps; in the first two rows the teacher wrote
+# anew in every step. Here the KL mattered more than the writer, and own text was *behind* the
+# teacher's. Last is own text with reverse KL, the on-policy distillation of most reports.
+# Five seeds come below. Did training also heal what it was meant to heal?
 
 # %%
 for name, student in students.items():
@@ -454,9 +454,10 @@ for name, student in students.items():
     print(f"{name:28} excess {number:.4f} nats per token")
 
 # %% [markdown]
-# The excess fell in all four: a student that knows more slips less often.
+# The excess fell in all four. Own text has the smallest value and the largest, so this run
+# does not show that it heals better.
 #
-# A student can also become too sure. The product of its tokens' probabilities is how sure
+# Is a student as sure as it is right? The product of its tokens' probabilities is how sure
 # it is of an answer; on average, that should be the share that is right. **Predict:** which
 # divergence makes it surer?
 
@@ -474,16 +475,15 @@ def sure(model, problem, text):
 
 # %%
 print(f"{'':28} sure   right")
-for name, model in {"before": reader, **students}.items():
+for name, model in {"teacher": teacher, "before": reader, **students}.items():
     pairs = list(zip(some, answers_of(model), strict=True))
     mean = sum(sure(model, *pair) for pair in pairs) / len(pairs)
     right = sum(three_sums.is_right(*pair) for pair in pairs) / len(pairs)
     print(f"{name:28} {mean:4.0%}   {right:4.0%}")
 
 # %% [markdown]
-# All are less sure than they are right, by most with forward KL. Reverse KL makes students
-# surer. In a longer run, watch whether the first number passes the second. These are fewer
-# problems than in the bars.
+# The students are less sure than they are right, by most with forward KL. Reverse KL makes
+# them surer. These are fewer problems than in the bars.
 #
 # ## What five seeds say
 #
@@ -514,7 +514,7 @@ ax.set_yticks(range(len(arms)), arms)
 ax.set_ylim(len(arms) - 0.5, -0.5)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("points above longer training on hard labels, same seed")
-ax.set_title("Own text: more than hard labels with every seed")
+ax.set_title("Every way beats longer hard labels, with every seed")
 plt.show()
 
 # %%
@@ -542,13 +542,13 @@ print(f"({gain.low:+.1f} to {gain.high:+.1f})")
 # %% [markdown]
 # One claim is settled: marks on one's own text teach more than further hard labels. *Why* is
 # not. Own text is marked with whole distributions, it is new each time, and it is the
-# student's own. The next two claims take these apart, and five seeds cannot decide them.
+# student's own. Only the third claim isolates *own*: both sides have new text and forward KL.
+# Five seeds cannot decide it. In as much time, the last claim, the gain is nearly all the
+# filled student's.
 #
-# The filled student alone makes two of the intervals wide.
-#
-# The last line is the gain of reverse over forward KL, both on own text: no difference. In
-# our run forward KL was ahead, by more than these seeds scatter; but warm start and training
-# were shorter there.
+# The last line is reverse against forward KL, both on own text: no difference. In our run
+# forward KL and the teacher's text were ahead, on one seed: do not read the order of single
+# bars.
 #
 # ## What writing costs
 #
@@ -574,7 +574,7 @@ plt.show()
 
 # %% [markdown]
 # Fixed text is read once by the teacher, new text in every step. Own text has to be written as
-# well; the teacher's writing is *not* counted.
+# well. The teacher's writing is *not* counted: the middle bar is a lower bound.
 #
 # ## What if the teacher tells less?
 #
@@ -684,6 +684,11 @@ def distance(other):
     return float((other - full).norm() / full.norm())
 
 
+def cosine_to_full(other):
+    """Whether a gradient points the same way: 1, or less."""
+    return float(torch.cosine_similarity(other, full, dim=0))
+
+
 # %% [markdown]
 # The value that you just wrote is a number to look at, not a loss for `backward`. The
 # teacher's part has no gradient in the student, and the student's part is zero on
@@ -712,20 +717,24 @@ def top(logits, k=32):
     """Reverse KL of the k likeliest tokens alone, renormalised."""
     kept = logits.detach().topk(k, -1).indices
     ours = pupil_logits().gather(-1, kept)
-    return distance(gradient(reverse_kl(ours, theirs.gather(-1, kept)).mean()))
+    return gradient(reverse_kl(ours, theirs.gather(-1, kept)).mean())
 
 
-# %%
-flat = {
+lists = {
     "the teacher's 32 likeliest tokens": (top(theirs), TEACHER),
     "the student's 32 likeliest tokens": (top(pupil_logits()), STUDENT),
 }
+for name, (found, _) in lists.items():
+    print(f"{name}: cosine {cosine_to_full(found):.2f}")
+drawn_cosine = cosine_to_full(total / draws)
+print(f"{draws} draws at each position: cosine {drawn_cosine:.2f}")
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3))
 ax.plot(*zip(*noise, strict=True), color="0.4")
 ax.text(1.5, noise[0][1] * 0.85, "drawn tokens", color="0.4")
-for name, (height, color) in flat.items():
+for name, (found, color) in lists.items():
+    height = distance(found)
     ax.axhline(height, color=color, ls="--")
     ax.text(draws * 1.15, height, name, color=color, va="center")
 ax.set_xscale("log")
@@ -740,12 +749,13 @@ ax.set_title("Draws: noise that falls. A few likely tokens: a bias that stays")
 plt.show()
 
 # %% [markdown]
-# As in lesson 02: a drawn token is right on average and very noisy. A
-# list of likely tokens has no noise, but an error that no averaging removes. An error of 1
-# is as large as that of no gradient at all. These are about a thousand positions: with four
-# times as many, the noise halves and the bias stays. And it matters *whose* list it is: reverse KL
-# punishes what the student says and the teacher would not, and such tokens need not be on
-# the teacher's list.
+# As in lesson 02: a drawn token is right on average and very noisy. A list of likely tokens
+# has no noise, but an error that no averaging removes. The error mixes length and direction;
+# the cosine is the direction alone.
+#
+# It matters *whose* list it is: reverse KL punishes what the student says and the teacher
+# would not, and such tokens need not be on the teacher's list. But an API gives the teacher's
+# list alone.
 #
 # ## Between the two divergences
 #
@@ -804,8 +814,7 @@ jsd = checks.generalised_jsd(generalised_jsd, fallback=True)
 
 
 # %% [markdown]
-# In lesson 01's picture of two hills a student *cannot* match its teacher. Here is the best
-# single hill for each β.
+# Lesson 01's picture of two hills again, with the best single hill for each β.
 
 # %%
 grid = torch.linspace(-4, 4, 81)
@@ -831,7 +840,7 @@ def nearest(beta):
 
 
 # %%
-betas = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
+betas = [0.0, 0.2, 0.3, 0.35, 0.4, 0.5, 0.7, 1.0]
 fits = {beta: nearest(beta) for beta in betas}
 
 
@@ -855,7 +864,7 @@ explore(
     name="β",
     values=betas,
     start=0.5,
-    still=[0.0, 0.3, 0.5, 1.0],
+    still=[0.0, 0.35, 0.4, 1.0],
     alt="A teacher with two hills and the best student with one. Forward KL "
     "gives a wide student over both; reverse KL a narrow one on the "
     "larger hill.",
@@ -864,14 +873,14 @@ explore(
 
 # %% [markdown]
 # Forward KL **covers** both modes and is highest in the valley between them: as text,
-# sentences that nobody would write. Reverse KL **seeks** one mode. Somewhere in the middle the
-# best student jumps from one to the other. Near the ends of β the value shrinks to zero, so
+# sentences that nobody would write. Reverse KL **seeks** one mode. In between
+# the best student jumps from one to the other; there are only two to see. Near the ends of β the value shrinks to zero, so
 # at the ends the package takes the KLs themselves, as TRL does, Hugging Face's library.
 #
 # ## A real student writes
 #
 # The same on the real pair of lesson 02: SmolLM2, and a copy without some of its layers. First
-# comes a short repair, for a student that writes noise gets marks on noise. The prompts are
+# we repair it a little: a student that writes noise would get marks on noise. The prompts are
 # sixteen tokens of Austen's novels.
 
 # %%
@@ -929,9 +938,9 @@ def look():
         pairs = zip(curve, found.counts, strict=True)
         kl = sum(kl * n for kl, n in pairs) / sum(found.counts)
         print(f"KL in {name} text: {kl:.2f} nats")
-    print(f"runs that return:    {found.student_repetition:.1%}", end=", ")
+    print(f"repetition: {found.student_repetition:.1%}", end=", ")
     print(f"in the teacher's text {found.teacher_repetition:.1%}")
-    print(f"teacher's entropy:   {found.student_entropy:.2f} there", end=", ")
+    print(f"lost: the teacher's entropy {found.student_entropy:.2f}", end=", ")
     print(f"{found.teacher_entropy:.2f} in its own text")
 
 
@@ -969,6 +978,7 @@ trainer = OnPolicyTrainer(
     teacher=real.model,
     max_new_tokens=words,
     divergence="jsd",
+    beta=0.5,
     tokenizer=real.tokenizer,
     teacher_tokenizer=real.tokenizer,
     train_dataset=shown,
@@ -993,10 +1003,12 @@ look()
 show(heard[1:3])
 
 # %% [markdown]
+# Every text was cut at the same length, so length and ends can say nothing here. What speaks
+# is *lost*: the teacher is less certain in the student's text than in its own.
+#
 # The KL fell in both texts, but look closer. In the student's own text it is *lower* than in
-# the teacher's: no exposure bias, by this number. That is no praise. The teacher is lost
-# there, before and after, and vague distributions are easy to match. Such a student should
-# first learn more from the teacher's text.
+# the teacher's: no exposure bias, by this number. That is no praise where the teacher is
+# lost: vague distributions may be easier to match. And more repair might have done the same.
 #
 # Why not simply reward text that the teacher finds *likely*? Watch SmolLM2 read:
 
@@ -1004,7 +1016,7 @@ show(heard[1:3])
 samples = {
     "a sentence": "She had a book in her hand, and she did not look up when "
     "he came in, although the door had never been quiet.",
-    "a loop": "She had a book in her hand. " * 4,
+    "a loop": " ".join(["She had a book in her hand."] * 4),
 }
 
 # %%
@@ -1019,8 +1031,7 @@ for name, sample in samples.items():
 
 # %% [markdown]
 # After its first round a loop surprises little, so a student that is rewarded for likely text
-# alone would learn to say the same thing for ever. Reverse KL also has the student's own $\log
-# p_S$ in it: a student that is too sure pays at the step *into* the loop, though not inside.
+# alone could learn to say the same thing for ever.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -1060,16 +1071,16 @@ for name, sample in samples.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** how many of the wrong sums the teacher would copy. The
-#   teacher marks a slip where it happens, and then goes on from it.
+# * **One number to remember:** how many of the wrong sums the teacher would copy: all of them.
+#   It marks a slip where it happens, and then goes on from it.
 # * Exposure bias: in training the context is text by others, in use it is the student's
 #   own. It shows where the student must go on from its own mistake.
 # * An on-policy step: write, read along, mask, loss. Two knobs: who writes, which KL.
-# * Own text beat longer training on hard labels. Against soft labels and new text of the
-#   teacher the question is open, and so is the choice of the KL.
-# * **Use it when** you have the teacher's logits, the student already writes, answers are
-#   long, and fixed text has stopped helping. Measure the time: long answers cost more than
-#   ours. **Do not, when** soft labels on fixed text still help: they are cheaper, and they are
+# * Own text beat longer training on hard labels; so did every way with soft labels. Among
+#   these ways the question is open, and so is the choice of the KL.
+# * **Use it when** you have the teacher's logits and the student already writes; the papers
+#   add: when answers are long and fixed text has stopped helping. Measure the time: long
+#   answers cost more than ours. **Do not, when** soft labels on fixed text still help: they are cheaper, and they are
 #   stored once.
 #
 # *Read on:* the papers of the table; Arora et al. 2022, arXiv:2204.01171, on the excess.
