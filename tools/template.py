@@ -32,9 +32,9 @@ METADATA = {
 
 PAIRS = {
     "real": "the real teacher, SmolLM2-135M-Instruct, and students made from it",
-    "tiny": "the tiny pair, which trains in seconds, so that comparisons have seeds",
+    "tiny": "the tiny pair, which trains in seconds",
     "tiny + real": (
-        "the tiny pair for comparisons over several seeds, then the real teacher, "
+        "the tiny pair, which trains in seconds; then the real model, "
         "SmolLM2-135M-Instruct"
     ),
     "real + tiny": (

@@ -84,11 +84,11 @@ print(f"log-probabilities: {F.kl_div(q.log(), p, reduction='sum'):.4f}")
 print(f"probabilities:     {F.kl_div(q, p, reduction='sum'):.4f}")
 
 # %% [markdown]
-# A KL can never be negative, so the second line is wrong. The first, times $T^2$, is the soft
-# term above. Mind the divisor, too: the default `mean` also divides by the vocabulary, and
-# `batchmean` only by the first dimension. As a loss the second would be smallest
-# if $q$ had everything on the teacher's favourite token: soft labels in name, hard
-# labels in effect.
+# A KL can never be negative, so the second line is wrong. As a loss, that line would be
+# smallest if $q$ had everything on the teacher's favourite token: soft labels in name, hard
+# labels in effect. The first line, times $T^2$, is the soft term above. Mind the divisor,
+# too: the default `mean` also divides by the vocabulary, and `batchmean` only by the first
+# dimension.
 #
 # ## The gradient is a difference
 #
@@ -122,8 +122,8 @@ print("student−teacher:", z.softmax(-1).detach() - p)
 #
 # | tensor | shape | type |
 # |---|---|---|
-# | `student_logits`, `teacher_logits` | `[rows, positions, vocabulary]` | any float |
-# | `labels` | `[rows, positions]` | int, `-100` does not count |
+# | `student_logits`, `teacher_logits` | `[rows, positions, vocabulary]` | float; compute in float32 |
+# | `labels` | `[rows, positions]` | int64, `-100` does not count |
 # | the loss | a scalar | nats per position that counts |
 #
 # ## Exercise 1 · The loss
@@ -350,9 +350,9 @@ worst = max(losses, key=losses.get)
 print(f"you expected the worst from: {guess}; it was: {worst}")
 
 # %% [markdown]
-# Soft labels are ahead. A drawn token does about as much for the student as the text's
-# own. And the teacher's favourite, which is its best guess, is the worst of
-# all. It teaches the student to be sure where the teacher is not, and the loss punishes
+# Soft labels are ahead. From *drawn* to *soft* only the noise of the draw goes away: that is
+# the pair to compare. A drawn token does about as much for the student as the text's own. And
+# the teacher's favourite is the worst of all. It teaches the student to be sure where the teacher is not, and the loss punishes
 # every surprise. This is one run with one seed and one learning rate, which may not suit all
 # four alike. Lesson 03 has five seeds.
 #
@@ -419,13 +419,14 @@ plt.show()
 # %% [markdown]
 # Four times as many draws halve the distance: the error shrinks like $1/\sqrt{n}$, so 64
 # draws come four times closer than 4. A soft label is what infinitely many draws would
-# give, in one reading. The dashed line does not fall: more favourites never come closer, and
-# even one draw is nearer than they are.
+# give, in one reading. One draw here is a token at *each* of the batch's thousand places: over
+# the places noise averages out, and the fixed error of the favourites does not. At a single
+# place the favourite is the nearer one.
 #
-# All this holds at fixed weights and $T = 1$. In training, noise costs more than a crooked way:
-# Adam divides by the size of recent gradients, so noisy ones also make shorter steps.
+# All this holds at fixed weights and $T = 1$. In training, noise may cost still more: Adam
+# divides by the size of recent gradients, so noisy ones also make shorter steps.
 #
-# The figure also suggests where the gain may end. The text's own token is like a draw, too,
+# The figure also suggests where the gain may end. The text's own token is a kind of draw, too,
 # from the language instead of the teacher. Many steps on fresh text should average that
 # noise away, without any teacher. Lesson 03 measures it.
 #
@@ -492,7 +493,7 @@ print(f"text: {losses['text']:.2f}, soft: {losses['soft']:.2f}")
 # ## The real thing
 #
 # Now the real teacher. On a laptop, its student is the teacher itself with ten of its
-# thirty layers taken out; on a GPU it is a smaller model from the hub. A few steps on
+# thirty layers taken out; on a GPU both come from the hub. A few steps on
 # the novels' text begin to repair it: once with the text's labels, once with soft
 # labels at $\alpha = 1$ and $T = 1$, by the package's trainers. *Same favourite* says how
 # often student and teacher have the same likeliest token.
@@ -523,7 +524,7 @@ show("the student before", real_pair.start_student(real, profile))
 
 # %% [markdown]
 # **Predict:** after a few steps on the same rows, which student has the lower
-# loss on the text? Which one is closer to its teacher?
+# loss on an unread novel? Which one is closer to its teacher?
 
 # %%
 results = load_results("real_pair")
@@ -568,9 +569,9 @@ plt.show()
 # same arguments and the same result, to value and gradient, that computes the soft term
 # for at most 64 positions at a time.
 #
-# By hand: a sum over all positions is a sum of sums over parts of them. Only one thing
-# must not be divided part by part. The check compares values and gradients; that you save
-# memory, only you can see. What is saved are the copies that softmax makes, not the logits.
+# By hand: a sum over all positions is a sum of sums over parts of them; only the division
+# must wait for the end. The check compares values and gradients. What is saved are the copies
+# that softmax makes; the logits stay, and so does what the mask copies.
 
 
 # %% tags=["exercise"]
@@ -622,8 +623,9 @@ checks.soft_label_loss(my_small_loss)
 #   average gradient**, and soft labels do without the noise of the draw.
 # * The loss is KL from the teacher, mixed with the text's labels by α.
 # * Shift, mask, divide by what counts: most bugs live there.
-# * **Use soft labels when** you have the teacher's weights and a common vocabulary, and
-#   steps are scarce.
+# * **Use soft labels when** you have the teacher's weights and a common vocabulary. With few
+#   steps they lowered the tiny student's loss. They brought the pruned one closer to its
+#   teacher, with no clear gain on the text.
 # * **You cannot, when** the teacher is an API that gives text alone. **Be careful, when** the
 #   teacher does not know your kind of text: lesson 03 tries such a stranger.
 #

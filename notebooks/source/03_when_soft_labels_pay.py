@@ -127,8 +127,8 @@ print(verdict.status)
 #
 # ## Seven kinds of label
 #
-# Here are all arms of that study. Blue learns from whole distributions, orange from one token a
-# position, and lines are intervals of the mean. *argmax* is lesson 02's favourite, *sampled* its drawn
+# Here are all arms of that study. In blue a distribution takes part, orange is one token a
+# position alone, and lines are intervals of the mean. *argmax* is lesson 02's favourite, *sampled* its drawn
 # label, drawn once for every row, and *mix* has $\alpha = ½$.
 #
 # You can run another seed yourself, live. It should land in the range that the study
@@ -139,7 +139,7 @@ print(verdict.status)
 pair = study.load_pair(**judged_on)
 
 
-def run_live(arm, seed=1):
+def run_live(arm, seed=1):  # an exploring seed, not one of the five
     """One run of one arm, as the study does it: lesson 02's loop."""
     return study.train_arm(
         pair,
@@ -190,8 +190,8 @@ plt.show()
 # ## More text
 #
 # With 800 rows, the student reads each row six times. With 3,000 it reads each once or twice.
-# Under `all` no row comes twice: 300 steps reach 4,800 of the 15,000 rows. More text means
-# more labels. Are soft labels still worth anything then? You know the gap at 800 rows.
+# Under `all` no row comes twice: 300 steps reach 4,800 of the 15,000 rows. So more text means
+# more *different* labels, and as many read. Are soft labels still worth anything then? You know the gap at 800 rows.
 # **Predict** the gap under `all`, and write it down:
 
 # %%
@@ -212,20 +212,20 @@ if guess is not None:
 plt.show()
 
 # %% [markdown]
-# All students took 300 steps; with more text, each row is only read less often. Bands are the
-# intervals of the means. Notice two things. The gap hardly shrinks, though no claim was made
-# about that: in 300 steps, text was not what this student was short of. And *sampled*
+# Bands are the intervals of the means. Notice two things. The gap hardly shrinks, though no
+# claim was made about that: from 3,000 rows on, this student is not short of text. And *sampled*
 # lies near *labels*, far from *soft*, although it comes from the same teacher. A drawn label
 # and the whole distribution pull the student, on average, in the same direction; one draw
 # is only noisier.
 #
 # ## More steps
 #
-# Noise averages out over steps, so the lead should shrink. Another study gives the same
+# Over many fresh rows the noise averages out, so the lead should shrink. Another study gives the same
 # student 1,000 and 3,000 steps on all the text, where in the end each row came three times.
 # It also asks a harder question. A step with soft labels runs the teacher as well, which
 # here is more work than the student itself. For the same number of operations, labels alone
-# can take almost three steps instead of one.
+# can take almost three steps instead of one. In the tables, ± is half the width of a mean's
+# interval.
 #
 # **Predict:** after 3,000 steps, are soft labels still ahead? And at equal operations?
 
@@ -244,16 +244,17 @@ for setting in longer.study.settings:
     print(longer.table(columns, setting), end="\n\n")
 
 # %% [markdown]
-# At equal steps soft labels stay ahead, by less and less. At about equal operations, where
-# labels even get a little more, labels alone win here. That is so if the teacher's passes
-# are charged in full and used once. In the tables, ± is half the width of a mean's
-# interval.
+# At equal steps soft labels stay ahead, by less and less. At about equal operations (labels
+# get a tenth more) labels alone win here. That is so if the teacher's passes are charged in
+# full and used once.
 #
-# So, by the same arithmetic, soft labels should pay where steps are scarce, where the teacher's
-# passes are stored and read again, or where one teacher serves many students. Busbridge et
+# So soft labels can pay where those passes cost this student little: stored and read many
+# times, or shared by many students. A short run alone is no reason. For about the operations
+# of 300 soft steps, a student of labels takes more than 800, and is ahead by then: look at
+# 1,000. Busbridge et
 # al. (2025, arXiv:2502.08606) studied larger models. With a teacher that exists already or
 # serves many students, distillation is ahead up to an amount of compute that grows with the
-# student. If a teacher must first be trained for one student, plain training is better.
+# student. If a teacher must first be trained for one student, plain training is usually better.
 
 # %% [markdown]
 # ## Yardsticks can disagree
@@ -292,7 +293,7 @@ fit = checks.fitted_temperature(fitted_temperature, fallback=True)
 
 # %% tags=["solution"]
 def fitted_temperature(logits, labels):
-    tried = torch.linspace(math.log(0.25), math.log(4), 200).exp()
+    tried = torch.linspace(math.log(0.25), math.log(4), 201).exp()
     losses = [
         torch.nn.functional.cross_entropy(logits / T, labels) for T in tried
     ]
@@ -337,15 +338,18 @@ plt.show()
 
 # %% [markdown]
 # Does the student of favourites know less, or is it only too sure? Both, says the figure:
-# one temperature takes about half of its distance from *soft* away. The other half stays,
-# probably because it never saw what the teacher gives to other tokens. And yet *agreement*
-# puts argmax first: it hits the teacher's favourite more often than anybody else.
+# one temperature takes about half of its distance from *soft* away. The other half stays.
+# Most of that half *sampled* lacks, too, as the table shows: one token a position says less
+# than a distribution. The rest is argmax's own. And yet *agreement* puts argmax first: it
+# hits the teacher's favourite more often than anybody else. The labels' student, with a
+# temperature near 1, is about as sure as it is right.
 #
 # | question | yardstick |
 # |---|---|
 # | does it predict the text? | loss, bits per byte |
-# | does it think like the teacher? | KL from the teacher, agreement |
-# | is it as sure as it is right? | how much a fitted temperature lowers the loss |
+# | does it give the teacher's probabilities? | KL from the teacher |
+# | would it choose the teacher's word? | agreement |
+# | is it as sure as it is right? | the fitted temperature: above 1 too sure, below 1 too unsure |
 #
 # They can disagree. Say which one you mean *before* you look.
 
@@ -368,7 +372,7 @@ domain = load_results("teacher_domain")
 fig, ax = plt.subplots(figsize=(8, 2.6))
 compare_arms(ax, domain, "nll", "800")
 ax.set_xlabel("loss on unseen dictionary entries (nats, lower is better)")
-ax.set_title("A stranger's soft labels alone hurt; a corrected teacher's help")
+ax.set_title("A stranger's soft labels alone lose; a corrected teacher's win")
 plt.show()
 
 # %% [markdown]
@@ -408,7 +412,8 @@ alone = domain.mean("nll", "labels", "800").mean
 print(f"on the dictionary: {theirs:.2f} nats, a student of labels {alone:.2f}")
 
 # %% [markdown]
-# A teacher that predicts your text worse than a student of plain labels should not teach alone.
+# Here the teacher predicts the text far worse than a student of plain labels does. Such a
+# teacher should not teach alone. (The rows are others than the study's.)
 
 # %% [markdown]
 # ## Turn the knobs
@@ -430,8 +435,9 @@ print(f"on the dictionary: {theirs:.2f} nats, a student of labels {alone:.2f}")
 # * Soft labels won at 800 rows, at 3,000, and with no row twice. Their lead shrinks with
 #   steps, and at about equal operations plain labels won.
 # * So the teacher's passes must be charged, or stored: lesson 04.
-# * $T = 1$ and $\alpha = 1$ are the start. A stranger's soft labels alone do harm: correct the
-#   teacher first, and count what that costs.
-# * **Use soft labels when** steps are scarce, or several students share the teacher.
+# * $T = 1$ and $\alpha = 1$ are the start. A stranger's soft labels alone lose to plain ones:
+#   correct the teacher first, and count what that costs.
+# * **Use soft labels when** the teacher's passes are paid for already, stored and read often,
+#   or shared by several students.
 #   **Do not, when** there is plenty of text and this one student could simply train for
 #   longer. With little text we did not try that.

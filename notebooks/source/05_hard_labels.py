@@ -52,7 +52,7 @@ mark_steps = profile.pick(smoke=1, cpu=5, gpu=5)
 # %% [markdown]
 # ## From a distribution to a word
 #
-# Soft labels need the teacher's logits. Many teachers do not give them: they sit behind
+# Soft labels need the teacher's probabilities. Many teachers do not give them: they sit behind
 # an API, and what comes out is text. So the student learns from **hard labels**, the
 # words that the teacher wrote, as if they were the truth.
 #
@@ -91,14 +91,12 @@ print(f"you guessed {guess:.0%}")
 
 # %% [markdown]
 # So in prose a word leaves much out. In an answer such as `{"kind": "animal"}` most of
-# the text is fixed, and one word matters. There a hard label loses less. It also costs
-# less: one token id, 2 bytes with this vocabulary, where every probability would take
-# nearly 100,000.
+# the text is fixed, and one word matters. There a hard label loses less.
 #
 # ## Whole answers
 #
-# In lesson 02, labels made of the teacher's favourite *token* taught badly. They stood on
-# a text that somebody else wrote. Let the teacher write the *whole answer*, and each word
+# In lesson 02, labels made of the teacher's favourite *token* taught badly. One reason may
+# be that they stood on a text that somebody else wrote. Let the teacher write the *whole answer*, and each word
 # follows from the teacher's own words before it. That is **sequence-level distillation**
 # (Kim and Rush 2016).
 
@@ -330,8 +328,9 @@ claim = results.verdict("nearly_the_truth")
 print(f"claimed before the study: {claim.claim.text}: {claim.status}")
 
 # %% [markdown]
-# A dot is the mean of five seeds, its line the interval, and the diamond your one run. Two
-# gaps matter. From the third row to the fourth: the price of the teacher's mistakes, small.
+# The study supports the claim, which means *at least* so much; the printed share is its best
+# estimate. A dot is the mean of five seeds, its line the interval of that mean, short enough to
+# hide behind a dot. The diamond is your one run. Two gaps matter. From the third row to the fourth: the price of the teacher's mistakes, small.
 # From both to the dashed line, the teacher on the pool: what this student lacks, being
 # small, with five novels read and 300 steps taken.
 #
@@ -433,8 +432,7 @@ for row in by_filter[:2]:
 # These two are a dictionary's set phrases, not leaked questions. We drop these rows anyway,
 # because that costs little. Elsewhere a shared run may well be the whole question, as in a
 # sum or a riddle. A text of fewer than `n` words has no such run: the package's filter also
-# finds shorter ones, if all of their words are there. It looks for near duplicates in prompt and
-# answer together, by runs of three words.
+# finds shorter ones, if all of their words are there.
 #
 # The student above read all rows, before this filter: a few rows move its result little, but
 # the right order is to filter first.
@@ -513,8 +511,9 @@ print(f"the teacher alone: {right_where(everybody):.1%} of {len(pool):,}")
 print(f"where both agree: {right_where(agree):.1%} of {sum(agree):,}")
 
 # %% [markdown]
-# Where both agree, more answers are right, although the second judge is a poor one and has learned
-# from the same 600. What was the price?
+# Where both agree, a larger share is right, although the second judge is a poor one and has
+# learned from the same 600. Partly that is selection: two judges agree on easy glosses. What
+# was the price?
 
 # %%
 dropped = [not both for both in agree]
@@ -522,14 +521,14 @@ print(f"dropped: {sum(dropped):,}", end=", ")
 print(f"of which {right_where(dropped):.0%} were right")
 
 # %% [markdown]
-# Many answers go, and most of those were right. Here, where mistakes cost little,
+# Many right answers go. Here, where mistakes cost little,
 # that may be a bad bargain. For a teacher that errs more often it may be a good one. The
 # way to know is to train on both; the last section but one invites you.
 
 # %% [markdown]
 # ## A student that reads English
 #
-# Now a student that knows English: on a laptop, SmolLM2 without its ten middle layers; with
+# Now a student that has read far more English: on a laptop, SmolLM2 without its ten middle layers; with
 # a GPU, Qwen2.5-0.5B.
 #
 # A teacher need not be *trained* for a task; it can be *told*. It gets a long prompt that
@@ -612,8 +611,9 @@ axes[0].set_ylabel("percent of glosses")
 plt.show()
 
 # %% [markdown]
-# A few steps taught form and task at once. On a laptop the answers came from the trained
-# teacher, so this was no context distillation there. It is one run with one seed, judged on few
+# A few steps taught form and task at once. On a laptop the student read fewer answers of the
+# trained teacher than the 600 right ones that we have. So this shows the tool, not a gain from
+# distilling. It is one run with one seed, judged on few
 # glosses on a laptop. And "before" is no baseline: nobody had told the student the form or
 # the kinds.
 #
@@ -643,7 +643,7 @@ black_box = ApiTeacher(
 
 # %% [markdown]
 # Before you ask, find out what it can cost. The plan counts the worst case, and
-# `max_cost` is a promise: no request goes out that could break it.
+# `max_cost` is a promise, at the prices that you give: no request goes out that could break it.
 
 # %%
 asked = parts.labelled[:asked_count]
@@ -694,10 +694,10 @@ for name, found in (("told", boxed), ("shown six", with_shots)):
     print(f"{name:10} valid {seen.valid:.0%}, right {seen.accuracy:.0%}")
 
 # %% [markdown]
-# Of the answers without examples, many were cut off at our limit, so nobody knows what they would
-# have become. Examples in the prompt taught the *form*. More answers are right than the two of twenty-four
+# Of the answers without examples, most ended by themselves and were no JSON; of those cut off
+# at our limit nobody knows. Examples in the prompt taught the *form*. More answers are right than the two of twenty-four
 # that guessing would give, and far too few to train on. A filter for the form lets all of
-# these answers through. Look before you train.
+# these answers through.
 
 # %% [markdown]
 # ## Soft labels from a server
@@ -819,7 +819,8 @@ print(f"and {1 - first.tail[place]:.0%} at the position of the figure")
 
 # %% [markdown]
 # The text knows one token. The server's probabilities are close to those of the open teacher, not
-# equal; that it computes in lower precision is a likely reason. Of the tail it tells the size alone. Most positions of such
+# equal; that it computes in lower precision is a likely reason. Of the tail the server tells
+# only the size, to compare with both tail bars of the open teacher. Most positions of such
 # an answer are fixed; at the kind, much lies in the tail.
 #
 # Now train a fresh copy of the laptop's student on eight answers with their marks, and keep
@@ -864,9 +865,10 @@ print(f"KL on the answers that were kept back: {start:.2f} -> {last:.2f} nats")
 server.close()
 
 # %% [markdown]
-# The path works, and proves no more: this is a mean per token, and most tokens of such an answer
-# are form. To know whether marks beat plain text for your task takes a study, which we have not
-# run. Some servers give no mark for the end of an answer; then append it yourself. Commercial APIs differ: some give
+# The path works, and proves no more. At the start the student is hardly better than one that
+# finds all 49,152 tokens equally likely. The number is a mean per token, and most tokens of
+# such an answer are form. Whether marks beat
+# plain text takes a study, which we have not run. Some servers give no mark for the end of an answer; then append it yourself. Commercial APIs differ: some give
 # twenty, some five, and reasoning models mostly none.
 #
 # ## May you?
@@ -898,9 +900,10 @@ server.close()
 # | mask nothing: `labels = [*given, *learned, end]` in `as_row` | the loss is spent on prompts | right answers |
 # | leave the end out of the labels | answers that do not stop | valid answers |
 # | train on the answers where two judges agree | fewer rows, fewer mistakes | right answers |
-# | `top_logprobs=5` | a larger tail | the share held |
+# | `top_logprobs=5` | a larger tail | the share held; the figure is drawn for 20 |
 #
-# For the last one, run again from *A teacher behind an API*: the server is closed.
+# For the first two, run again from *The student, and its loop*: a student needs a fresh start.
+# For the last one, from *A teacher behind an API*: the server is closed.
 
 # %%
 # A place to try. For example, with a student that is fresh again:
@@ -920,7 +923,7 @@ server.close()
 # * A hard label is a word, or better a whole answer, that the teacher wrote. Any API will
 #   do: no logits, no shared vocabulary, no weights.
 # * **One number to remember:** the share of the gain from true answers that a teacher's
-#   answers keep. You have printed it. A student that comes closer to its teacher may pay more
+#   answers keep. A student that comes closer to its teacher may pay more
 #   for the mistakes.
 # * The student learns the answer and its end, not the prompt.
 # * Look, filter, and know what each filter cannot see.

@@ -221,8 +221,8 @@ for i in lucky[:4]:
 # Read the first one. A second error cancels the first, and a checker of results lets
 # both through. The student will learn these steps like any others.
 #
-# For sums, a checker of steps is twenty lines. Proofs can be checked step by step too,
-# and programs by their tests. For an essay, a diagnosis or advice nobody has written
+# For sums, a checker of steps is fifteen lines. Formal proofs can be checked step by step too; a
+# program's tests check only its results. For an essay, a diagnosis or advice nobody has written
 # such a checker. A second model that grades the steps is a judge that can err.
 
 # %% [markdown]
@@ -426,16 +426,18 @@ for (one, two), times in sorted(both.items(), reverse=True):
 # %% [markdown]
 # Compare the two middle lines: problems lost and problems won. **The checker is a second
 # teacher.** It knows only whether the result is right, but it knows that exactly. The filter
-# removes nearly all faulty traces, and the questions on which they were made. What it lets
-# through are the wrong steps with a right result, from above.
+# removes nine in ten of the faulty traces, and the questions on which they were made. What it
+# lets through are the wrong steps with a right result.
 #
 # How can the student then solve *new* problems that the teacher gets wrong? No test problem
 # is among the 20,000. Our explanation: problems are made of the same small pieces, digits,
-# carries and copying. The student meets each piece done right in other questions. Here is the limit, too: a piece that the
-# teacher never gets right is in no trace, and no filter can teach it.
+# carries and copying. The student meets each piece done right in other questions. Many first
+# sums of the tests do stand in some trace; with 5,000 questions far fewer do, and the students
+# pass all the same, as you will see. Here is the limit, too: a piece that the teacher never
+# gets right is in no trace, and no filter can teach it.
 #
-# One honest word: a program that computes a sum can also write its steps. We pretend that
-# we can only check, because for real problems checking is far easier than writing.
+# A program that computes a sum can also write its steps. We pretend that we can only check, as
+# with real problems.
 #
 # ## What is in a trace?
 #
@@ -450,7 +452,8 @@ for (one, two), times in sorted(both.items(), reverse=True):
 # | `all traces, as many` | a random part of these, as many as are right |
 # | `right traces` | those that the checker accepts |
 #
-# The diamond is your student. It took 2,000 steps, for a single run may need more of them.
+# The diamond is your student. It took 2,000 steps, for a single seed may start late: it is no
+# sixth seed of the study.
 
 # %%
 from distill_helpers.course.plots import compare_arms
@@ -482,11 +485,12 @@ ax.set_title(
 plt.show()
 
 # %% [markdown]
-# Without the steps few results are exactly right. A larger student, or far longer
-# training, may do better without them.
+# Without the steps few results are exactly right; more training may help them. The control is
+# the third row: as many traces, unfiltered, give less. So the gain comes from the filter, which
+# changes the errors and the mix of questions together.
 #
 # So the student passes its teacher. But who else has the checker? The teacher could learn from
-# its own right traces, for about as many operations as a student gets: a third of the steps,
+# its own right traces, for about as many operations as a student gets: a quarter of the steps,
 # since it is larger. It has a head start, for the student begins from nothing. **Predict**
 # whether the student still wins.
 
@@ -595,14 +599,15 @@ ax.text(4.4, greedy - 8, f"greedy, same questions: {greedy:.0f}", color="0.4")
 ax.set_ylim(0, 105)
 ax.set_xlabel("draws k, at T = 1")
 ax.set_ylabel("questions solved (percent)")
-ax.set_title("Three draws and a checker beat one greedy answer")
+ax.set_title("With more draws, a checker finds what greedy loses")
 plt.show()
 
 # %% [markdown]
 # One draw is worse than greedy decoding. With more of them and a checker,
 # questions are solved that greedy decoding loses. On richer problems the draws also show other ways to
-# a result, which are worth keeping (Yuan et al. 2023). The price: every draw is paid for,
-# right or wrong.
+# a result, which are worth keeping (Yuan et al. 2023). The price: every draw is paid for, right
+# or wrong. Three *new* questions, answered greedily, give more right traces than three draws
+# on one: draw again where questions are scarce.
 
 # %% [markdown]
 # ## Soft labels on the same traces
@@ -645,14 +650,13 @@ for name, found in (("sums_many", sums), ("soft_traces", results)):
     print(f"{verdict.claim.text}: {verdict.status}")
 
 # %% [markdown]
-# Both verdicts are printed under the figure. What the points show is where they gather: most
-# students of soft labels end near the *teacher*, the dashed line, and hardly beyond. A
-# possible reason: the filter took wrong answers out, but the teacher's distributions along
+# Both are undecided: one far seed makes each interval wide. Yet on the right every student of
+# tokens ends above every student of soft labels, and most of the latter end near the
+# *teacher*, the dashed line. A possible reason: the filter took wrong answers out, but the teacher's distributions along
 # the right ones still hold its doubts.
 #
-# In each panel one seed ends far below the others: left, one of tokens; right, one of soft
-# labels. We think that it began late and was not done after the last step. Two earlier rounds
-# of this study were broken off because such late starts decided them; *What we got wrong*, a
+# In each panel one seed ends far below the others. We think that it began late and was not done
+# after the last step. Two earlier rounds of the study of traces were broken off because such late starts decided them; *What we got wrong*, a
 # page in `docs`, tells the story.
 #
 # So neither study shows a gain from soft labels here. With checked traces and a teacher that
@@ -796,9 +800,9 @@ HardLabelTrainer(
 solve(heldout)
 
 # %% [markdown]
-# One run, one seed: it shows the path and claims nothing. The two lines say how often an
-# answer ends in `####` and a number, as the prompt asked, and how often the number is right.
-# Look which of the two moved first.
+# One run, one seed: it shows the path and claims nothing. Each line says how often an answer
+# ends in `####` and a number, as the prompt asked, and how often that number is right. The
+# form is learned before the arithmetic.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -832,7 +836,7 @@ solve(heldout)
 # |---|---|---|
 # | train on `sound` traces only: `keep(samples, sound)` | the same score, or a little more | the score |
 # | train on every trace: `keep(samples, [True] * len(samples))` | near the teacher | the score |
-# | 400 steps instead of 2,000 | a student that cannot carry yet | the score |
+# | 400 steps instead of 2,000 | a student that has not begun to carry | a far lower score |
 # | `temperature=0.5` in the draws | a better first draw, fewer new solutions | pass@k |
 
 # %%

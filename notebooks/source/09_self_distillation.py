@@ -139,15 +139,15 @@ for name, prompts in (("teacher, with examples", behind), ("before", alone)):
 # with the frame that the chat template puts around it. Can the model learn to behave as if
 # it had read them?
 #
-# There are cheaper ways for a form like this one: a server can keep a fixed prompt in its
-# cache, and a grammar can force JSON. Distil where neither is at hand, or where a prompt sets
-# a manner that no grammar can check.
+# An answer that is cut at the limit of tokens counts as a miss, too. And there are cheaper ways
+# for a form like this one: a server can keep a fixed prompt in its cache, and can be forced to
+# write JSON. Distil where neither is at hand, or where a prompt sets a manner that no program
+# can check.
 #
 # ## The same answer, seen from two places
 #
 # The teacher reads *examples, question, answer*. The student reads *question, answer*. Only
-# the answer is common to both, and there they are compared. As always, the logits at a place
-# predict the *next* token.
+# the answer is common to both, and there they are compared.
 #
 # ## Exercise 1 · Where to compare
 #
@@ -188,14 +188,14 @@ def answer_places(prompt_length, answer_length):
 places = checks.answer_places(answer_places, fallback=True)
 
 # %% [markdown]
-# ## A student that is small next to itself
+# ## Few numbers learn
 #
 # Teacher and student are one model, so one copy of its weights is enough. **LoRA** (Hu et
 # al. 2021) freezes a weight matrix $W$ and adds a product of two thin ones, $W + s B A$. Only
 # $A$ and $B$ learn; $s$ is a fixed strength. $A$ has $r$ rows and $B$ has $r$ columns, and $r$
 # is the **rank**. $A$ begins at random and $B$ at zero. So the product is zero and the student
-# begins as the teacher, but $B$ has a gradient. With the addition switched off, the teacher
-# is back.
+# begins as the teacher, but $B$ has a gradient. With the addition switched off, the plain
+# model is back; with its examples in front, it is the teacher.
 #
 # ## Exercise 2 · How much learns?
 #
@@ -256,7 +256,7 @@ plt.show()
 
 # %% [markdown]
 # For each number that learns, there is a gradient, and Adam keeps two more. For the frozen ones
-# there is nothing of this. So memory falls, too.
+# there is nothing of this. Weights and activations still take their memory.
 
 # %%
 from distill_helpers import add_adapters
@@ -268,7 +268,7 @@ print(f"counted {trained:,}, by your function {size_of(shapes, rank):,}")
 
 # %% [markdown]
 # `add_adapters` changes `model` itself. From here on we call it `student`. Inside
-# `adapters_off(student)` the adapters are off, and it is the teacher.
+# `adapters_off(student)` the adapters are off, and it is the plain model again.
 
 # %% [markdown]
 # ## The loop
@@ -307,9 +307,9 @@ print(tokenizer.decode(rows[0]["answer"], skip_special_tokens=True))
 print(f"{whole} of {len(rows)} answers are whole; logits: {stored:.0f} MB")
 
 # %% [markdown]
-# Lesson 04 makes such logits small. With `soft` the loop compares distributions; without, it
-# learns the teacher's text, as hard labels. A whole answer includes its end, so the student
-# also learns to stop.
+# With `soft` the loop compares distributions; without, it learns the teacher's text, as hard
+# labels. A whole answer includes its end, so the student also learns to stop. We keep every
+# row, and judge the form alone; for real use, drop those that break it, as in lesson 05.
 
 
 # %%
@@ -369,8 +369,8 @@ ax.set_title("The form is in the weights: no examples are read any more")
 plt.show()
 
 # %% [markdown]
-# The students keep to the form and never read an example. This is one run on a few words, so
-# a gap between the two students may be chance: for a form, text may do as well.
+# Without an example, both students now keep to the form in most answers. This is one run on a
+# few words, so a gap between the two may be chance: for a form, text may do as well.
 #
 # A student can learn too much, too. Ask it something that the rule was never meant for:
 
@@ -379,7 +379,7 @@ side = prompt_of("Write one line about the sea.")
 print(tokenizer.decode(answers(student, [side])[0], skip_special_tokens=True))
 
 # %% [markdown]
-# No example told it where the rule ends. If your application asks other things as well, put
+# No row told it where the rule ends; behind its examples, the teacher might do the same. If your application asks other things as well, put
 # questions without the rule among the rows, with the answers of the plain model.
 #
 # ## A rule carries over to new words. Does a hint?
@@ -443,9 +443,9 @@ plt.show()
 # %% [markdown]
 # Compare each bar with 100, its own start. Of the rule, little is left to learn, and new words
 # are hardly harder than learned ones. Of the hints, the student took in much about the words
-# of its training, and little about new ones. That is no wonder: the form is the same few
-# tokens for every word, and an entry is another one each time. The student has never seen
-# the entry of a new word.
+# of its training. New words came a little closer, too: perhaps by the manner of a dictionary,
+# which all entries share. The form is the same few tokens for every word, and an entry is
+# another one each time. It is one run on few words; only the large gap counts.
 #
 # ## Full precision teaches the rounded
 #
@@ -453,7 +453,7 @@ plt.show()
 # itself. Weights are rounded in groups, here of 32, and each group has a step of its own:
 # the weight of largest magnitude becomes the largest multiple that the bits allow. Every
 # weight goes to the nearest multiple. The model with its full weights is still there, and
-# can teach the rounded one what it said.
+# can teach the rounded one.
 #
 # Learning needs a slope, and rounding has none: its gradient is zero almost everywhere.
 # The usual way out is to round in the forward pass and to pretend in the backward pass
@@ -501,11 +501,12 @@ def fake_round(weight, bits):
 rounding = checks.fake_round(fake_round, fallback=True)
 
 # %% [markdown]
-# Give your function to every linear layer but the output head. PyTorch keeps the full weight,
+# Give your function to every linear layer but the output head; the embeddings stay whole, too.
+# PyTorch keeps the full weight,
 # trains it, and rounds it at each use; only the rounded one would be stored. The Austen model
 # of lesson 02 is small enough to be repaired on the spot. Two bits hurt: a weight becomes one
-# step, minus one step, or zero. Each group stores its step, too, which costs half a bit a
-# weight more.
+# step, minus one step, or zero. Each group stores its step, too; at 16 bits that is
+# half a bit a weight more.
 
 # %%
 from torch.nn.utils import parametrize
@@ -590,14 +591,14 @@ fig.suptitle("Both teachers repair most of the damage", y=1.02)
 plt.show()
 
 # %% [markdown]
-# Both teachers repair most of the damage in these few steps, and its own full precision comes
-# closer. On the right that is no surprise, for the student was trained on this very KL; the
-# left picture is the fairer one. It is one seed, and the lead there is small enough to be
-# chance.
+# Both teachers repair most of the damage in these few steps. Each student is at home in one
+# picture: on the left is the loss that the text's student learned by, on the right the KL of
+# the other. The model's own full precision leads even on the left, but by so little, in one
+# seed, that it may be chance.
 #
 # ## A finished training
 #
-# The third *more* is the past. A new student of the same shape, from fresh weights, learns
+# The third *more* is a finished training. A new student of the same shape, from fresh weights, learns
 # from the finished one, and sometimes ends up better: *born-again* networks (Furlanello et
 # al. 2018). The course tried this on the shared task of lesson 06, against training on
 # labels for the same number of steps. Right of zero, the born-again student would be better:
@@ -654,8 +655,8 @@ plt.show()
 # ## With the package
 #
 # `SoftLabelTrainer` does the first part of this lesson in batches, with checkpoints and mixed
-# precision. It needs three lists of equal length: questions to learn from, the same behind the
-# examples, and the teacher's answers.
+# precision. It needs three lists of equal length, of texts or token ids: questions to learn
+# from, the same behind the examples, and the teacher's answers.
 #
 # ```python
 # from distill_helpers import SoftLabelTrainer, training_arguments
@@ -665,8 +666,8 @@ plt.show()
 # plain = load_teacher(profile).model
 # student = add_adapters(plain, rank=16)
 # rows = add_teacher_prompts(
-#     mask_prompts(prompts, answers, tokenizer),
-#     mask_prompts(longer_prompts, answers, tokenizer),
+#     mask_prompts(to_learn, its_answers, tokenizer),
+#     mask_prompts(behind_examples, its_answers, tokenizer),
 # )
 # SoftLabelTrainer(
 #     student,
@@ -685,11 +686,11 @@ plt.show()
 # ## Recap
 #
 # * **One number to remember:** how many of the answers to new words keep to the form, with no
-#   example read.
+#   example read: the last of the first bars.
 # * The teacher is the model itself with something more. The two rows differ, and only the
 #   answer's tokens are compared.
-# * LoRA trains two thin matrices next to each frozen one. With them switched off, the model
-#   is the teacher again.
+# * LoRA trains two thin matrices next to each frozen one. With them switched off, the plain
+#   model is back.
 # * A shared rule carries over to new questions. A hint about one word says little about
 #   another word.
 # * Rounded weights learn through a straight-through gradient, from their full precision.

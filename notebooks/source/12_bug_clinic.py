@@ -1,6 +1,7 @@
 # %%
 import copy
 import inspect
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
@@ -137,7 +138,9 @@ for prompt, text in zip(
     print(f"{prompt} {text}")
 
 # %% [markdown]
-# The loss ends far below the healthy one, and the answers are noise. **Predict:** which of these is it?
+# The loss ends far below the healthy one. The answers are noise, but after so few steps a
+# healthy student's may be, too: the flat curve on the right is the symptom. **Predict:** which
+# of these is it?
 #
 # * the student is overfitting;
 # * the loss is not connected to the student's weights;
@@ -199,8 +202,8 @@ chart(
 )
 
 # %% [markdown]
-# On the right all three lie on each other. What do such curves tell us? That so short a
-# training cannot tell a mix from labels alone, and not that all is well. Look left for a
+# On the right all three lie on each other. What do such curves tell us? Only that so short a
+# training cannot tell a mix from labels alone; not that all is well. Look left for a
 # clue: the patient's curve is the one of labels alone, with half of its height.
 # **Predict:**
 #
@@ -259,11 +262,13 @@ stored = [theirs for _, theirs in ward.ask(epoch(seed=1))]
 second = [batch for batch, _ in ward.ask(epoch(seed=2))]
 taught = [(batch, stored[step]) for step, batch in enumerate(second)]
 misled = ward.train(plain_loss, on=taught)
-chart({"healthy": (healthy, "healthy"), "patient": (misled, "patient")})
+# A healthy run on the same rows in the same order.
+control = ward.train(plain_loss, on=ward.ask(epoch(seed=2)))
+chart({"healthy": (control, "healthy"), "patient": (misled, "patient")})
 
 # %% [markdown]
-# No error, no NaN. On the left, the patient's curve falls at first, faster even than the
-# healthy one. Then it nearly stops. **Predict:**
+# No error, no NaN. On the left, the patient's curve falls at first, and then it nearly stops.
+# **Predict:**
 #
 # * the learning rate is too high towards the end;
 # * the student is too small;
@@ -284,7 +289,7 @@ def pairing(student):
     return f"own rows {right:.2f}, another's rows {others:.2f}"
 
 
-print("healthy:", pairing(healthy.student))
+print("healthy:", pairing(control.student))
 print("patient:", pairing(misled.student))
 
 # %%
@@ -293,7 +298,8 @@ diagnosis(3)
 # %% [markdown]
 # Nearly every row's answers come from another row. A student can learn one thing from that: what
 # the teacher says *on average*, at this place of any text. So the loss soon falls to about
-# the distance between the teacher and its own average, and from there only slowly.
+# the distance between the teacher and its own average. Some borrowed answers even come from
+# beyond the other row's end.
 #
 # In the original, which trains on images with labels in the mix, the bug was hard to see. In a year
 # and a half several issues came to it, and the first answers held that all was as it should be.
@@ -345,9 +351,10 @@ plateau_of = checks.plateau(plateau, fallback=True)
 # is not yet done comes out higher.
 
 # %%
-batch, theirs = exam[0]
-counts = batch["labels"][:, 1:] != -100
-print(f"plateau: {plateau_of(theirs[:, :-1][counts]):.2f} nats")
+said = torch.cat(
+    [told[:, :-1][b["labels"][:, 1:] != -100] for b, told in exam]
+)
+print(f"plateau: {plateau_of(said):.2f} nats")
 print(f"patient: {misled.real[-1][1]:.2f}")
 
 # %% [markdown]
@@ -364,7 +371,6 @@ options = {"tokenizer": tokenizer, "scheme": "full", "progress": False}
 cache = write_cache(teacher, rows, folder, **options)
 found = [cache.lookup(b["input_ids"], b["attention_mask"]) for b in second]
 cured = ward.train(plain_loss, on=list(zip(second, found, strict=True)))
-control = ward.train(plain_loss, on=ward.ask(epoch(seed=2)))
 print(
     f"patient {misled.real[-1][1]:.2f}, cured {cured.real[-1][1]:.2f}",
     end=", ",
@@ -373,8 +379,8 @@ print(f"with the teacher at work {control.real[-1][1]:.2f}")
 
 # %% [markdown]
 # The cured run ends about where a run with the live teacher ends, on the same rows in the
-# same order. The healthy run above read them in another order, and ended higher. Remember
-# the size of that difference: so much a single run says by chance.
+# same order. The first healthy run read them in another order, and ended at another value.
+# Remember the size of that difference: so much a single run says by chance.
 #
 # **The test:** let the teacher read a few stored rows again, and compare.
 
@@ -664,8 +670,9 @@ diagnosis(6)
 # every weight is gone for good. Until the server answers −∞ at a masked place, the code is right:
 # this bug is **dormant**.
 #
-# The report is about a trainer with *reverse* KL. Ours is forward KL, with a row of −∞
-# alone. The cause is the same: a mask after the exponential.
+# The report is about a trainer with *reverse* KL. Ours is forward KL with whole rows of −∞; the
+# cause is the same. A −∞ for *one* token at a place that counts is another matter: `plain_loss`
+# gives $0 \cdot (-\infty)$ there, NaN, and `F.kl_div` with probabilities counts it as 0.
 #
 # **The test:** put −∞, NaN or anything you like where nothing counts. Neither value nor
 # gradient may change. (And let a log show a NaN: transformers' `Trainer` leaves them
@@ -674,8 +681,8 @@ diagnosis(6)
 # ## Patient 7: "My loss depends on my neighbours"
 #
 # The complaint: the loss of sixteen rows is one number today and another tomorrow,
-# though neither rows nor student have changed. Today a long row sat in the batch, and
-# the others were padded to its length.
+# though neither rows nor student have changed. Today they were padded to a greater length, as
+# a long row makes it.
 
 # %%
 print("padded to   healthy   patient 7")
@@ -790,6 +797,21 @@ def padding_is_silent(loss, student, teacher, labels):
 silent_padding = checks.padding_is_silent(padding_is_silent, fallback=True)
 
 # %% [markdown]
+# Examine the healthy loss and two patients with your test:
+
+# %%
+batch, theirs = lessons[0]
+logits = read(fresh, batch)
+for name, loss in (
+    ("healthy", plain_loss),
+    ("patient 6", admit(6)),
+    ("patient 7", admit(7)),
+):
+    soft_alone = partial(loss, temperature=1.0, alpha=1.0)
+    found = silent_padding(soft_alone, logits, theirs, batch["labels"])
+    print(f"{name:10} {'silent' if found else 'not silent'}")
+
+# %% [markdown]
 # ## Patient 8: "They told me to pad myself"
 #
 # Heads are padded to round numbers, because graphics cards like these. Not every model
@@ -820,10 +842,16 @@ chart({"healthy": (healthy, "healthy"), "patient": (patient, "patient")})
 # **The probe:** the mass on tokens that do not exist. A second look is free: a softmax
 # does not change when one constant is added to all logits, so a loss must not either.
 
+
 # %%
-with torch.no_grad():
-    ghosts = F.pad(logits, (0, 4)).softmax(-1)
-print(f"a fresh student gives {ghosts[..., 16:].sum(-1).mean():.0%} to ghosts")
+def on_ghosts(logits, T=1.0):
+    """The mass of the four extra tokens, where a label counts."""
+    counts = batch["labels"][:, 1:] != -100
+    padded = F.pad(logits.detach()[:, :-1][counts] / T, (0, 4))
+    return padded.softmax(-1)[:, 16:].sum(-1).mean()
+
+
+print(f"a fresh student gives {on_ghosts(logits):.0%} to ghosts")
 for name, loss in (("healthy", plain_loss), ("patient 8", admit(8))):
     for add in (0.0, 5.0):
         value = loss(logits + add, theirs, batch["labels"], 1.0, 1.0)
@@ -837,8 +865,8 @@ diagnosis(8)
 # ones it may be next to nothing. So the patient's loss depends on something that means
 # nothing, the height of all logits, and a part of its gradient goes into lifting them.
 #
-# The right-hand curves lie close together. Is the bug harmless then? Look at the mass of
-# the ghosts, in a fresh student and in the patient's, at two temperatures:
+# The right-hand curves lie close together. Is the bug harmless then? Look at the mass of the
+# ghosts in a fresh student, a healthy one and the patient's, at two temperatures:
 
 # %%
 with torch.no_grad():
@@ -850,13 +878,11 @@ for name, seen in (
     ("patient's student", after),
 ):
     for T in (1.0, 4.0):
-        padded = F.pad(seen.detach() / T, (0, 4)).softmax(-1)
-        mass = padded[..., 16:].sum(-1).mean()
-        print(f"{name:18} T = {T:g}: {mass:.1%} on ghosts")
+        print(f"{name:18} T = {T:g}: {on_ghosts(seen, T):.1%} on ghosts")
 
 # %% [markdown]
-# Training moves the logits, in a healthy student too, and then the ghosts are small. A
-# temperature flattens all logits towards zero, and brings the ghosts back.
+# In a healthy student the ghosts would stay large. The patient's are small, for its own loss
+# paid for lifting the logits. A temperature flattens them, and brings the ghosts back.
 #
 # Two public tools filled up logits like this; the diagnosis links to them. The loud error
 # was reported to TRL, and its maintainers left it loud.
@@ -870,7 +896,7 @@ from distill_helpers.models import shared_vocabulary
 tokens = shared_vocabulary(tokenizer, tokenizer)
 print(tokens, "tokens; the wide head cut:", tuple(wide[..., :tokens].shape))
 values = [
-    plain_loss(logits + lift, theirs, batch["labels"], 1.0, 1.0)
+    plain_loss(logits + lift, wide[..., :tokens], batch["labels"], 1.0, 1.0)
     for lift in (0.0, 5.0)
 ]
 print("a constant changes nothing:", torch.allclose(*values, rtol=1e-4))
@@ -921,8 +947,8 @@ diagnosis(9)
 # %% [markdown]
 # A fused kernel had defaults of its own, one half and one half, and the trainer did not
 # override them: users who asked for pure distillation got half of it. The link leads to
-# the cure; the bug had come in with another pull request, #3946. The cure uses the very
-# same probe: with student equal to teacher, the gap is mostly cross-entropy.
+# the cure; the bug had come in with another pull request, #3946. Its author
+# used the same probe.
 #
 # **The test:** at α = 1 a copy has loss zero, and at α = 0 the loss is exactly the
 # cross-entropy. Test knobs at both ends, where the right answer is known.
@@ -936,7 +962,7 @@ print(bool((plain_loss(theirs, theirs, labels, 1.0, 0.0) - ce).abs() < 1e-5))
 # %% [markdown]
 # ## Patient 10: "But I said so"
 #
-# Nothing is wrong with how this patient trains and prints. It ends with a sentence that was
+# This patient trains and prints correctly. It ends with a sentence that was
 # written before the results were there. To have a bad result for sure, we feed it other rows'
 # answers:
 
@@ -1172,15 +1198,11 @@ fewest = next(
     for chosen in combinations(names, size)
     if all(hits & set(chosen) for hits in ill)
 )
-print(f"{len(fewest)} probes catch them all:", ", ".join(fewest))
-
-# %% tags=["nbval-check-output"]
-silent = [name for name, hits in findings.items() if not hits]
-print("break no promise:", ", ".join(silent))
+print(f"{len(fewest)} probes are enough, such as:", ", ".join(fewest))
 
 # %% [markdown]
-# Only patient 10 is not found, for it has no loss to examine: its test gives the *report* other
-# numbers. And one warning: to keep all promises is not yet to be the loss that you *meant*. The
+# Some patients are caught by one probe alone, so that one is in every such set. Only patient 10
+# is not found, for it has no loss to examine: its test gives the *report* other numbers. And one warning: to keep all promises is not yet to be the loss that you *meant*. The
 # reverse KL keeps them, too:
 
 # %% tags=["nbval-check-output"]
@@ -1248,7 +1270,8 @@ for number in [*range(1, 10), 11, 12]:
 #
 # 1. `examine(my_loss)`: the promises above, in a second.
 # 2. **Copy.** The teacher as its own student, through the *whole* pipeline, data and
-#    cache included: at α = 1 the first loss is zero.
+#    cache included: at α = 1 the first loss is zero. (Dropout off; rounding and a short cache leave
+#    a little.)
 # 3. **Gradient.** After one step the student has moved and the teacher has not.
 # 4. **Order.** Roll the teacher's rows by one: the loss of a student that has learned
 #    a little must rise.
