@@ -150,8 +150,8 @@ plt.show()
 # ## Why the worlds differ
 #
 # Look at what the teachers *say*. At every position of a text, take the probability of the
-# teacher's likeliest token: once on the answers that it wrote to sums, once on a novel that a
-# human wrote. The first alone makes it surer.
+# teacher's likeliest token: once on its own answers to sums, once on a novel. Its own text
+# alone makes it surer.
 
 # %%
 from distill_helpers import pack
@@ -209,7 +209,7 @@ claims = {
     "both_beat_text": "labels and text beat text",
     "checking_helps": "checked text beats text",
     "soft_beats_text": "soft labels beat text",
-    "labels_for_longer": "soft (2,000 questions) beat labels of equal operations",
+    "labels_for_longer": "soft, 2,000 questions, beat labels for longer",
     "not_smoothing": "soft labels on the 500 problems beat smoothing",
     "self_helps": "self-distillation beats labels",
     "own_helps": "a last quarter of own text beats text",
@@ -583,8 +583,7 @@ print(f"in 4 bits: {prices.break_even(rounded, made) / 1e6:.0f} million")
 from distill_helpers.planning import DEVICES
 
 year = 365 * 24 * DEVICES[project.device].dollars_per_hour
-each = bought.total(1e6) / 1e6
-moved = (made.total(0) + year) / each
+moved = (made.total(0) + year) / bought.answer
 print(f"a GPU kept ready for a year: {year:,.0f} dollars;", end=" ")
 print(f"with it, the circle lies at {moved / 1e6:.0f} million")
 
