@@ -194,8 +194,10 @@ def _write_weights(writer: Any, model: PreTrainedModel, precision: str) -> None:
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     if (factors := _rope_factors(model)) is not None:
         writer.add_tensor("rope_freqs.weight", factors.numpy())
+    # By identity: a config may say "tied" of two matrices that differ.
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     for here, tensor in model.state_dict().items():
-        if here == "lm_head.weight" and config.tie_word_embeddings:
+        if here == "lm_head.weight" and tied:
             continue
         there = names.get_name(here, try_suffixes=(".weight", ".bias"))
         if there is None:
@@ -291,12 +293,13 @@ def _check_rest(state: Mapping[str, Any], cut: str) -> None:
     """
     normalizer = (state.get("normalizer") or {}).get("type")
     model = state["model"]
+    ignores = bool(model.get("ignore_merges"))
     changed = {
         "normalizer": None if normalizer == "NFC" else normalizer,
         "continuing_subword_prefix": model.get("continuing_subword_prefix"),
         "end_of_word_suffix": model.get("end_of_word_suffix"),
         # llama.cpp looks whole words up before it merges under this cut alone.
-        "ignore_merges": model.get("ignore_merges", False) != (cut == "llama-bpe"),
+        "ignore_merges": str(ignores) if ignores != (cut == "llama-bpe") else None,
     }
     for name, value in changed.items():
         if value:
@@ -354,5 +357,8 @@ def _write_tokenizer(
     first = tokenizer("a").input_ids[0]
     writer.add_add_bos_token(first == tokenizer.bos_token_id)
     writer.add_add_space_prefix(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = [{"name": n, "template": text} for n, text in template.items()]
+    if template:
+        writer.add_chat_template(template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import urllib.request
@@ -171,6 +172,24 @@ def test_the_packaged_model_with_its_tokenizer_and_chat_template(tmp_path):
     assert gap <= 0.01
     again = load_model(path)
     assert again.model.config.num_hidden_layers == model.config.num_hidden_layers
+
+
+def test_a_head_of_its_own_is_carried_whatever_the_config_says(bpe, tmp_path):
+    model = qwen2(bpe, tied=True)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+    path = export_gguf(model, bpe, tmp_path / "student.gguf", precision="f32")
+    again = load_model(path).model
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_several_chat_templates_are_carried_by_name(bpe, tmp_path):
+    tokenizer = copy.deepcopy(bpe)
+    plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = {"default": plain, "tool_use": plain + "!"}
+    path = export_gguf(qwen2(bpe, tied=True), tokenizer, tmp_path / "student.gguf")
+    fields = GGUFReader(path).fields
+    assert fields["tokenizer.chat_template"].contents() == plain
+    assert fields["tokenizer.chat_template.tool_use"].contents() == plain + "!"
 
 
 # What cannot be carried ---------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +21,11 @@ from typing import Any
 from course import Course, load_course
 
 from distill_helpers.course.diagrams import three_techniques
-from distill_helpers.studies import UNITS, Interval
+from distill_helpers.studies import UNITS, Interval, t_interval
 from distill_helpers.studies.records import Round, load_rounds
 from distill_helpers.studies.results import what_would_decide
 from distill_helpers.studies.study import claimed
 
-CONFIDENCE = 0.95
 PAGES = ("README.md", "docs/results.md")
 FIGURE = "docs/three_techniques.svg"
 NO_RESULTS = (
@@ -210,25 +208,11 @@ def read_rows(path: Path, phase: str) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["phase"] == phase]
 
 
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """A mean, and half the width of its 95 % t-interval (not finite for one value)."""
-    from scipy.stats import t
-
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return mean, math.inf
-    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(variance / n)
-
-
 def _cell(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "–"
-    mean, half = mean_and_half_width(values)
-    if math.isinf(half):
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else "–"
+    found = t_interval(values)
+    return f"{found.mean:.{digits}f} ± {found.high - found.mean:.{digits}f}"
 
 
 def metric_table(rows: Sequence[dict[str, str]], shown: Shown) -> str:

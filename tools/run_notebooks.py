@@ -40,6 +40,7 @@ from build_notebooks import (
     PROGRESS_BAR,
     WIDGET,
     clean_outputs,
+    helper_hashes,
     solve,
     write_notebook,
 )
@@ -283,10 +284,9 @@ def judge_again(result: Result, notebook: NotebookNode) -> None:
 
 def inputs(course: Course, source: Path, profile: str) -> str:
     """A fingerprint of the notebook and of all that its run depends on here."""
-    package = sorted((course.root / "distill_helpers").rglob("*.py"))
     manifest = course.root / "data" / "MANIFEST.json"
-    digest = hashlib.sha256(profile.encode())
-    for path in (source, manifest, *package):
+    digest = hashlib.sha256(f"{profile}{helper_hashes(course)}".encode())
+    for path in (source, manifest):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -131,18 +131,17 @@ def install_wheel(venv: Path) -> None:
 
 def set_up_on_top(course: Path, venv: Path, requirements: Path, what: str) -> None:
     """These alone; everything else comes from the course's own environment."""
-    key = hashlib.sha256(requirements.read_bytes() + str(course).encode()).hexdigest()
+    (shared,) = course.glob("lib/python*/site-packages")
+    key = hashlib.sha256(requirements.read_bytes() + str(shared).encode()).hexdigest()
     stamp = venv / ".distill-installed"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == key:
         return
     print(f"Setting up {venv.name}")
-    if not (venv / "bin" / "python").exists():
-        remove_unfinished(venv)
-        run("creating the environment", [sys.executable, "-m", "venv", str(venv)])
-    stamp.unlink(missing_ok=True)
+    remove_unfinished(venv)
+    python = str(course / "bin" / "python")  # the one whose packages are shared
+    run("creating the environment", [python, "-m", "venv", str(venv)])
     arguments = ["--no-deps", "-r", str(requirements)]
     run(f"installing {what}", pip_install(venv, *arguments))
-    (shared,) = course.glob("lib/python*/site-packages")
     (own,) = venv.glob("lib/python*/site-packages")
     # addsitedir follows the .pth files there, so the editable package is found too.
     line = f"import site; site.addsitedir({str(shared)!r})\n"

@@ -67,7 +67,7 @@ def exit_status(name: str, run: Callable[[], int]) -> int:
     """
     try:
         return run()
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         # What goes wrong here is said in a sentence that names the remedy.
         print(f"{name}: {error}", file=sys.stderr)
         return 1

@@ -104,19 +104,22 @@ def resolve_teacher(name: str, profile: Profile, *, bits: int = 0) -> Loaded:
         ValueError: If the machine cannot do the bits.
     """
     if bits:
-        if name == "packaged":
-            packaged = profile.teacher == "packaged"
-            name = str(prepare_packaged_teacher()) if packaged else profile.teacher
-        elif name in _TINY:
-            name = str(data_folder(f"tiny_{_TINY[name]}"))
         dtype = torch.bfloat16 if bits == 4 else profile.teacher_dtype
         where = {"dtype": dtype, "device": profile.device}
-        return _load(name, bits=bits, frozen=True, **where)
+        return _load(_source(name, profile), bits=bits, frozen=True, **where)
     if name == "packaged":
         return load_teacher(profile)
     if name in _TINY:
         return load_tiny_teacher(_TINY[name], device=profile.device)
     return _load(name, dtype=profile.teacher_dtype, device=profile.device, frozen=True)
+
+
+def _source(name: str, profile: Profile) -> str:
+    """The folder, or the name on the hub, that a teacher's name stands for."""
+    if name == "packaged":
+        packaged = profile.teacher == "packaged"
+        return str(prepare_packaged_teacher()) if packaged else profile.teacher
+    return str(data_folder(f"tiny_{_TINY[name]}")) if name in _TINY else name
 
 
 def resolve_writer(
@@ -160,17 +163,15 @@ def resolve_served(options: CacheOptions) -> ServedTeacher:
     from transformers import AutoTokenizer
 
     name = options.teacher
-    if name == "packaged" or name in _TINY:
-        tokenizer = resolve_teacher(name, get_profile(options.profile)).tokenizer
-    else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"teacher={name!r} is no folder with a tokenizer, and the hub gives "
-                f"none of that name: {str(error).splitlines()[0]}; name the served "
-                "model's tokenizer, and in served_name what the server calls it"
-            ) from error
+    source = _source(name, get_profile(options.profile))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"teacher={name!r} is no folder with a tokenizer, and the hub gives "
+            f"none of that name: {str(error).splitlines()[0]}; name the served "
+            "model's tokenizer, and in served_name what the server calls it"
+        ) from error
     return ServedTeacher(
         options.served_name or name,
         options.server,
@@ -281,7 +282,8 @@ def load_answers(
 ) -> Dataset:
     """Make rows of the answers or the conversations that the options name.
 
-    Several to a row where all ``readers`` can tell them apart, else one.
+    Several to a row where all ``readers`` can tell them apart, else one; and one for a
+    teacher with another tokenizer, whose rows are aligned.
     """
     if options.data:
         rows = learn_conversations(
@@ -294,6 +296,8 @@ def load_answers(
         labels = read_questions(options.answers)
         rows = learn_answers(labels, tokenizer, max_length=options.length)
     source = options.data or options.answers
+    if options.cross:
+        return _some(rows, options, source)
     batch = torch.tensor([rows[0]["input_ids"]] * options.batch_size)
     mixing = [model for model in readers if not isolates_examples(model, batch)]
     if not mixing:
@@ -361,12 +365,19 @@ def check_length(options: TextOptions, *models: PreTrainedModel) -> None:
     with a warning: nobody reads a warning before a run of hours.
     """
     for model in models:
-        most = getattr(limits.text_config(model), "max_position_embeddings", None)
+        most = _positions(model)
         if most is not None and options.length > most:
             raise ValueError(
                 f"length={options.length}, but {public_name(model)} has learned no "
                 f"more than {most} positions; take shorter rows"
             )
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    found: int | None = getattr(
+        limits.text_config(model), "max_position_embeddings", None
+    )
+    return found
 
 
 def build_trainer(
@@ -445,6 +456,14 @@ def build_trainer(
     if options.told:
         assert teacher is not None
         rows = load_told(options, tokenizer, teacher.tokenizer)
+        longest = max(map(len, rows["teacher_input_ids"]))
+        most = _positions(teacher.model)
+        if most is not None and longest > most:
+            raise ValueError(
+                f"told={options.told!r} has a row of {longest} tokens for the teacher, "
+                f"and {public_name(teacher.model)} has learned no more than {most} "
+                "positions; tell it less, or leave long prompts out of both files"
+            )
         cross = cross or "pieces"
     elif options.answers or options.data:
         readers = [teacher.model] if kind == "soft" and teacher else []

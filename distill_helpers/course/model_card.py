@@ -133,7 +133,10 @@ def card_text(card: ModelCard) -> str:
         "tags": ["distillation"],
     }
     # JSON strings are YAML strings, whatever is in them.
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items())]
+    facts = {
+        key: json.dumps(value, ensure_ascii=False) for key, value in header.items()
+    }
+    lines = ["---", *(f"{key}: {value}" for key, value in facts.items())]
     lines += ["---", "", f"# {escape(card.name)}", "", escape(card.summary)]
     lines += ["", "## How it was made", "", escape(card.method), ""]
     lines += _table("option", "value", card.options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from distill_helpers.tasks.bundled import data_path
+from distill_helpers.tasks.bundled import data_path, data_root
 
 if TYPE_CHECKING:
     from distill_helpers.machine import Profile
@@ -119,7 +119,7 @@ def origins(names: Iterable[str]) -> Mapping[str, tuple[str, str]]:
     Taught in notebook 13.
     """
     wanted = list(names)
-    paths = [data_path(name) for name in wanted]
-    root = paths[0].parents[wanted[0].count("/")]
-    files = json.loads((root / "MANIFEST.json").read_text("utf-8"))["files"]
+    for name in wanted:
+        data_path(name)  # checks its bytes
+    files = json.loads((data_root() / "MANIFEST.json").read_text("utf-8"))["files"]
     return {name: (files[name]["licence"], files[name]["origin"]) for name in wanted}

@@ -105,7 +105,10 @@ def score(
     return Score(tuple(a is not None and a == b for a, b in found))
 
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+# A sign behind a letter, a digit or a point is a dash.
+_NUMBER = re.compile(
+    r"(?:(?<![\w.])[-+])?(?:\d[\d,]*(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d+)?"
+)
 
 
 def reader_of(form: str) -> Answering:

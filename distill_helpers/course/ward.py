@@ -87,11 +87,13 @@ class Ward:
     @torch.no_grad()
     def distance(self, student: PreTrainedModel) -> float:
         """KL(teacher ‖ student) on the exam, nats per token."""
-        values = [
-            float(plain_loss(read(student, batch), theirs, batch["labels"], 1.0, 1.0))
-            for batch, theirs in self.exam
-        ]
-        return sum(values) / len(values)
+        total = count = 0.0
+        for batch, theirs in self.exam:
+            labels = batch["labels"]
+            here = int((labels[:, 1:] != IGNORE_INDEX).sum())
+            loss = plain_loss(read(student, batch), theirs, labels, 1.0, 1.0)
+            total, count = total + here * float(loss), count + here
+        return total / count
 
     def train(
         self,

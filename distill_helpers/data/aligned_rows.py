@@ -162,8 +162,7 @@ class AlignedCollator:
             missing = [name for name in ALIGNED_COLUMNS if row.get(name) is None]
             if missing:
                 raise DataError(
-                    f"a row has no {missing[0]}; make them with data.align_rows, and "
-                    "leave remove_unused_columns at False, as training_arguments does"
+                    f"a row has no {missing[0]}; make them with data.align_rows"
                 )
         batch = self.student(rows)
         read = self.teacher([{"input_ids": row["teacher_input_ids"]} for row in rows])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from distill_helpers.data.base import DataError, dataset_of, whole_characters
-from distill_helpers.losses import IGNORE_INDEX
+from distill_helpers.data.prompts import join_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,16 +50,8 @@ def mask_prompts(
             "the tokenizer has no end-of-text token: the student could not learn to "
             "stop; set tokenizer.eos_token"
         )
-    rows = []
-    for prompt, answer in encode_answers(prompts, answers, tokenizer):
-        learned = [*answer, end]
-        rows.append(
-            {
-                "input_ids": prompt + learned,
-                "labels": [IGNORE_INDEX] * len(prompt) + learned,
-            }
-        )
-    return dataset_of(rows)
+    pairs = encode_answers(prompts, answers, tokenizer)
+    return dataset_of([join_row(prompt, [*answer, end]) for prompt, answer in pairs])
 
 
 # Texts behind which an answer is encoded to learn its tokens in mid-text. Which of them

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_helpers.data.base import DataError, dataset_of, read_utf8, whole_characters
+from distill_helpers.data.base import DataError, dataset_of, jsonl_rows, read_utf8
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,21 +25,10 @@ _LEAST_WIDTH = 36
 _ITEM = re.compile(r"\s*([-*+•|>#]|\d+[.)]\s|```|//)")
 
 
-def passages(text: str) -> Iterable[str]:
+def passages(text: str) -> list[str]:
     """Undo the hard line breaks and cut at paragraphs."""
-    passage: list[str] = []
-    size = 0
-    for block in text.split("\n\n"):
-        paragraph = " ".join(block.split())
-        if not paragraph:
-            continue
-        passage.append(paragraph)
-        size += len(paragraph)
-        if size >= _PASSAGE_CHARACTERS:
-            yield "\n".join(passage)
-            passage, size = [], 0
-    if passage:
-        yield "\n".join(passage)
+    paragraphs = (" ".join(block.split()) for block in text.split("\n\n"))
+    return _gathered(filter(None, paragraphs), "\n")
 
 
 def _passages_of_file(text: str) -> list[str]:
@@ -50,7 +38,9 @@ def _passages_of_file(text: str) -> list[str]:
     that are lists, tables, verse or code. A file that is no such prose keeps every
     line, blank ones included: its passages, joined by blank lines, are the file.
     """
-    blocks = [block.split("\n") for block in text.split("\n\n")]
+    # A line of spaces is blank, too.
+    parted = re.sub(r"(?m)^[^\S\n]+$", "", text).split("\n\n")
+    blocks = [block.split("\n") for block in parted]
     width = _wrapped_at(blocks)
     breaks = [one for block in blocks for one in _breaks(block, width)]
     within = _capitals_within(blocks)
@@ -202,11 +192,10 @@ def load_corpus(path: str | Path) -> Dataset:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; check the path and the folder")
-    content = read_utf8(path)
     if path.suffix == ".txt":
-        texts = _passages_of_file(content)
+        texts = _passages_of_file(read_utf8(path))
     elif path.suffix == ".jsonl":
-        texts = _jsonl_texts(path, content)
+        texts = _jsonl_texts(path)
     else:
         raise DataError(f"{path} ends in {path.suffix!r}; use .txt or .jsonl")
     if not texts:
@@ -214,24 +203,14 @@ def load_corpus(path: str | Path) -> Dataset:
     return dataset_of([{"text": text} for text in texts])
 
 
-def _jsonl_texts(path: Path, content: str) -> list[str]:
+def _jsonl_texts(path: Path) -> list[str]:
     texts = []
-    # Not splitlines(): JSON strings may hold U+2028 and its like.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: not JSON ({error.msg}); write one object "
-                'per line, such as {"text": "…"}'
-            ) from error
+    for number, row in jsonl_rows(path):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise DataError(
                 f'{path}, line {number}: no string under "text"; write one object '
                 'per line, such as {"text": "…"}'
             )
         if row["text"].strip():
-            texts.append(whole_characters(row["text"]))
+            texts.append(row["text"])
     return texts

@@ -74,8 +74,11 @@ def _joined(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not texts:
         return []  # a tokenizer refuses an empty list
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"text {number} is {text!r:.80}, no string; leave it out")
+    whole = [whole_characters(text) for text in texts]
     try:
-        whole = [whole_characters(text) for text in texts]
         found = tokenizer(whole, add_special_tokens=False)["input_ids"]
     except Exception as error:  # of tokenizers, which has no class of its own
         raise DataError(
@@ -131,7 +134,11 @@ def stream_rows(
 
 
 def evenly_spaced(rows: Dataset, count: int) -> Dataset:
-    """``count`` rows at equal distances, so that every part of a text is there."""
+    """``count`` rows at equal distances, from the first on.
+
+    The distance is a whole number, ``len(rows) // count``: of many rows every part is
+    there, of fewer than ``2 * count`` only the beginning.
+    """
     step = max(1, len(rows) // count)
     return rows.select(range(0, len(rows), step)[:count])
 

@@ -276,6 +276,8 @@ def strip_padding(rows: Dataset) -> Dataset:
     names.remove("attention_mask")
 
     def text(row: dict[str, Any]) -> dict[str, list[int] | None]:
+        if row["attention_mask"] is None:
+            return {name: row[name] for name in names}
         return {name: None if row[name] is None else _seen(row, name) for name in names}
 
     return rows.map(text, remove_columns="attention_mask")

@@ -5,17 +5,14 @@ Used from notebook 02 on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from distill_helpers.machine import progress_bar
 from distill_helpers.models import generate_batch
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    Rows: TypeAlias = Dataset | IterableDataset | Iterable[Mapping[str, Any]]
 
 
 def exact_match(

@@ -1,6 +1,6 @@
 """Yardsticks: how good a student is, and how like its teacher.
 
-Every number comes with the count of positions it rests on. Taught in notebook 02,
+Every number comes with the count of positions it rests on. Taught in notebook 03,
 which shows that the yardsticks can disagree.
 
 All of them hold for any causal model, any tokenizer and any rows that the trainers

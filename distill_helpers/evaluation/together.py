@@ -15,9 +15,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_helpers.evaluation.scores import evaluate
-from distill_helpers.models import (
-    output_width,
-)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,18 +48,15 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
         super().__init__()
-        self.models = nn.ModuleDict(models)
+        self.models = nn.ModuleList(models.values())
 
     def forward(self, **inputs: Any) -> Any:
         """Return log-probabilities as logits."""
         from transformers.modeling_outputs import CausalLMOutput
 
-        models: list[Any] = list(self.models.values())
-        width = min(output_width(model) or 0 for model in models)
-        log_p = [
-            model(**inputs).logits[..., :width].float().log_softmax(-1)
-            for model in models
-        ]
+        logits = [model(**inputs).logits for model in self.models]
+        width = min(one.shape[-1] for one in logits)
+        log_p = [one[..., :width].float().log_softmax(-1) for one in logits]
         mean = torch.stack(log_p).logsumexp(0) - math.log(len(log_p))
         return CausalLMOutput(logits=mean)
 
@@ -81,7 +75,12 @@ def compare(
         rows: Held out, as for :func:`~distill_helpers.evaluation.evaluate`.
         tokenizer: The tokenizer that all models share.
         batch_size: Rows per forward pass.
+
+    Raises:
+        ValueError: For fewer than two models.
     """
+    if len(models) < 2:
+        raise ValueError(f"models={sorted(models)}: at least two are needed")
     nll, kl, agreement = {}, {}, []
     for name, model in models.items():
         for other, teacher in models.items():

@@ -334,6 +334,8 @@ def ask_all(
             a while. What was answered is stored.
         KeyboardInterrupt: After an interruption, once what is under way is stored.
     """
+    for request in missing:
+        budget.worst(request)  # refuses what cannot be written, before any is asked
     waiting = teacher.order(missing)[::-1]
     tries: Counter[str] = Counter()
     failures: list[Failure] = []
@@ -358,7 +360,7 @@ def ask_all(
         for request, result in results:
             budget.settle(request, result)
             if isinstance(result, Answer):
-                silent = 0
+                silent = skipped = 0
                 file.append(_row(teacher, request, result))
                 stored(request)
                 continue

@@ -256,8 +256,6 @@ class SoftLabelCache:
         return values
 
     def _blank(self, rows: int, length: int) -> dict[str, NDArray[Any]]:
-        if not self._shards:
-            return {}
         first = self._shards[0]
         stored = set(first.keys())
         return {

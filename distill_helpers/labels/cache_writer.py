@@ -5,6 +5,7 @@ Taught in notebook 04.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -201,6 +202,7 @@ def write_cache(  # type: ignore[misc]  # the overloads tell apart what is retur
         shard_bytes = min(max(size // _SHARDS, _SHARD_BYTES[0]), _SHARD_BYTES[1])
     batches = max(1, int(shard_bytes / (size / len(rows.keys)) / batch_size))
     plan["rows_per_shard"] = batches * batch_size
+    plan = json.loads(json.dumps(plan))  # as a header comes back from the disk
     with only_writer(folder, folder / ".lock", CacheError):
         if part is None:
             refuse_writers(path)

@@ -101,9 +101,9 @@ def learn_conversations(
             with ``tools``, a list of what may be called, or JSON of it, and with the
             ``finish_reason`` of the last turn (a message may hold its own).
         tokenizer: The student's tokenizer; it needs a chat template.
-        max_length: Most tokens of a row. A conversation stops before the first turn
-            that does not fit, and the log says how many turns that leaves out: a
-            cut-off one would teach to stop anywhere. ``None`` keeps all.
+        max_length: Most tokens of a row. Turns that do not fit with all that stands
+            before them are left out, and the log says how many: a cut-off one would
+            teach to stop anywhere. ``None`` keeps all.
         template_options: Further variables of the chat template, such as
             ``{"enable_thinking": False}``; to be the same at inference.
         split_turns: Begin another row where a turn cannot share one with those

@@ -28,7 +28,7 @@ def asked_messages(prompt: Prompt, number: int) -> tuple[Message, ...]:
         return ({"role": "user", "content": whole_characters(prompt)},)
     try:
         messages = cleaned(prompt)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"prompts[{number}]: {error}") from None
     last = messages[-1]["role"] if messages else "nobody"
     if last not in ASKING:

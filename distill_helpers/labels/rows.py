@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import DataError, encode_answers, whole_characters
+from distill_helpers.data import DataError, encode_answers, join_row, whole_characters
 from distill_helpers.labels.messages import Message, Prompt, asked_messages, cleaned
 from distill_helpers.labels.store import as_dataset
 from distill_helpers.labels.templates import ChatTemplate
-from distill_helpers.losses import IGNORE_INDEX
 from distill_helpers.models import closing_tokens
 
 if TYPE_CHECKING:
@@ -131,12 +130,7 @@ def learn_answers(
     for (prompt, answer), turn in zip(parts, turns, strict=True):
         learned = answer + turn.closing
         if max_length is None or len(prompt) + len(learned) <= max_length:
-            rows.append(
-                {
-                    "input_ids": prompt + learned,
-                    "labels": [IGNORE_INDEX] * len(prompt) + learned,
-                }
-            )
+            rows.append(join_row(prompt, learned))
     left_out = len(labels) - len(rows)
     if left_out:
         _LOGGER.warning(

@@ -16,13 +16,12 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from distill_helpers.data import DataError
+from distill_helpers.data import DataError, join_row
 from distill_helpers.labels.api import ApiTeacher
 from distill_helpers.labels.messages import Message
 from distill_helpers.labels.served_tokens import Named, ServerError, TokenMap
 from distill_helpers.labels.teachers import Action, Answer, Failure, Request
 from distill_helpers.labels.templates import prompt_ids
-from distill_helpers.losses import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -320,14 +319,8 @@ def served_rows(
             positions += len(answer)
             unmapped += label["unmapped"]
             mass += label["unmapped_mass"]
-            rows.append(
-                {
-                    "input_ids": prompt + answer,
-                    "labels": [IGNORE_INDEX] * len(prompt) + answer,
-                    "top_ids": label["top_ids"],
-                    "top_logprobs": label["top_logprobs"],
-                }
-            )
+            tops = {name: label[name] for name in ("top_ids", "top_logprobs")}
+            rows.append(join_row(prompt, answer) | tops)
     left_out = (
         f"{untold} whose tokens cannot be told, {short} with fewer than top_k={top_k} "
         f"tokens at a position, {long} longer than max_length={max_length}"

@@ -191,6 +191,9 @@ def as_dataset(rows: list[dict[str, Any]]) -> Dataset:
     """A dataset whose messages are read as they were asked."""
     from datasets import Dataset, Features  # heavy: not at import
 
+    # from_list takes the first row's columns, and a file may hold several kinds.
+    names = dict.fromkeys(name for row in rows for name in row)
+    rows = [{name: row.get(name) for name in names} for row in rows]
     plain = {"role": str, "content": str}
     if all(
         {k: type(v) for k, v in m.items()} == plain for r in rows for m in r["messages"]

@@ -355,8 +355,11 @@ def _sparse_forward_kl(student: torch.Tensor, targets: SparseTargets) -> torch.T
     known = log_q.gather(-1, targets.ids)
     value = -(targets.weights * known).sum(-1)
     if targets.tail is not None:
-        rest = (1 - known.exp().sum(-1)).clamp(min=1e-7)
-        value = value - torch.xlogy(targets.tail, rest)
+        # Summed, not 1 - sum: what is left may be tiny.
+        rest = log_q.exp().scatter(-1, targets.ids, 0.0).sum(-1)
+        value = value - torch.xlogy(
+            targets.tail, rest.clamp(min=torch.finfo(dtype).tiny)
+        )
     return value - targets.known_entropy
 
 

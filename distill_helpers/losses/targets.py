@@ -44,7 +44,8 @@ class Head:
         """
         weight = self.weight.to(hidden.dtype)
         if out is None:
-            logits = F.linear(hidden, weight, self.bias)
+            bias = None if self.bias is None else self.bias.to(hidden.dtype)
+            logits = F.linear(hidden, weight, bias)
             if self.scale != 1:
                 logits = logits * self.scale
             if self.soft_cap is None:

@@ -44,7 +44,6 @@ from distill_helpers.models.heads import (
     check_causal,
     check_head,
     isolates_examples,
-    plain_head,
     probed_places,
     why_not_plain,
 )
@@ -114,7 +113,6 @@ __all__ = [
     "model_ends",
     "output_width",
     "parameter_count",
-    "plain_head",
     "probed_places",
     "prune_layers",
     "public_name",

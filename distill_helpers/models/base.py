@@ -31,7 +31,7 @@ class Loaded(NamedTuple):
 
 
 def public_name(model: PreTrainedModel) -> str:
-    """A hub id as it is; of a local folder only its last part: records travel."""
+    """A hub id as it is; of an absolute path only its last part: records travel."""
     name = str(model.config.name_or_path or "")
     return Path(name).name if Path(name).is_absolute() else name
 

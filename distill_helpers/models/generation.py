@@ -77,6 +77,11 @@ def generate_batch(
             "neither the tokenizer nor the model knows a token that ends a text; set "
             "tokenizer.eos_token"
         )
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ValueError(
+            "prompts must hold at least one token each; begin an empty one with "
+            "tokenizer.bos_token_id"
+        )
     length = max(len(prompt) for prompt in prompts)
     limits = Limits.of("model", model)
     limits.check_ids(max(max(prompt) for prompt in prompts), "a prompt")
@@ -161,7 +166,8 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except (TemplateError, ValueError):
         return None  # it wants more than two turns; the other ends have to do
-    closing = closing_tokens(whole.rpartition(answer)[2], tokenizer)
+    _, found, behind = whole.rpartition(answer)
+    closing = closing_tokens(behind, tokenizer) if found else []
     return closing[-1] if closing else None
 
 

@@ -41,7 +41,7 @@ _LOGGER = logging.getLogger(__name__)
 class HeadReader:
     """Gives a model's hidden states if its head is plain, otherwise its logits.
 
-    The head is tried out: at three positions of each row it has to turn the hidden
+    The head is tried out: at three positions of two rows it has to turn the hidden
     states into the logits that the model itself computes there, ruled-out tokens
     (−inf) included. That happens once for every kind of call: training or not, with
     or without gradients, autocast, names and shape of the inputs, and hooks, any of
@@ -454,7 +454,7 @@ def isolates_examples(model: PreTrainedModel, ids: torch.Tensor) -> bool:
 
 
 def _made_up(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Three texts ``[3, 4]`` without a token in common: of these, and of the next ones.
+    """Three different texts ``[3, 4]``: of these tokens, and of the next ones.
 
     Args:
         model: Says which tokens there are, and where it wants them.
@@ -502,15 +502,6 @@ def why_not_plain(model: nn.Module, *, sharded: bool = False) -> str:
     if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
         return "cannot be left out (the model takes no logits_to_keep)"
     return "" if _trunk(model) is not None else "stands on no trunk that is known"
-
-
-def plain_head(model: nn.Module) -> Head | None:
-    """The output head of a causal model, if it is a plain linear layer.
-
-    ``None`` for what :func:`why_not_plain` names.
-    """
-    base = unwrapped(model)
-    return None if why_not_plain(base) else _head_of(base)
 
 
 def _gathered_head(model: PreTrainedModel) -> Head | None:

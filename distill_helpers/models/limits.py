@@ -211,7 +211,7 @@ class Readers:
 
     def _check_teacher_rows(self, ids: torch.Tensor) -> None:
         """The same for rows that the teacher alone reads."""
-        teachers = [limits for limits in self.limits if limits.who == "teacher"]
+        teachers = [one for one in self.limits if one.who.startswith("teacher")]
         for limits in teachers:
             limits.check_ids(int(ids.max()), "the teacher's row")
             if ids.shape[-1] > self._longest_of_teacher:

@@ -80,6 +80,10 @@ def _without_layers(model: Any, keep: list[int]) -> Any:
     prefix = next(name for name, module in model.named_modules() if module is layers)
     try:
         config = config_of_kept(model.config, keep, len(layers))
+        head = model.get_output_embeddings()
+        if head is not None and head.weight is not model.get_input_embeddings().weight:
+            for part in (config, config.get_text_config()):
+                part.tie_word_embeddings = False  # whatever the file said
         # Every weight is about to be copied: drawing random ones would take seconds,
         # and change the global random state.
         with no_init_weights():

@@ -46,7 +46,7 @@ def shared_vocabulary(
         if index >= size and theirs["ids"].get(index) == token
     }
     for what in ours:
-        shared = theirs[what]
+        shared = theirs.get(what)
         if isinstance(shared, dict):
             shared = {index: shared[index] for index in shared if index not in appended}
         if ours[what] != shared:

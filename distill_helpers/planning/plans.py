@@ -272,18 +272,22 @@ def _find_remedy(too_large: Plan) -> str:
     if start.method == "soft":
         if start.teacher_bits is None:
             remedies.append({"teacher_bits": 8})
-        remedies.append({"method": "stored", "teacher": None})
+        remedies.append({"method": "stored", "teacher": None, "teacher_bits": None})
     changed: dict[str, Any] = {}
     for remedy in remedies:
         if all(getattr(step, name) == value for name, value in remedy.items()):
             continue
         step = replace(step, **remedy)
-        changed |= {name: value for name, value in remedy.items() if value is not None}
+        changed |= remedy
         other = replace(
             too_large, step=step, rehearsal=rehearse(step, too_large.device)
         )
         if other.fits:
-            options = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+            options = ", ".join(
+                f"{'bits' if name == 'teacher_bits' else name}={value!r}"
+                for name, value in changed.items()
+                if value is not None
+            )
             return f"it fits with {options}: {other.memory_gib:.2f} GiB"
     if too_large.resident:
         other = replace(too_large, resident=0)

@@ -388,7 +388,7 @@ def _refusing_in_words(step: Step) -> Iterator[None]:
     log.disabled = True  # it prints what is about to be said
     try:
         yield
-    except _OptimizerError:
+    except (_OptimizerError, ImportError):
         raise
     except Exception as error:  # of torch or an architecture
         kinds = {one.model_type for one in (step.student, step.teacher) if one}

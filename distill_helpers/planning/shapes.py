@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -93,8 +94,17 @@ def weight_bytes(model: Model, dtype: torch.dtype) -> int:
         found = model
     else:
         with torch.device("meta"):
-            found = AutoModelForCausalLM.from_config(config_of(model), dtype=dtype)
-    return sum(one.numel() * one.element_size() for one in found.parameters())
+            # A copy, for transformers notes the dtype in the config it is given.
+            config = copy.deepcopy(config_of(model))
+            found = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return sum(map(_stored_bytes, found.parameters()))
+
+
+def _stored_bytes(tensor: torch.Tensor) -> int:
+    if is_traceable_wrapper_subclass(tensor):  # torchao's, which are made of parts
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
 
 
 def vocabulary_of(config: PreTrainedConfig) -> int:

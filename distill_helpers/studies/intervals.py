@@ -69,6 +69,8 @@ def p_value(values: Sequence[float], distance: float) -> float:
     from scipy.stats import t
 
     n = len(values)
+    if any(map(math.isnan, values)):
+        return 1.0  # decides nothing
     error = stdev(values) / math.sqrt(n)
     if not error:
         return 0.0 if distance else 1.0

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -102,13 +103,24 @@ def warm_start(
     steps: int = WARM_STEPS,
     questions: int = QUESTIONS,
     validation: int = VALIDATION_SIZE,
+    *,
+    judged: bool = True,
 ) -> Trained:
-    """A student that has learned the teacher's answers; where every arm begins."""
+    """A student that has learned the teacher's answers; where every arm begins.
+
+    Args:
+        seed: Decides its weights, the questions and the order.
+        steps: How long it learns.
+        questions: How many the teacher has answered.
+        validation: Problems that judge it.
+        judged: Keep the best checkpoint by them, not the last.
+    """
     tokenizer = load_tiny_teacher("sums").tokenizer
     return _train(
         build_student(tokenizer, layers=2, width=96, seed=seed),
         teacher_rows(seed, questions),
         validation,
+        judged=judged,
         steps=steps,
         seed=seed,
         learning_rate=2e-3,
@@ -123,6 +135,7 @@ def go_on(
     steps: int | None = None,
     questions: int = QUESTIONS,
     validation: int = VALIDATION_SIZE,
+    judged: bool = True,
     **recipe: Unpack[Recipe],
 ) -> Trained:
     """Train a copy of a student that has had its warm start.
@@ -134,6 +147,7 @@ def go_on(
         steps: Default: what the study gives the arm.
         questions: How many the teacher has answered.
         validation: Problems that choose the checkpoint.
+        judged: Same as in :func:`warm_start`.
         recipe: Learning rate and weight decay.
     """
     if steps is None:
@@ -156,24 +170,39 @@ def go_on(
         )
     student = copy.deepcopy(warm)
     return _train(
-        student, rows, validation, steps=steps, seed=seed, trainer=trainer, **recipe
+        student,
+        rows,
+        validation,
+        judged=judged,
+        steps=steps,
+        seed=seed,
+        trainer=trainer,
+        **recipe,
     )
 
 
 def _train(
-    model: PreTrainedModel, rows: Dataset, validation: int, *, steps: int, **more: Any
+    model: PreTrainedModel,
+    rows: Dataset,
+    validation: int,
+    *,
+    steps: int,
+    judged: bool,
+    **more: Any,
 ) -> Trained:
-    return train_tiny(
+    judge = wrong_judge(validation)
+    trained = train_tiny(
         model,
         rows,
         load_tiny_teacher("sums").tokenizer,
-        wrong_judge(validation),
+        judge if judged else None,
         every=max(1, steps // 4),
         steps=steps,
         batch_size=BATCH_SIZE,
         adam_beta2=0.99,
         **more,
     )
+    return trained if judged else replace(trained, validation=judge(trained.model))
 
 
 def exposure(

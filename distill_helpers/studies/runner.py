@@ -52,8 +52,11 @@ def run_study(
     log = work / f"{study.name}.jsonl"
     explore = [
         Run(arm, setting, seed, options)
-        for arm, setting in study.pairs()
+        # Arms of a seed stand together, for they may share a start or a task.
+        for setting in study.settings
         for seed in study.explore_seeds
+        for arm in study.arms
+        if (arm, setting) not in study.left_out
         for options in study.grid
     ]
     rows = _run_all(study, explore, "explore", log, workers, progress)
@@ -171,21 +174,25 @@ def _run_all(
         finished: Iterable[Any] = as_completed(futures)
         if progress is not None and missing:
             finished = progress(finished, len(missing), f"{study.name}: {phase}")
-        with log.open("a", encoding="utf-8") as file:
-            for future in finished:
-                run = futures[future]
-                row = {
-                    "study": study.name,
-                    "phase": phase,
-                    "arm": run.arm,
-                    "setting": run.setting,
-                    **run.recipe,
-                    **future.result(),
-                }
-                entry = {"key": _key(run), "source": source, "row": row}
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-                done[_key(run)] = row
+        try:
+            with log.open("a", encoding="utf-8") as file:
+                for future in finished:
+                    run = futures[future]
+                    row = {
+                        "study": study.name,
+                        "phase": phase,
+                        "arm": run.arm,
+                        "setting": run.setting,
+                        **run.recipe,
+                        **future.result(),
+                    }
+                    entry = {"key": _key(run), "source": source, "row": row}
+                    file.write(json.dumps(entry) + "\n")
+                    file.flush()
+                    done[_key(run)] = row
+        finally:
+            for future in futures:  # after an error nobody would log what they find
+                future.cancel()
     return [done[_key(run)] for run in runs]
 
 

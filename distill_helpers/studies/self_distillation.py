@@ -343,6 +343,7 @@ def outcome(task: Task, setting: str, student: Any = None) -> dict[str, float]:
         "kl_left": 100 * kl / task.test.kl_before,
         "kl_left_learned": 100 * learned / task.learned.kl_before,
         "form": share,
+        "bf16": int(get_profile("cpu").autocast_dtype is not None),
     }
 
 

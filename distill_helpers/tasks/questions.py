@@ -75,6 +75,7 @@ def _read(path: str | Path, answered: bool) -> tuple[list[Prompt], list[str]]:
     answers = []
     for number, row in jsonl_rows(path):
         row = row if isinstance(row, dict) else {}
+        row = {name: value for name, value in row.items() if value is not None}
         prompt, answer = row.get("prompt", row.get("messages")), row.get("answer", "")
         if "answer" not in row and isinstance(prompt, list) and _is_answer(prompt[-1:]):
             *prompt, last = prompt

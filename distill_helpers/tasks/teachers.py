@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,7 +188,8 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """
     for left_over in folder.parent.glob(f".{folder.name}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new = folder.with_name(f".{folder.name}-{os.getpid()}")
+    new.mkdir()  # mkdtemp's would be readable by its maker alone
     old = new.with_name(new.name + "-old")
     try:
         yield new

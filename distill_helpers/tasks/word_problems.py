@@ -159,11 +159,18 @@ def _draw(count: int, seed: int, exclude: frozenset[str]) -> list[WordProblem]:
     names = list(TEMPLATES)
     seen = set(exclude)
     drawn: list[WordProblem] = []
+    misses = 0
     while len(drawn) < count:
         # In turn, so that every template is there equally often.
         template = names[len(drawn) % len(names)]
         question, steps, result = TEMPLATES[template](_Draw(generator))
-        if question not in seen:
+        misses = misses + 1 if question in seen else 0
+        if misses > 10_000:
+            raise ValueError(
+                f"count={count}: the template {template!r} has hardly a new problem "
+                f"left after {len(drawn)} in all; ask for fewer"
+            )
+        if not misses:
             seen.add(question)
             drawn.append(WordProblem(question, "\n".join(steps), result, template))
     return drawn

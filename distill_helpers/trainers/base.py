@@ -134,6 +134,8 @@ class DistillationTrainer(Trainer):
         # Trainer would delete old checkpoints before the new one is complete.
         args, keep = copy.copy(args), args.save_total_limit
         args.save_total_limit = None
+        # The collator decides what a batch holds; Trainer would drop masks and prompts.
+        args.remove_unused_columns = False
         self._saves = SealCheckpoints(keep)
         if args.n_gpu > 1:
             # DataParallel splits num_items in ways a loss cannot follow; several
@@ -414,7 +416,7 @@ def training_arguments(
         "max_steps": steps,
         "learning_rate": learning_rate,
         "per_device_train_batch_size": batch_size,
-        "warmup_steps": max(1, steps // 20),
+        "warmup_steps": steps // 20,
         "lr_scheduler_type": "cosine",
         "weight_decay": 0.1,
         "adam_beta2": 0.95,

@@ -128,7 +128,12 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def _complete_checkpoints(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if is_complete(path)]
+    # Not a copy that somebody has given another name.
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal() and is_complete(path)
+    ]
     return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
 
 

@@ -254,12 +254,6 @@ class CoDistillationTrainer(DistillationTrainer):
         if self.args.save_strategy != SaveStrategy.NO:
             for name, model in models.items():
                 refuse_unsaved(name, model)
-        if self.args.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns=True would remove all columns, since several "
-                "models have no one signature; set it to False, as "
-                "trainers.training_arguments does"
-            )
         if self.args.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end=True: several models have several best steps; "
@@ -465,10 +459,19 @@ def _check_models(
         raise ValueError(
             f"teacher={teacher!r} is none of the models, which are {', '.join(models)}"
         )
-    odd = [name for name in models if "." in name or "/" in name or name == _STALE]
+    odd = [
+        name
+        for name in models
+        if not name
+        or "." in name
+        or "/" in name
+        or name == _STALE
+        or hasattr(nn.ModuleDict, name)
+    ]
     if odd:
         raise ValueError(
-            f"models has the name {odd[0]!r}, which cannot be a folder's; use letters"
+            f"models has the name {odd[0]!r}, which cannot be that of a folder and of "
+            "a module; choose another"
         )
     seen: dict[str, str] = {}
     for name, model in models.items():

@@ -76,8 +76,8 @@ class CrossLabels:
         fused: Same as in :class:`~distill_helpers.trainers.HardLabels`.
         temperature: ``T`` of the chosen loss.
         alpha: Weight of the soft term; the rest goes to the labels.
-        scale: Multiply the soft term by what T makes gradients smaller by: T of
-            chunks and words, T² of mapped vocabularies.
+        scale: Multiply by what T makes gradients smaller by: T of chunks and words,
+            T² of mapped vocabularies and of the KL of pieces; sorted has no factor.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class CrossLabels:
 
         The parts are ``soft`` and, with labels in the mix, ``hard``; ``compared``, the
         share of the labels that the soft term compares; ``covered``, of mapped
-        vocabularies, the teacher's probability per label that lies on shared tokens;
+        vocabularies and pieces, the teacher's probability per label that counts;
         and ``unaligned``, the number of rows that have no chunk.
         """
         labels = inputs["labels"]
@@ -226,6 +226,11 @@ def aligned_options(
             aligned here, once.
     """
     changed = dict(options)
+    if options.get("data_collator") is not None:
+        raise ValueError(
+            "data_collator would have no effect with cross=, which makes batches of "
+            "both tokenizers' rows; leave it out"
+        )
     collate = AlignedCollator(
         collator_for(alignment.student.tokenizer),
         collator_for(alignment.teacher.tokenizer),

@@ -119,6 +119,12 @@ class OnPolicyTrainer(SoftLabelTrainer):
                 f"alpha={options['alpha']} has no meaning here: labels would be the "
                 "student's own text; mix in the rows' answers with on_policy_share"
             )
+        if options.get("cross") is not None:
+            raise ValueError(
+                f"cross={options['cross']!r} needs rows that are aligned beforehand, "
+                "and the student has yet to write these; take a teacher of the same "
+                "tokenizer, or SoftLabelTrainer"
+            )
         super().__init__(
             model,
             teacher=teachers if isinstance(teacher, Mapping) else teachers[None],

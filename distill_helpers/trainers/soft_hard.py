@@ -274,7 +274,8 @@ class SoftLabelTrainer(DistillationTrainer):
         alpha: Weight of the soft term.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: The share of the teacher in the JSD's mixture, in [0, 1].
-        scale_by_t2: Multiply the soft term by T²; that of chunks and words by T.
+        scale_by_t2: Multiply the soft term by T²; that of chunks and words by T, of
+            pieces the KL alone, and sorted by nothing.
         fused: Never hold all logits; see :mod:`distill_helpers.losses.fused`. Models
             without a plain head fall back to holding them.
         tokenizer: The student's tokenizer.

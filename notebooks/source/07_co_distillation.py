@@ -124,7 +124,7 @@ for name, length in pull.items():
 # %% [markdown]
 # At this first step the beginner hardly pulls. Both models spread their guesses over two
 # thousand tokens, each in its own random way. So no token stands out that the teacher could
-# pull at. The text has one, and leads in any mix. Alone, such a teacher still moves its
+# pull at. The text has one, and leads in every mix we use. Alone, such a teacher still moves its
 # student: Adam divides by the gradient's size.
 #
 # ## Exercise 1 · One loss for two
@@ -462,11 +462,13 @@ plt.show()
 
 # %% [markdown]
 # Follow the ramp. While its weight is zero it stays on the zero line, then it leaves the
-# line. The student that hears its teacher alone is behind almost at once. The mixes lose less.
+# line. The student that hears its teacher alone is behind almost at once. The mixes are
+# even a little ahead in the first steps, then fall behind, but less.
 #
 # The very same loss was a gift in lesson 02, where the teacher was finished. Our
 # explanation, which we did not test: this teacher knows little more than its student could
-# know by now, and where it speaks, the text counts for less. The student is *dragged*.
+# know by now, and where it speaks, the text counts for less. The student is *dragged*. It fits
+# the first steps best, for later the teacher leads, and still the ramp falls behind.
 #
 # Now the novel that nobody has read. The last column has a surprise.
 
@@ -608,17 +610,17 @@ plt.show()
 # that alone may be the reason.
 #
 # The fourth row matters most, and it fails: a student with a ramp is even a little worse than
-# one alone. In our run above, ramp and mix were equal and further behind. The study is not
+# one alone. In our run above, the ramp was no better than the mix, and further behind. The study is not
 # that run five times: rates are chosen for each arm and decay, rows are read more than once,
 # and the best checkpoint counts. Where the two differ, believe the study.
 #
 # *Teacher first* and *head start* have slightly better means than the student alone. Nobody
-# claimed this in advance and the intervals overlap: a hint, not a finding. *Two averaged* had
+# claimed this in advance: a hint, not a finding. *Two averaged* had
 # the best mean, and pays twice for every answer.
 #
 # With 800 rows, the results page prints *holds* for two more claims: a ramp beats a student
 # alone, and a peer helps. **Do not build on them.** A lone student does best with a higher
-# rate than we tried, so its score is too low: see *What we got wrong* in `docs`.
+# rate than we tried, so it looks worse than it is: see *What we got wrong* in `docs`.
 #
 # ## The bill
 #
@@ -637,8 +639,8 @@ print(
 )
 
 # %% [markdown]
-# Somebody who trains the large model *anyway* gets its soft labels free. Meta names this saving
-# for Llama 4.
+# Somebody who trains the large model *anyway* gets its soft labels free: free in operations, not
+# in memory, and the student must read the teacher's batches at its pace.
 #
 # Somebody who wants *only the student* pays for the teacher's training, too.
 #
@@ -711,7 +713,7 @@ print(results.verdict("equal_flops"))
 # %% [markdown]
 # Each point is a seed. This is the honest baseline, and it wins by far: after so few steps all
 # these models are far from done. *Teacher first* has fallen behind the pair, for its bill
-# includes a labelling pass. If you want only the student, train the student.
+# includes a labelling pass. If you want only the student, and it still improves, train it longer.
 #
 # ## Another task
 #
@@ -741,8 +743,8 @@ ax.set_title("Equal steps: no clear winner. Equal operations: alone wins")
 plt.show()
 
 # %% [markdown]
-# Carrying is learned all of a sudden, as in lesson 06. Against such leaps no help of a partner
-# shows. With the operations of a pair, a lone student learns to add with every seed.
+# Carrying is learned all of a sudden, as in lesson 06. Against such leaps neither
+# help nor harm of a partner shows. With the operations of a pair, a lone student learns to add with every seed.
 #
 # ## A pair of your own
 #
@@ -823,9 +825,8 @@ for name, model in models.items():
 #
 # * Meta writes of **Llama 4 Maverick** that it was *codistilled* from Behemoth, a larger
 #   model, while that one was still in training. The loss weighs soft and hard targets
-#   dynamically (Llama 4 announcement, April 2025). It reports clearly better quality, and
-#   gives no numbers. Articles also say it of Llama 4 Scout. Meta's post uses this word
-#   only for Maverick.
+#   dynamically (Llama 4 announcement, April 2025). It reports clearly better quality and a
+#   labelling pass saved, and gives no numbers.
 # * **Anil et al. (2018)** trained language models of one shape on different parts of the
 #   data, and let them predict for each other. They report that very large data sets were
 #   fitted about twice as fast. They had spare machines, and a larger batch no longer
@@ -840,7 +841,7 @@ for name, model in models.items():
 # |---|---|---|
 # | a ramp with `warm_up=0.5` | closer to the lone student | the table of the novel |
 # | in `schedules`, `"ramp": lambda done: float(done > 0.9)` | a little drag at the very end | the drag |
-# | the teacher trained alone first, as in the cell below | less drag: a head start | the last line |
+# | the teacher trained alone first, as in the cell below | less drag: a head start | the first of two numbers |
 # | swap the sizes of teacher and student | a teacher that stays behind | the gap |
 
 # %%
@@ -855,8 +856,8 @@ for name, model in models.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** how many steps a student can take alone for the bill of a
-#   pair. You have printed it, and who wins: the student alone.
+# * **One number to remember:** for the bill of this pair a student takes six times as many steps
+#   alone, and wins by far.
 # * At the first step a beginner's pull is tiny next to the text's. Every student that listened
 #   ended behind the student alone in our run, most of all the one that heard nothing else.
 # * The teacher is not disturbed, as long as its logits are detached.
@@ -865,7 +866,7 @@ for name, model in models.items():
 # * **Use it when** you train the large model anyway: then its soft labels are free. From the
 #   first steps on, even free labels did not beat the text, so let the teacher begin earlier,
 #   and measure. **Do not, when**
-#   you want only the student, when a finished teacher is there, or when the two models do
+#   you want only the student and it still gains from more steps, when a finished teacher is there, or when the two models do
 #   not have the same vocabulary.
 #
 # *Read on:* Zhang et al. 2018, arXiv:1706.00384; Anil et al. 2018, arXiv:1804.03235;

@@ -28,6 +28,12 @@ from distill_helpers.trainers import last_complete_checkpoint
         ("exact", "yes.", "yes", False),
         ("number", "So it is 1,000.", "1000.0", True),
         ("number", "first 12, then -3", "-3", True),
+        ("number", "about 10-20", "20", True),
+        ("number", ".5", "0.5", True),
+        ("number", ".5", "5", False),
+        ("number", "1e-5", "0.00001", True),
+        ("number", "1e-5", "2e-5", False),
+        ("number", "It is...5", "5", True),
         ("number", "none at all", "none at all", False),
         (
             "json:kind",

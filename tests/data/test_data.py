@@ -92,6 +92,28 @@ def test_a_text_that_is_no_wrapped_prose_keeps_its_lines(tmp_path, kind):
     assert data.load_corpus(path)["text"][:] == [KEPT[kind]]
 
 
+def test_a_line_of_spaces_is_blank(tmp_path):
+    text = "\n\n".join(textwrap.fill(one, 60) for one in TEXTS * 20)
+    files = {"mine.txt": text, "theirs.txt": text.replace("\n\n", "\n \t\n")}
+    found = []
+    for name, written in files.items():
+        (tmp_path / name).write_text(written, encoding="utf-8")
+        found.append(data.load_corpus(tmp_path / name)["text"][:])
+    assert found[0] == found[1]
+
+
+def test_what_is_no_text_is_named(bpe):
+    with pytest.raises(DataError, match="text 1 is None, no string"):
+        data.pack(["a", None], bpe, 4)
+
+
+def test_a_row_without_a_mask_keeps_its_tokens():
+    rows = Dataset.from_dict(
+        {"input_ids": [[5, 6, 0], [7]], "attention_mask": [[1, 1, 0], None]}
+    )
+    assert data.strip_padding(rows)["input_ids"][:] == [[5, 6], [7]]
+
+
 def test_long_code_is_cut_at_blank_lines_and_loses_none(tmp_path):
     source = Path(heads.__file__).read_text(encoding="utf-8")
     path = tmp_path / "mine.txt"
@@ -163,7 +185,7 @@ def test_load_corpus_jsonl(tmp_path):
         ("blank.jsonl", b'{"text": " "}\n', r"blank\.jsonl holds no text"),
         ("latin.txt", "Grüße".encode("latin-1"), r"latin\.txt is not UTF-8.*byte 2"),
         ("latin.jsonl", b'{"text": "\xff"}', r"latin\.jsonl is not UTF-8"),
-        ("bad.jsonl", b'{"text": "a"}\n{text}\n', r"bad\.jsonl, line 2: not JSON"),
+        ("bad.jsonl", b'{"text": "a"}\n{text}\n', r"bad\.jsonl, line 2 is no JSON"),
         ("other.jsonl", b'{"content": "a"}', r"other\.jsonl, line 1: no string under"),
         ("number.jsonl", b'\n{"text": 3}', r"number\.jsonl, line 2: no string"),
         ("list.jsonl", b'["text"]', r"list\.jsonl, line 1: no string"),

@@ -176,6 +176,13 @@ def test_requests_that_are_refused_one_by_one_do_not_stop_the_run(tmp_path, capl
     assert KEY not in caplog.text
 
 
+def test_refusals_among_answers_never_end_a_run(tmp_path, caplog):
+    prompts = [f"prompt {number}" for number in range(220)]
+    with serving(["refuse", None] * 110) as server:
+        rows = write(server, prompts, tmp_path / "l.jsonl", concurrency=1)
+    assert len(rows) == 110
+
+
 def test_the_budget_counts_every_try_that_may_be_paid(tmp_path):
     """Whatever goes wrong, the server never bills more than the budget."""
     prompts = [f"prompt {number}" for number in range(60)]

@@ -708,3 +708,22 @@ def test_flat_labels_beside_rows_are_refused(kinds):
     *parts, labels = conversations()
     with pytest.raises(ValueError, match="label"):
         loss_of(kinds, *parts, labels.flatten())
+
+
+def test_a_sure_student_still_feels_the_tail():
+    """Both forms sum what is left; 1 - sum would be lost in rounding."""
+    states = torch.eye(2)[:1].clone().requires_grad_()
+    head = torch.zeros(50, 2)
+    head[7, 0] = 30.0
+    targets = SparseTargets(
+        torch.tensor([[7]]), torch.tensor([[0.7]]), torch.tensor([0.3]), None, 1.0
+    )
+    labels = torch.tensor([7])
+    found = []
+    for student in (Hidden(states, Head(head)), states @ head.T):
+        loss = soft_label_loss(student, targets, labels, shift=False).loss
+        found.append((loss, *torch.autograd.grad(loss, states, retain_graph=True)))
+    (fused, pull), (plain, other) = found
+    torch.testing.assert_close(plain, fused)
+    torch.testing.assert_close(other, pull)
+    assert other.abs().max() > 5

@@ -181,3 +181,10 @@ def test_a_dispatched_model_writes_what_the_whole_one_does(bpe, tmp_path, part):
     options = {"max_new_tokens": 5, "temperature": 1.0, "seeds": [1, 2]}
     wanted = generate_batch(model, bpe, PROMPTS, **options)
     assert generate_batch(spread, bpe, PROMPTS, **options) == wanted
+
+
+@pytest.mark.parametrize("prompts", [[], [[5], []]])
+def test_a_prompt_holds_a_token(prompts):
+    tokenizer = byte_level_bpe()
+    with pytest.raises(ValueError, match="at least one token each"):
+        generate_batch(tiny(tokenizer), tokenizer, prompts, max_new_tokens=2)

@@ -20,7 +20,6 @@ from distill_helpers.models import (
     check_causal,
     check_head,
     isolates_examples,
-    plain_head,
     why_not_plain,
 )
 from distill_helpers.trainers import HardLabels, SoftLabels
@@ -267,7 +266,6 @@ def test_the_reason_for_holding_logits_is_true(caplog, change, reason):
     model = small()
     change(model)
     assert reason in why_not_plain(model)
-    assert plain_head(model) is None
     HardLabels()(model, batch(), None)
     assert reason in caplog.text
 

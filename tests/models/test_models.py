@@ -458,6 +458,17 @@ def test_tied_weights_stay_tied():
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
 
 
+def test_a_head_of_its_own_stays_whatever_the_config_says():
+    model = llama()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)
+    assert model.config.tie_word_embeddings
+    student = models.prune_layers(model, [0, 3])
+    assert torch.equal(student.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(
+        student.model.embed_tokens.weight, model.model.embed_tokens.weight
+    )
+
+
 def test_a_pruned_frozen_bf16_teacher_is_a_trainable_fp32_student():
     teacher = llama().to(torch.bfloat16).requires_grad_(False)
     student = models.prune_layers(teacher, [0, 1])

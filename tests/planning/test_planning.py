@@ -98,6 +98,14 @@ def test_models_that_only_stay_are_named_as_the_remedy():
         plan((None, shape()), **step, resident="x")
 
 
+def test_a_remedy_names_the_options_of_plan():
+    large = shape(4096, 50)
+    found = plan((large, shape()), method="soft", batch_size=1, length=8, device="T4")
+    assert not found.fits
+    assert "bits=8" in found.remedy
+    assert "teacher_bits" not in found.remedy
+
+
 def test_weights_gradients_and_optimizer_are_counted_exactly():
     chosen = step(method="hard", teacher=None, optimizer="adamw_torch", fused=False)
     # So few tokens that the optimizer's step is the highest point.

@@ -167,6 +167,7 @@ def test_a_p_value_is_that_of_a_paired_t_test():
     assert intervals.p_value(values, fmean(values) - 0.1) == pytest.approx(expected)
     assert intervals.p_value([1.0, 1.0, 1.0], 0.5) == 0.0
     assert intervals.p_value([1.0, 1.0, 1.0], 0.0) == 1.0
+    assert intervals.p_value([1.0, math.nan, 1.0], 0.5) == 1.0
 
 
 def test_holm_by_hand():

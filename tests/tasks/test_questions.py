@@ -19,6 +19,16 @@ def test_questions_survive_their_file(tmp_path):
     assert found["answer"] == ["1"] * 3
 
 
+def test_null_is_nothing(tmp_path):
+    path = tmp_path / "q.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"prompt": None, "messages": turns, "answer": None}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert questions.read_questions(path)["answer"][:] == ["b"]
+    path.write_text('{"prompt": "x", "answer": null}', encoding="utf-8")
+    assert len(questions.read_questions(path, answered=False)) == 1
+
+
 def test_half_a_character_is_read_as_the_replacement_character(tmp_path):
     path = tmp_path / "q.jsonl"
     lines = [

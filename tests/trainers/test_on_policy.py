@@ -380,6 +380,7 @@ def test_a_student_learns_from_its_own_sums():
         ({"sampling_temperature": -1.0}, "sampling_temperature=-1.0"),
         ({"sampling_temperature": math.nan}, "sampling_temperature=nan"),
         ({"alpha": 0.5}, "alpha=0.5"),
+        ({"cross": "pieces"}, "cross='pieces' needs rows that are aligned"),
         ({"teacher": "a cache"}, "teacher must be a model"),
         ({"divergence": "hellinger"}, "hellinger"),
     ],

@@ -1274,6 +1274,25 @@ def test_a_finished_run_is_left_alone(kind, tmp_path):
     )
 
 
+def test_copies_of_checkpoints_are_left_alone(tmp_path):
+    options = {"kind": "hard", "steps": 3, "save_steps": 1, "save_total_limit": 1}
+    trained(tmp_path, **options | {"steps": 1})
+    for name in ("checkpoint-1-backup", "checkpoint-best-1"):
+        shutil.copytree(tmp_path / "checkpoint-1", tmp_path / name)
+    trained(tmp_path, resume=True, **options)
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert left == {"checkpoint-3", "checkpoint-1-backup", "checkpoint-best-1"}
+
+
+def test_a_single_step_learns():
+    """Twenty steps have one of warm-up, with the rate 0; fewer have none."""
+    profile = machine.get_profile("cpu")
+    options = {"learning_rate": 1e-3, "batch_size": 1}
+    for steps, warm_up in ((1, 0), (19, 0), (20, 1), (100, 5)):
+        args = training_arguments(profile, steps=steps, **options)
+        assert args.warmup_steps == warm_up
+
+
 def test_a_tied_head_is_not_called_missing(tmp_path, caplog):
     """It is stored once, with the embeddings, and so a checkpoint is whole."""
     options = {"kind": "hard", "steps": 2, "save_steps": 1}
@@ -1302,7 +1321,8 @@ def test_a_finished_run_has_its_best_weights(bpe, tmp_path):
         "eval_strategy": "steps",
         "eval_steps": 1,
         "load_best_model_at_end": True,
-        "learning_rate": 5.0,  # so that the first step is the best
+        "learning_rate": 5.0,  # so that the first step, of rate 0, is the best
+        "warmup_steps": 1,
     }
     done = trained(tmp_path, **options)
     assert done.state.best_model_checkpoint.endswith("checkpoint-1")
