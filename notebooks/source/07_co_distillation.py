@@ -468,7 +468,7 @@ plt.show()
 # The very same loss was a gift in lesson 02, where the teacher was finished. Our
 # explanation, which we did not test: this teacher knows little more than its student could
 # know by now, and where it speaks, the text counts for less. The student is *dragged*. It fits
-# the first steps best, for later the teacher leads, and still the ramp falls behind.
+# the first steps best: later the teacher leads, and the ramp still falls behind.
 #
 # Now the novel that nobody has read. The last column has a surprise.
 
@@ -485,8 +485,8 @@ print(f"you expected: {guess}; it was: {best}")
 # that never heard a word of it. A teacher that learns is a moving target, and a student
 # that only follows is late, we think. The mixes, with one foot in the text, are closest.
 #
-# And the fair comparison? In this run the ramp does not beat the constant of its own
-# mean. The study below lacks this rival, so the question stays open.
+# In this run the ramp does not beat the constant of its own mean. The study below lacks this
+# rival, so the question stays open.
 #
 # ## The gap
 #
@@ -603,24 +603,22 @@ ax.set_title("Declared beforehand: four hold, the ramp does not pay")
 plt.show()
 
 # %% [markdown]
-# The short orange marks are what was claimed at least; without a mark it was anything
-# above zero.
+# The short orange marks are what was claimed at least; without one, anything above zero.
 #
 # Read the second row with care: a mix of one half has a higher mean weight than the ramp, and
 # that alone may be the reason.
 #
 # The fourth row matters most, and it fails: a student with a ramp is even a little worse than
-# one alone. In our run above, the ramp was no better than the mix, and further behind. The study is not
-# that run five times: rates are chosen for each arm and decay, rows are read more than once,
-# and the best checkpoint counts. Where the two differ, believe the study.
+# one alone. In our run above, the ramp was further behind. The study is not that run five times:
+# rates are chosen for each arm and decay, rows are read more than once, and the best
+# checkpoint counts. Believe the study.
 #
-# *Teacher first* and *head start* have slightly better means than the student alone. Nobody
-# claimed this in advance: a hint, not a finding. *Two averaged* had
-# the best mean, and pays twice for every answer.
+# *Teacher first* and *head start* have slightly better means than the student alone. That
+# is a hint: nobody claimed it in advance.
 #
 # With 800 rows, the results page prints *holds* for two more claims: a ramp beats a student
 # alone, and a peer helps. **Do not build on them.** A lone student does best with a higher
-# rate than we tried, so it looks worse than it is: see *What we got wrong* in `docs`.
+# rate than we tried, so it looks too bad: see *What we got wrong* in `docs`.
 #
 # ## The bill
 #
@@ -866,8 +864,8 @@ for name, model in models.items():
 # * **Use it when** you train the large model anyway: then its soft labels are free. From the
 #   first steps on, even free labels did not beat the text, so let the teacher begin earlier,
 #   and measure. **Do not, when**
-#   you want only the student and it still gains from more steps, when a finished teacher is there, or when the two models do
-#   not have the same vocabulary.
+#   you want only the student and it still gains from more steps. Nor when a finished teacher
+#   is there, or the vocabularies differ.
 #
 # *Read on:* Zhang et al. 2018, arXiv:1706.00384; Anil et al. 2018, arXiv:1804.03235;
 # Busbridge et al. 2025, arXiv:2502.08606, on when distilling pays at all.
