@@ -445,7 +445,7 @@ print(f"you expected: {guess}")
 # All four had the same questions and as many steps; in the first two rows the teacher wrote
 # anew in every step. Here the KL mattered more than the writer, and own text was *behind* the
 # teacher's. Last is own text with reverse KL, the on-policy distillation of most reports.
-# Five seeds come below. Did training also heal what it was meant to heal?
+# Did training also heal what it was meant to heal?
 
 # %%
 for name, student in students.items():
@@ -482,8 +482,8 @@ for name, model in {"teacher": teacher, "before": reader, **students}.items():
     print(f"{name:28} {mean:4.0%}   {right:4.0%}")
 
 # %% [markdown]
-# The students are less sure than they are right, by most with forward KL. Reverse KL makes
-# them surer. These are fewer problems than in the bars.
+# The teacher is less sure than right, and its students more so, by most with forward KL. Reverse
+# KL makes them surer. These are fewer problems than in the bars.
 #
 # ## What five seeds say
 #
@@ -750,8 +750,8 @@ plt.show()
 
 # %% [markdown]
 # As in lesson 02: a drawn token is right on average and very noisy. A list of likely tokens
-# has no noise, but an error that no averaging removes. The error mixes length and direction;
-# the cosine is the direction alone.
+# has no noise, but an error that no averaging removes. The cosine tells the
+# direction alone: with this beginner, the teacher's list does not even point the right way.
 #
 # It matters *whose* list it is: reverse KL punishes what the student says and the teacher
 # would not, and such tokens need not be on the teacher's list. But an API gives the teacher's
@@ -1003,8 +1003,8 @@ look()
 show(heard[1:3])
 
 # %% [markdown]
-# Every text was cut at the same length, so length and ends can say nothing here. What speaks
-# is *lost*: the teacher is less certain in the student's text than in its own.
+# Every text was cut at the same length, so length and ends say nothing here. *Lost* does: the
+# teacher is less certain in the student's text than in its own.
 #
 # The KL fell in both texts, but look closer. In the student's own text it is *lower* than in
 # the teacher's: no exposure bias, by this number. That is no praise where the teacher is
