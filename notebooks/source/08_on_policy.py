@@ -445,7 +445,7 @@ print(f"you expected: {guess}")
 # All four had the same questions and as many steps; in the first two rows the teacher wrote
 # anew in every step. Here the KL mattered more than the writer, and own text was *behind* the
 # teacher's. Last is own text with reverse KL, the on-policy distillation of most reports.
-# Did training also heal what it was meant to heal?
+# Did training heal exposure bias?
 
 # %%
 for name, student in students.items():

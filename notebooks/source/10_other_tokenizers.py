@@ -642,9 +642,9 @@ bars = ax.barh(list(bits), means, color=[PALE, *[TEACHER] * 4])
 ax.bar_label(bars, fmt="%.2f", padding=8)
 for y, values in enumerate(bits.values()):
     ax.plot(values, [y] * len(values), "o", color="0.2", ms=5, mec="white")
-for name, value in list(others.items())[:2]:
+for (name, value), ha in zip(others.items(), ("right", "left"), strict=False):
     ax.axvline(value, color="0.2", ls="--", zorder=3)
-    ax.text(value, -0.72, name, color="0.2", ha="center")
+    ax.text(value, -0.72, name, color="0.2", ha=ha)
 ax.invert_yaxis()
 ax.margins(x=0.1)
 ax.grid(axis="y", visible=False)
@@ -656,7 +656,8 @@ print(f"you expected: {guess}")
 # %% [markdown]
 # The dots are the three starts. Blue bars use the teacher, which may have met Austen before.
 #
-# Both maps are ahead of the text, and still far from either teacher. Ranks lie so near to the
+# Both maps are ahead of the text, and still far from either teacher, which have read far more.
+# Ranks lie so near to the
 # text's labels that their dots overlap: no verdict. Chunks alone end behind the text. A likely
 # reason: a label pulls its token up with force $1 - q$, a chunk only with $p - q$, a weak
 # force where the teacher is unsure. The students of
