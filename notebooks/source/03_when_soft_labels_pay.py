@@ -116,7 +116,7 @@ print(verdict.status)
 # %% [markdown] tags=["given"]
 # The **margin** is what was claimed, here 0.3: the short upright orange line. Where a figure has
 # none, it is zero. A claim **holds** if the whole interval lies right of the margin, and
-# **fails** if the whole interval lies left of it. Otherwise it is **undecided**. Where a claim
+# **fails** if the whole interval lies left of it. Otherwise it is **undecided**. That is its *verdict*. Where a claim
 # fails there may still be a gain, but not so large a one.
 #
 # One more rule. Ask twenty questions where nothing is going on, and you will probably get at

@@ -521,8 +521,7 @@ print(f"dropped: {sum(dropped):,}", end=", ")
 print(f"of which {right_where(dropped):.0%} were right")
 
 # %% [markdown]
-# Many right answers go. Here, where mistakes cost little,
-# that may be a bad bargain. For a teacher that errs more often it may be a good one. The
+# Many right answers go. Where mistakes cost little, that may be a bad bargain. For a teacher that errs more often it may be a good one. The
 # way to know is to train on both; the last section but one invites you.
 
 # %% [markdown]

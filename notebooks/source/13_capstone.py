@@ -736,7 +736,7 @@ if speed is not None:
 #
 # ## Serve it
 #
-# A student is of use when something can ask it. `export_gguf` writes one file with
+# A student is of use when something can ask it. `export_gguf` writes one GGUF file with
 # weights, tokenizer and settings, which llama.cpp, Ollama and LM Studio read. Two
 # precisions: 16 bits, and 8 bits, about half as large.
 
