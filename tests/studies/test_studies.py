@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -80,6 +80,29 @@ def in_process(monkeypatch):
 
     monkeypatch.setattr(runner, "ProcessPoolExecutor", Pool)
     return calls
+
+
+def test_a_failed_run_ends_a_study_soon(tmp_path, monkeypatch):
+    """What is left would run for hours, and nobody would write it down."""
+    begun = []
+
+    def work(_name, run):
+        begun.append(run)
+        if len(begun) == 2:
+            raise RuntimeError("the second run fails")
+        time.sleep(0.05)
+        return demo_run(run)
+
+    monkeypatch.setattr(
+        runner, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1)
+    )
+    monkeypatch.setattr(runner, "_work", work)
+    study = make_study()
+    with pytest.raises(RuntimeError, match="the second run fails"):
+        studies.run_study(study, tmp_path)
+    assert len(begun) < len(study.arms) * len(study.grid) * len(study.explore_seeds)
+    (kept,) = (tmp_path / "soft_labels.jsonl").read_text().splitlines()
+    assert json.loads(kept)["row"]["phase"] == "explore"
 
 
 def rows_with(values: dict[str, list[float]]) -> Results:
