@@ -101,7 +101,7 @@ def watching(steps: int = 1, *, count: bool = False) -> Iterator[list[Training]]
 
     Args:
         steps: The most that each takes, whatever it was to take. The first changes
-            no weights: the learning rate begins at zero.
+            no weights: all are warmed up, so that the learning rate begins at zero.
         count: Count the operations; it makes small models several times slower.
     """
     found: list[Training] = []
@@ -111,6 +111,7 @@ def watching(steps: int = 1, *, count: bool = False) -> Iterator[list[Training]]
         begun = _begun(self)
         found.append(begun)
         self.args.max_steps = min(steps, self.args.max_steps)
+        self.args.warmup_steps = max(1, self.args.warmup_steps)
         if not count:
             return real(self, *args, **options)
         with FlopCounterMode(display=False) as counter:

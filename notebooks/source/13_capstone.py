@@ -765,8 +765,9 @@ for precision, file in files.items():
     pairs = zip(replies, mine, strict=True)
     same = sum(a.strip() == b.strip() for a, b in pairs)
     right = str(score(replies, exam.right[: len(some)], read=read)).strip()
-    served[f"served, {precision}"] = right
-    print(f"{precision}: {right}; {same} of {len(some)} answers the same")
+    told = f"{right}; {same} of {len(some)} answers the same"
+    served[f"served, {precision}"] = told
+    print(f"{precision}: {told}")
 
 # %%
 for question, reply, own in zip(shown, replies, mine, strict=False):

@@ -496,8 +496,9 @@ def build(models, **options):
         ({"a": 1}, {}, "takes two or more"),
         ({"a": 1, "b": 1}, {}, "a and b begin with the same weights"),
         ({"a": 1, "b": 2}, {"teacher": "c"}, "teacher='c' is none of the models"),
-        ({"a": 1, "b/c": 2}, {}, "cannot be a folder's"),
-        ({"a": 1, "stale": 2}, {}, "cannot be a folder's"),
+        ({"a": 1, "b/c": 2}, {}, "cannot be that of a folder"),
+        ({"a": 1, "stale": 2}, {}, "cannot be that of a folder"),
+        ({"a": 1, "half": 2}, {}, "has the name 'half', which cannot be"),
         ({"a": 1, "b": 2}, {"exchange_every": -1}, "exchange_every=-1"),
     ],
 )
