@@ -114,6 +114,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         )
         _add_options(command, options)
         if name == "train":
+            # Behind a switch without a value, the kind would be taken for it.
+            command.usage = "%(prog)s {soft,hard} [options]"
             command.add_argument(
                 "kind", choices=("soft", "hard"), help="what to learn from"
             )
