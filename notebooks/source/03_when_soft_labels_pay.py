@@ -249,9 +249,8 @@ for setting in longer.study.settings:
 # full and used once.
 #
 # So soft labels can pay where those passes cost this student little: stored and read many
-# times, or shared by many students. A short run alone is no reason. For about the operations
-# of 300 soft steps, a student of labels takes more than 800, and is ahead by then: look at
-# 1,000. Busbridge et
+# times, or shared by many students. A short run alone is no reason: compare soft
+# labels after 300 steps, above, with labels after 1,000 here, which cost little more. Busbridge et
 # al. (2025, arXiv:2502.08606) studied larger models. With a teacher that exists already or
 # serves many students, distillation is ahead up to an amount of compute that grows with the
 # student. If a teacher must first be trained for one student, plain training is usually better.

@@ -426,7 +426,7 @@ for (one, two), times in sorted(both.items(), reverse=True):
 # %% [markdown]
 # Compare the two middle lines: problems lost and problems won. **The checker is a second
 # teacher.** It knows only whether the result is right, but it knows that exactly. The filter
-# removes nine in ten of the faulty traces, and the questions on which they were made. What it
+# removes most of the faulty traces, and the questions on which they were made. What it
 # lets through are the wrong steps with a right result.
 #
 # How can the student then solve *new* problems that the teacher gets wrong? No test problem

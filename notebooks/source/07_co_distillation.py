@@ -854,8 +854,8 @@ for name, model in models.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** for the bill of this pair a student takes six times as many steps
-#   alone, and wins by far.
+# * **One number to remember:** how many steps a student can take alone for the bill of a pair.
+#   With it the lone student wins.
 # * At the first step a beginner's pull is tiny next to the text's. Every student that listened
 #   ended behind the student alone in our run, most of all the one that heard nothing else.
 # * The teacher is not disturbed, as long as its logits are detached.

@@ -1071,7 +1071,7 @@ for name, sample in samples.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** how many of the wrong sums the teacher would copy: all of them.
+# * **One number to remember:** how many of the wrong sums the teacher would copy.
 #   It marks a slip where it happens, and then goes on from it.
 # * Exposure bias: in training the context is text by others, in use it is the student's
 #   own. It shows where the student must go on from its own mistake.
