@@ -65,7 +65,7 @@ CROSS = {
     "soft labels": Step("soft labels"),
     **{
         f"soft labels, cross={kind!r}": Step("soft labels", cross=kind)
-        for kind in ("pieces", "chunks", "words", "mapped", "sorted")
+        for kind in ("shared", "pieces", "chunks", "words", "mapped", "sorted")
     },
 }
 STEPS_OF = ADAPTERS | CROSS

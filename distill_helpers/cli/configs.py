@@ -146,9 +146,9 @@ class TrainOptions(TextOptions, TeacherOptions):
     divergence: str = _option("forward_kl", "forward_kl, reverse_kl or jsd")
     cross: str = _option(
         "",
-        "pieces, chunks, words, mapped or sorted: learn from a teacher with another "
-        "tokenizer than the student's (train soft); with chunks and words, take a "
-        "temperature of 10 to 100",
+        "shared, pieces, chunks, words, mapped or sorted: learn from a teacher with "
+        "another tokenizer than the student's (train soft); with chunks and words, "
+        "take a temperature of 10 to 100",
     )
     steps: int = _option(300, "optimizer steps", least=1)
     save_steps: int = _option(

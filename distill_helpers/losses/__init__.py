@@ -19,7 +19,8 @@ with their head (:class:`Hidden`), and distributions that were stored
 * ``arguments``: what is refused, and with which words;
 * ``gradients``: value and gradient of each divergence in closed form, in place;
 * ``fused``: the loss block by block, so that all logits never exist at once;
-* ``cross``: losses between models of different tokenizers; ``texts``: what these say
+* ``cross``: losses between models of different tokenizers; ``chunks``: which positions
+  these compare; ``blocks``: their logits, some rows at a time; ``texts``: what they say
   of a piece of text, and of some of the tokens.
 
 Taught in notebooks 01 (softmax, temperature, the divergences), 02 (the loss) and 10
@@ -56,6 +57,7 @@ from distill_helpers.losses.cross import (
     chunk_likelihood_loss,
     first_pieces_loss,
     mapped_vocabulary_loss,
+    shared_beginnings_loss,
     sorted_probabilities_loss,
 )
 from distill_helpers.losses.fused import Options, fused_loss
@@ -82,6 +84,7 @@ __all__ = [
     "mapped_vocabulary_loss",
     "plain_soft_label_loss",
     "reverse_kl",
+    "shared_beginnings_loss",
     "soft_label_loss",
     "sorted_probabilities_loss",
     "token_divergence",

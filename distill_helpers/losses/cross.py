@@ -1,4 +1,4 @@
-"""Losses between two models that cut words differently: four bridges.
+"""Losses between two models that cut words differently: five bridges.
 
 Student and teacher read the same text, each in its own tokens. Both rows say which
 chunk of the text each token is in (``chunks``, ``teacher_chunks``; ``-1``: none), and
@@ -10,48 +10,49 @@ both models have read the same bytes.
   both have, and the rest as one class;
 * :func:`first_pieces_loss` compares the same over all of the student's tokens: each of
   the teacher's counts for the one that it begins with;
+* :func:`shared_beginnings_loss` compares it over the tokens that both have, where each
+  other token of either side counts for the one that it begins with;
 * :func:`sorted_probabilities_loss` compares the sorted probabilities, whatever they
   stand for.
 
 Each is zero where the two agree on what it compares, and never negative; what the third
-adds inside chunks is a loss on labels. Sums are divided by the labels
-that count, as in :func:`~distill_helpers.losses.soft_label_loss`, so that one loss per
-chunk is still in nats per token of the student. Logits are multiplied out a block of
-rows at a time, and once more for the gradient.
+and the fourth add is a loss on labels. Sums are divided by the labels that count, as in
+:func:`~distill_helpers.losses.soft_label_loss`, so that one loss per chunk is still in
+nats per token of the student. Logits are multiplied out a block of rows at a time, and
+once more for the gradient.
 
 Taught in notebook 10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from distill_helpers.losses.arguments import (
     IGNORE_INDEX,
-    check_student,
     check_temperature,
-    counted,
-    item_count,
     refuse_bad_value,
 )
-from distill_helpers.losses.targets import Hidden
+from distill_helpers.losses.blocks import Rows, by_blocks, token_log_probs
+from distill_helpers.losses.chunks import (
+    chunk_probabilities,
+    compared_of,
+    count_items,
+    groups_of,
+    pairs_of,
+)
+from distill_helpers.losses.targets import Hidden, cut_outputs
 from distill_helpers.losses.texts import (
     binary_kl,
     check_starts,
     parted,
     starts_log_prob,
+    summed_log_probs,
     words_of,
 )
-
-# Logits of a block of rows, of one model.
-_BLOCK_NUMBERS = {"cpu": 2**24, "cuda": 2**27}
-_LEAST_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class CrossLoss:
         compared: The share of the items that were compared; the others give no loss.
         covered: The teacher's probability, per item, that lies on tokens which both
             have, or that stand for one of the student's:
-            :func:`mapped_vocabulary_loss` and :func:`first_pieces_loss` have it. It is
-            never more than ``compared``, and divided by it the mean over what was
-            compared.
+            :func:`mapped_vocabulary_loss`, :func:`first_pieces_loss` and
+            :func:`shared_beginnings_loss` have it. It is never more than ``compared``,
+            and divided by it the mean over what was compared.
         num_items: What the sums were divided by.
     """
 
@@ -140,11 +141,11 @@ def chunk_likelihood_loss(
     Taught in notebook 10. Paper: Minixhofer et al. 2025 (arXiv:2503.20083).
     """
     check_temperature(temperature)
-    count = _count(student, labels, num_items)
-    begun = _pairs(labels, teacher, teacher_ids, chunks, teacher_chunks)
+    count = count_items(student, labels, num_items)
+    begun = pairs_of(labels, teacher, teacher_ids, chunks, teacher_chunks)
     # Which chunk, of all rows' together; a chunk with a token that nothing predicts,
     # or that does not count, is left out. So is the last place, that of number -1.
-    group, other_group = _groups(chunks), _groups(teacher_chunks)
+    group, other_group = groups_of(chunks), groups_of(teacher_chunks)
     starts, other_starts = word_starts or (None, None)
     opens = begun[0]
     if other_starts is not None:
@@ -165,8 +166,8 @@ def chunk_likelihood_loss(
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each whole chunk; and the places of the tokens that they are of."""
         places = whole[number].flatten().nonzero().squeeze(-1)
-        found = _by_blocks(
-            _token_log_probs, [_Rows.of(model, places - 1)], ids.flatten()[places]
+        found = by_blocks(
+            token_log_probs, [Rows.of(model, places - 1)], ids.flatten()[places]
         )
         at = number.flatten()[places]
         summed = found.new_zeros(len(whole)).index_add(0, at, found)[whole]
@@ -175,9 +176,9 @@ def chunk_likelihood_loss(
         turns = at.diff(prepend=at.new_tensor([-1]), append=at.new_tensor([-1])) != 0
         ends = torch.cat([places[turns[:-1]] - 1, places[turns[1:]]])
         rows, back = ends.unique(return_inverse=True)
-        read = _Rows.of(model, rows)
+        read = Rows.of(model, rows)
         check_starts(starts, read.vocabulary)
-        found = _by_blocks(partial(starts_log_prob, starts), [read], rows)[back]
+        found = by_blocks(partial(starts_log_prob, starts), [read], rows)[back]
         before = found[: len(summed)].where(opens[whole[:-1]], 0)
         after = found[len(summed) :].where(followed[whole[:-1]], 0)
         return summed + after - before, places
@@ -242,9 +243,9 @@ def mapped_vocabulary_loss(
     Taught in notebook 10. Paper: the hybrid loss of TRL's GOLD is of this kind.
     """
     check_temperature(temperature)
-    count = _count(student, labels, num_items)
-    rows, others = _compared(labels, teacher, None, chunks, teacher_chunks)
-    models = [_Rows.of(student, rows), _Rows.of(teacher, others)]
+    count = count_items(student, labels, num_items)
+    rows, others = compared_of(labels, teacher, None, chunks, teacher_chunks)
+    models = [Rows.of(student, rows), Rows.of(teacher, others)]
     ids = (twins >= 0).nonzero().squeeze(-1).to(labels.device)
     other_ids = twins.to(labels.device)[ids]
     width, other_width = (model.vocabulary for model in models)
@@ -269,7 +270,7 @@ def mapped_vocabulary_loss(
         gap = (log_p - log_q).where(p > 0, 0)
         return torch.stack([(p * gap).sum(-1), covered], -1)
 
-    found = _by_blocks(compare, models, rows)
+    found = by_blocks(compare, models, rows)
     scale = temperature**2 if scale_by_t2 else 1.0
     loss = found[:, 0].sum() * scale / count
     refuse_bad_value(loss, rows, student)
@@ -336,9 +337,9 @@ def first_pieces_loss(
     whose map is learned further.
     """
     check_temperature(temperature)
-    count = _count(student, labels, num_items)
-    rows, others = _compared(labels, teacher, teacher_ids, chunks, teacher_chunks)
-    models = [_Rows.of(student, rows), _Rows.of(teacher, others)]
+    count = count_items(student, labels, num_items)
+    rows, others = compared_of(labels, teacher, teacher_ids, chunks, teacher_chunks)
+    models = [Rows.of(student, rows), Rows.of(teacher, others)]
     width, other_width = (model.vocabulary for model in models)
     if len(pieces) > other_width or (len(pieces) and int(pieces.max()) >= width):
         raise ValueError(
@@ -353,7 +354,7 @@ def first_pieces_loss(
     begun = standing[teacher_ids.flatten()[others + 1]]
     differs = meant != begun
     with torch.no_grad():
-        likely = _chunk_probabilities(
+        likely = chunk_probabilities(
             teacher, teacher_ids, teacher_chunks, others[differs] + 1
         )
     moved = likely.new_zeros(len(rows)).masked_scatter(differs, likely)
@@ -365,25 +366,141 @@ def first_pieces_loss(
         mass = moved[at, None]
         p.scatter_add_(1, meant[at, None], mass).scatter_add_(1, begun[at, None], -mass)
         p = p[:, :width].clamp(min=0)  # what is moved was rounded
-        covered = p.sum(-1)
-        # From probabilities alone any temperature follows; 1e-30 where all are zero.
-        p = (p / covered.clamp(min=1e-30).unsqueeze(-1)).pow(1 / temperature)
-        p = p / p.sum(-1, keepdim=True).clamp(min=1e-30)
-        gap = (p.log() - log_q).where(p > 0, 0)
-        return torch.stack([(p * gap).sum(-1), covered], -1)
+        return torch.stack([_tempered_kl(p, log_q, temperature), p.sum(-1)], -1)
 
-    found = _by_blocks(compare, models, torch.arange(len(rows), device=labels.device))
-    inside = labels.flatten() != IGNORE_INDEX
-    inside[:: labels.shape[1]] = False  # nothing predicts the first token of a row
-    inside[rows + 1] = False
-    places = inside.nonzero().squeeze(-1)
-    own = [_Rows.of(student, places - 1)]
-    text = -_by_blocks(_token_log_probs, own, labels.flatten()[places]).sum()
+    found = by_blocks(compare, models, torch.arange(len(rows), device=labels.device))
+    text, others = _text_elsewhere(student, labels, rows)
     scale = temperature**2 if scale_by_t2 else 1.0
     loss = (found[:, 0].sum() * scale + text) / count
-    refuse_bad_value(loss, torch.cat([rows, places - 1]), student)
+    refuse_bad_value(loss, torch.cat([rows, others]), student)
     compared = loss.new_tensor(len(rows)) / count
     return CrossLoss(loss, compared, found[:, 1].detach().sum() / count, count)
+
+
+def shared_beginnings_loss(
+    student: torch.Tensor | Hidden,
+    teacher: torch.Tensor | Hidden,
+    labels: torch.Tensor,
+    teacher_ids: torch.Tensor,
+    chunks: torch.Tensor,
+    teacher_chunks: torch.Tensor,
+    beginnings: torch.Tensor,
+    teacher_beginnings: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    scale_by_t2: bool = True,
+    num_items: torch.Tensor | int | float | None = None,
+) -> CrossLoss:
+    """Forward KL where a chunk begins, over the tokens that both models begin with.
+
+    Every token counts for the token that both have and that it begins with, and
+    probabilities that meet there are added, on both sides. So both distributions are
+    over the same events, whichever vocabulary is the larger. Which of its own tokens
+    with that beginning the student writes is the text's to say: the cross-entropy of
+    the text's token, among those, is part of the loss. So is that of the text where
+    nothing is compared, which is inside chunks, and where the text's own first tokens
+    count for unequal beginnings.
+
+    With one tokenizer every token is its own beginning, and nothing is inside: value
+    and gradient are those of the forward KL of
+    :func:`~distill_helpers.losses.soft_label_loss`.
+
+    Its limits: where many tokens share a beginning the teacher says little, and the
+    label says the rest. And the ends of tokens tell something, as in
+    :func:`chunk_likelihood_loss`: a tokenizer may write what begins with a long shared
+    token in a shorter one.
+
+    Args:
+        student: Same as in :func:`chunk_likelihood_loss`, and so are ``teacher``,
+            ``teacher_ids``, ``chunks`` and ``teacher_chunks``.
+        labels: Same as in :func:`mapped_vocabulary_loss`.
+        beginnings: ``[student's vocabulary]`` the number of the beginning that each
+            token counts for: 0, 1, … without a gap (``Alignment.beginnings`` has both).
+        teacher_beginnings: ``[teacher's vocabulary]`` the same, of the same numbers;
+            ``-1`` for none. What the teacher says there is left out, and the rest
+            divided by its sum. Outputs of a head beyond these tokens only pad it.
+        temperature: ``T > 0`` of both distributions over beginnings; labels are learned
+            at 1.
+        scale_by_t2: Multiply the KL by T².
+        num_items: Divide the sum by this. Default: the labels that count here.
+
+    Returns:
+        A :class:`CrossLoss` with ``covered``; ``compared`` is the share of the labels
+        whose position is compared.
+
+    Raises:
+        ValueError: As in :func:`chunk_likelihood_loss`; and for beginnings of other
+            vocabularies.
+
+    Taught in notebook 10.
+    """
+    check_temperature(temperature)
+    ours, theirs = (one.to(labels.device) for one in (beginnings, teacher_beginnings))
+    number = int(ours.max()) + 1
+    widths = [
+        one.vocabulary if isinstance(one, Hidden) else one.shape[-1]
+        for one in (student, teacher)
+    ]
+    if len(ours) > widths[0] or len(theirs) > widths[1] or int(theirs.max()) >= number:
+        raise ValueError(
+            f"beginnings and teacher_beginnings hold {len(ours)} and {len(theirs)} "
+            f"tokens with numbers up to {number - 1} and {int(theirs.max())}, and the "
+            f"heads have {widths[0]} and {widths[1]} outputs; make both of these "
+            "models' own tokenizers (data.align_tokenizers)"
+        )
+    student = cut_outputs(student, len(ours))
+    count = count_items(student, labels, num_items)
+    rows, others = compared_of(labels, teacher, teacher_ids, chunks, teacher_chunks)
+    alike = (
+        ours[labels.flatten()[rows + 1]] == theirs[teacher_ids.flatten()[others + 1]]
+    )
+    rows, others = rows[alike], others[alike]
+    # What counts for none goes behind the last, as above.
+    standing = theirs.where(theirs >= 0, number)
+
+    def compare(
+        z_s: torch.Tensor, z_t: torch.Tensor, own: torch.Tensor
+    ) -> torch.Tensor:
+        log_q = z_s.log_softmax(-1)
+        begun = summed_log_probs(log_q, ours, number)
+        said = z_t.detach().softmax(-1)[:, : len(standing)]
+        p = said.new_zeros(len(said), number + 1).index_add_(1, standing, said)
+        p = p[:, :number]
+        kl = _tempered_kl(p, (begun / temperature).log_softmax(-1), temperature)
+        among = begun.gather(1, ours[own, None]) - log_q.gather(1, own[:, None])
+        return torch.stack([kl, p.sum(-1), among.squeeze(1)], -1)
+
+    models = [Rows.of(student, rows), Rows.of(teacher, others)]
+    found = by_blocks(compare, models, labels.flatten()[rows + 1])
+    text, elsewhere = _text_elsewhere(student, labels, rows)
+    scale = temperature**2 if scale_by_t2 else 1.0
+    loss = (found[:, 0].sum() * scale + found[:, 2].sum() + text) / count
+    refuse_bad_value(loss, torch.cat([rows, elsewhere]), student)
+    compared = loss.new_tensor(len(rows)) / count
+    return CrossLoss(loss, compared, found[:, 1].detach().sum() / count, count)
+
+
+def _tempered_kl(
+    p: torch.Tensor, log_q: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """KL of each row's p^(1/T), of whatever sum, from a student that has its T."""
+    # From probabilities alone any temperature follows; 1e-30 where all are zero.
+    p = (p / p.sum(-1, keepdim=True).clamp(min=1e-30)).pow(1 / temperature)
+    p = p / p.sum(-1, keepdim=True).clamp(min=1e-30)
+    return (p * (p.log() - log_q).where(p > 0, 0)).sum(-1)
+
+
+def _text_elsewhere(
+    student: torch.Tensor | Hidden, labels: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed cross-entropy of labels but at some positions; and where that is."""
+    left = labels.flatten() != IGNORE_INDEX
+    left[:: labels.shape[1]] = False  # nothing predicts the first token of a row
+    left[rows + 1] = False
+    places = left.nonzero().squeeze(-1)
+    own = [Rows.of(student, places - 1)]
+    found = by_blocks(token_log_probs, own, labels.flatten()[places])
+    return -found.sum(), places - 1
 
 
 def sorted_probabilities_loss(
@@ -422,9 +539,9 @@ def sorted_probabilities_loss(
     Taught in notebook 10. Paper: Boizard et al. 2024 (arXiv:2402.12030).
     """
     check_temperature(temperature)
-    count = _count(student, labels, num_items)
-    rows, others = _compared(labels, teacher, None, chunks, teacher_chunks)
-    models = [_Rows.of(student, rows), _Rows.of(teacher, others)]
+    count = count_items(student, labels, num_items)
+    rows, others = compared_of(labels, teacher, None, chunks, teacher_chunks)
+    models = [Rows.of(student, rows), Rows.of(teacher, others)]
     width = min(model.vocabulary for model in models)
 
     def compare(z_s: torch.Tensor, z_t: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -434,162 +551,6 @@ def sorted_probabilities_loss(
         rest = q.sum(-1) - q_top.sum(-1) + p.sum(-1) - p_top.sum(-1)
         return (p_top - q_top).abs().sum(-1) + rest.clamp(min=0)
 
-    loss = _by_blocks(compare, models, rows).sum() / count
+    loss = by_blocks(compare, models, rows).sum() / count
     refuse_bad_value(loss, rows, student)
     return CrossLoss(loss, loss.new_tensor(len(rows)) / count, None, count)
-
-
-# --- which positions ----------------------------------------------------------------
-
-
-def _count(
-    student: torch.Tensor | Hidden,
-    labels: torch.Tensor,
-    num_items: torch.Tensor | int | float | None,
-) -> torch.Tensor | int | float:
-    check_student(student, labels)
-    width = student.vocabulary if isinstance(student, Hidden) else student.shape[-1]
-    return item_count(num_items, counted(labels, width, shift=True)[1])
-
-
-def _starts(chunks: torch.Tensor) -> torch.Tensor:
-    """Where a chunk begins."""
-    return (chunks >= 0) & (chunks != F.pad(chunks[:, :-1], (1, 0), value=-1))
-
-
-def _groups(chunks: torch.Tensor) -> torch.Tensor:
-    """The number of each token's chunk among those of all rows; -1 for none."""
-    numbers = _starts(chunks).flatten().cumsum(0).view(chunks.shape) - 1
-    return numbers.where(chunks >= 0, -1)
-
-
-def _pairs(
-    labels: torch.Tensor,
-    teacher: torch.Tensor | Hidden,
-    teacher_ids: torch.Tensor | None,
-    chunks: torch.Tensor,
-    teacher_chunks: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each chunk begins, in the student's rows and in the teacher's."""
-    states = teacher.states if isinstance(teacher, Hidden) else teacher
-    shapes = {"chunks": (chunks, labels.shape)}
-    shapes["teacher_chunks"] = (teacher_chunks, states.shape[:-1])
-    if teacher_ids is not None:
-        shapes["teacher_ids"] = (teacher_ids, states.shape[:-1])
-    for name, (given, wanted) in shapes.items():
-        if given.shape != wanted:
-            raise ValueError(
-                f"{name} has shape {tuple(given.shape)}, and there are "
-                f"{tuple(wanted)} tokens; one number for each is needed"
-            )
-    ours, theirs = _starts(chunks), _starts(teacher_chunks)
-    if not torch.equal(ours.sum(1), theirs.sum(1)):
-        row = int((ours.sum(1) != theirs.sum(1)).nonzero()[0])
-        raise ValueError(
-            f"row {row} has {int(ours[row].sum())} chunks for the student and "
-            f"{int(theirs[row].sum())} for the teacher; take both from one alignment "
-            "(data.align_rows)"
-        )
-    return (
-        ours.flatten().nonzero().squeeze(-1),
-        theirs.flatten().nonzero().squeeze(-1),
-    )
-
-
-def _compared(
-    labels: torch.Tensor,
-    teacher: torch.Tensor | Hidden,
-    teacher_ids: torch.Tensor | None,
-    chunks: torch.Tensor,
-    teacher_chunks: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The student's and the teacher's positions that predict a chunk's first token."""
-    ours, theirs = _pairs(labels, teacher, teacher_ids, chunks, teacher_chunks)
-    counts = (labels.flatten()[ours] != IGNORE_INDEX) & (ours % labels.shape[1] > 0)
-    counts &= theirs % teacher_chunks.shape[1] > 0
-    return ours[counts] - 1, theirs[counts] - 1
-
-
-def _chunk_probabilities(
-    teacher: torch.Tensor | Hidden,
-    teacher_ids: torch.Tensor,
-    teacher_chunks: torch.Tensor,
-    begins: torch.Tensor,
-) -> torch.Tensor:
-    """The teacher's probability of each of the chunks that begin at some places."""
-    group = _groups(teacher_chunks).flatten()
-    # Which of these a token belongs to; the last place is that of number -1.
-    which = group.new_full((len(group) + 1,), -1)
-    which[group[begins]] = torch.arange(len(begins), device=group.device)
-    which = which[group]
-    places = (which >= 0).nonzero().squeeze(-1)
-    found = _by_blocks(
-        _token_log_probs,
-        [_Rows.of(teacher, places - 1)],
-        teacher_ids.flatten()[places],
-    )
-    return found.new_zeros(len(begins)).index_add(0, which[places], found).exp()
-
-
-# --- logits, a block of rows at a time ----------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Some positions of a model: their hidden states and head, or logits."""
-
-    hidden: Hidden | None
-    values: torch.Tensor
-
-    @classmethod
-    def of(cls, model: torch.Tensor | Hidden, rows: torch.Tensor) -> _Rows:
-        if isinstance(model, Hidden):
-            # Cut here, once, and not in every block.
-            head = model.head.cut(model.vocabulary)
-            states = model.states.flatten(0, -2).index_select(0, rows)
-            return cls(Hidden(states, head), states)
-        return cls(None, model.flatten(0, -2).index_select(0, rows))
-
-    @property
-    def vocabulary(self) -> int:
-        return self.values.shape[-1] if self.hidden is None else self.hidden.vocabulary
-
-    def logits(self, part: slice) -> torch.Tensor:
-        """The logits ``[rows, vocabulary]`` of a block, at least in fp32."""
-        logits = self.values[part]
-        if self.hidden is not None:
-            logits = self.hidden.head.logits(logits)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _by_blocks(
-    function: Callable[..., torch.Tensor],
-    models: list[_Rows],
-    more: torch.Tensor,
-) -> torch.Tensor:
-    """Join what a function makes of the logits of each block of rows.
-
-    With more blocks than one, logits are not kept for the gradient, but multiplied out
-    a second time.
-    """
-    count, device = len(more), more.device.type
-    numbers = _BLOCK_NUMBERS.get(device, _BLOCK_NUMBERS["cpu"])
-    size = max(_LEAST_ROWS, numbers // max(model.vocabulary for model in models))
-
-    def block(part: slice) -> torch.Tensor:
-        return function(*(model.logits(part) for model in models), more[part])
-
-    parts = [slice(start, start + size) for start in range(0, max(count, 1), size)]
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return torch.cat([block(part) for part in parts])
-    return torch.cat(
-        [
-            checkpoint(block, part, use_reentrant=False, preserve_rng_state=False)
-            for part in parts
-        ]
-    )
-
-
-def _token_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)

@@ -93,3 +93,21 @@ def parted(
         return log_p[:, ids], None
     tail = log_p.index_fill(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
     return log_p[:, ids], tail
+
+
+def summed_log_probs(
+    log_p: torch.Tensor, group: torch.Tensor, number: int
+) -> torch.Tensor:
+    """Log-probabilities ``[rows, groups]`` of groups of tokens.
+
+    Args:
+        log_p: ``[rows, vocabulary]`` of each token.
+        group: ``[vocabulary]`` the group of each; none of them is empty.
+        number: How many groups there are.
+    """
+    # Beside the likeliest of its group a token may be tiny, and no group is zero.
+    spread = group.expand_as(log_p)
+    most = log_p.detach().new_full((len(log_p), number), -torch.inf)
+    most = most.scatter_reduce(1, spread, log_p.detach(), "amax")
+    beside = (log_p - most.gather(1, spread)).exp()
+    return most + beside.new_zeros(most.shape).index_add(1, group, beside).log()

@@ -29,6 +29,7 @@ from distill_helpers.losses import (
     first_pieces_loss,
     hard_label_loss,
     mapped_vocabulary_loss,
+    shared_beginnings_loss,
     sorted_probabilities_loss,
 )
 from distill_helpers.models import HeadReader, Readers
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-CROSS = ("pieces", "chunks", "words", "mapped", "sorted")
+CROSS = ("shared", "pieces", "chunks", "words", "mapped", "sorted")
 
 
 class ReadingTeacher(Protocol):
@@ -62,6 +63,10 @@ class Standing(Protocol):
         """For each of the teacher's ids the student's that begins it, or ``-1``."""
 
     @property
+    def beginnings(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of both, the number of the shared token that each id begins with."""
+
+    @property
     def word_starts(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Both models' ids that end a word before; ``None`` where none is asked."""
 
@@ -77,7 +82,8 @@ class CrossLabels:
         temperature: ``T`` of the chosen loss.
         alpha: Weight of the soft term; the rest goes to the labels.
         scale: Multiply by what T makes gradients smaller by: T of chunks and words,
-            T² of mapped vocabularies and of the KL of pieces; sorted has no factor.
+            T² of mapped vocabularies and of the KL of pieces and shared beginnings;
+            sorted has no factor.
     """
 
     def __init__(
@@ -96,9 +102,13 @@ class CrossLabels:
         self.kind = kind
         self.outputs = len(alignment.twins)
         # Which token stands for which, in the direction that the loss takes.
-        self.standing = alignment.twins
-        if kind == "pieces":
-            self.standing = alignment.first_pieces
+        self.standing: tuple[torch.Tensor, ...] = ()
+        if kind == "mapped":
+            self.standing = (alignment.twins,)
+        elif kind == "pieces":
+            self.standing = (alignment.first_pieces,)
+        elif kind == "shared":
+            self.standing = alignment.beginnings
         self.starts = alignment.word_starts if kind == "words" else None
         self.temperature = temperature
         self.alpha = alpha
@@ -114,7 +124,7 @@ class CrossLabels:
 
         The parts are ``soft`` and, with labels in the mix, ``hard``; ``compared``, the
         share of the labels that the soft term compares; ``covered``, of mapped
-        vocabularies and pieces, the teacher's probability per label that counts;
+        vocabularies, pieces and shared beginnings, the teacher's probability per label;
         and ``unaligned``, the number of rows that have no chunk.
         """
         labels = inputs["labels"]
@@ -159,12 +169,14 @@ class CrossLabels:
             )
         if self.kind == "sorted":
             return sorted_probabilities_loss(student, teacher, labels, *both, **options)
-        self.standing = self.standing.to(labels.device)
-        both += (self.standing,)
+        self.standing = tuple(one.to(labels.device) for one in self.standing)
+        both += self.standing
         options["scale_by_t2"] = self.scale
+        if self.kind == "mapped":
+            return mapped_vocabulary_loss(student, teacher, labels, *both, **options)
         if self.kind == "pieces":
             return first_pieces_loss(student, teacher, labels, ids, *both, **options)
-        return mapped_vocabulary_loss(student, teacher, labels, *both, **options)
+        return shared_beginnings_loss(student, teacher, labels, ids, *both, **options)
 
 
 def check_cross(

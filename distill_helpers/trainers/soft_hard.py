@@ -260,7 +260,8 @@ class SoftLabelTrainer(DistillationTrainer):
         teacher_column: With several teachers, the column in which each row names its
             own. A teacher reads its rows alone, and every counted position of a batch
             weighs the same, whoever teaches it.
-        cross: What to learn from a teacher with another tokenizer: ``"pieces"``
+        cross: What to learn from a teacher with another tokenizer: ``"shared"``
+            (:func:`~distill_helpers.losses.shared_beginnings_loss`), ``"pieces"``
             (:func:`~distill_helpers.losses.first_pieces_loss`; begin with this one
             where the teacher's vocabulary is the larger), ``"chunks"``, ``"words"``
             (chunks, with the ends of words told), ``"mapped"`` or ``"sorted"``. The
@@ -275,7 +276,7 @@ class SoftLabelTrainer(DistillationTrainer):
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jsd"``.
         beta: The share of the teacher in the JSD's mixture, in [0, 1].
         scale_by_t2: Multiply the soft term by T²; that of chunks and words by T, of
-            pieces the KL alone, and sorted by nothing.
+            pieces and shared beginnings the KL alone, and sorted by nothing.
         fused: Never hold all logits; see :mod:`distill_helpers.losses.fused`. Models
             without a plain head fall back to holding them.
         tokenizer: The student's tokenizer.

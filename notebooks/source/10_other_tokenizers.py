@@ -690,7 +690,9 @@ print(f"you expected: {guess}")
 #
 # `SoftLabelTrainer` aligns the rows, reads the teacher and logs the covered mass. Its names are
 # `cross="pieces"` for first pieces, `"mapped"` for twins, `"chunks"`, and `"sorted"` for ranks.
-# One more, `"words"`, joins chunks to whole words.
+# Two more are `"words"`, which joins chunks to whole words, and `"shared"`. There every token,
+# of either side, counts for the token that both have and that it begins with. Which of its own
+# the student writes, the text says. It is meant for a student with the larger vocabulary.
 #
 # ```python
 # from distill_helpers import SoftLabelTrainer

@@ -520,6 +520,59 @@ def test_a_token_goes_to_the_piece_that_it_begins_with(student, teacher):
     assert len(lost) < 0.5 * len(texts)
 
 
+def begins_with(side, other, bare, token):
+    """The shared token, told from pieces alone: cut, and cut again."""
+    while (spelled := side.bytes_of[token]) and token not in side.special:
+        if token in bare(side):
+            return spelled
+        text = spelled.decode(errors="replace")
+        ids = other.tokenizer(text, add_special_tokens=False)["input_ids"]
+        first = other.bytes_of[ids[0]] if ids else b""
+        if text.encode() != spelled or not first or not spelled.startswith(first):
+            return None
+        side, other, token = other, side, ids[0]
+    return None
+
+
+@pytest.mark.parametrize("student", ["byte-level", "BPE, first", "BPE, never"])
+@pytest.mark.parametrize("teacher", ["byte-level, larger", "BPE, first"])
+def test_tokens_that_begin_alike_have_one_number(student, teacher):
+    pair = alignment(student, teacher)
+    ours, theirs = pair.beginnings
+    assert ours.shape == pair.twins.shape
+    assert theirs.shape == (len(pair.teacher.bytes_of),)
+    assert torch.equal(ours.unique(), torch.arange(int(ours.max()) + 1))
+    assert int(theirs.max()) <= int(ours.max())
+    with_twin = (pair.twins >= 0).nonzero().flatten()
+    assert torch.equal(theirs[pair.twins[with_twin]], ours[with_twin])
+    # Of a number there is one shared token at most, and all others begin with it.
+    assert len(ours[with_twin].unique()) == len(with_twin)
+    shared = {int(ours[token]): token for token in with_twin.tolist()}
+    longer = 0
+    for side, numbers in ((pair.student, ours), (pair.teacher, theirs)):
+        for token, number in enumerate(numbers.tolist()):
+            if number in shared:
+                begins = pair.student.bytes_of[shared[number]]
+                assert side.bytes_of[token].startswith(begins)
+                longer += len(side.bytes_of[token]) > len(begins)
+    assert longer > 2 or student == teacher
+    # As many times as pieces go on: found by cutting one token at a time.
+    twins = {
+        id(pair.student): {*with_twin.tolist()},
+        id(pair.teacher): {*pair.twins[with_twin].tolist()},
+    }
+    found = 0
+    sides = ((pair.student, pair.teacher, ours), (pair.teacher, pair.student, theirs))
+    for side, other, numbers in sides:
+        for token in range(0, len(numbers), 3):
+            begins = begins_with(side, other, lambda one: twins[id(one)], token)
+            if begins is not None and int(numbers[token]) in shared:
+                found += 1
+                root = shared[int(numbers[token])]
+                assert pair.student.bytes_of[root] == begins
+    assert found > 50
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizer_is_its_own_twin(kind):
     pair = alignment(kind, kind)

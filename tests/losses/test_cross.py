@@ -9,16 +9,18 @@ from distill_helpers.losses import (
     Hidden,
     SparseTargets,
     binary_kl,
+    blocks,
     chunk_likelihood_loss,
-    cross,
     first_pieces_loss,
     hard_label_loss,
     mapped_vocabulary_loss,
+    shared_beginnings_loss,
     soft_label_loss,
     sorted_probabilities_loss,
 )
 
 WIDTH, THEIR_WIDTH, VOCABULARY, THEIRS = 6, 5, 19, 27
+BEGINNINGS = 7
 # Of each row: what is in no chunk, then each chunk's tokens, student's and teacher's.
 LAYOUTS = (
     ((1, 1), [(1, 2), (2, 1), (1, 1), (3, 2)]),
@@ -26,7 +28,7 @@ LAYOUTS = (
     ((0, 1), [(2, 2), (1, 3)]),
     ((0, 0), []),
 )
-KINDS = ("chunks", "mapped", "pieces", "sorted")
+KINDS = ("chunks", "mapped", "pieces", "shared", "sorted")
 
 
 def numbers(side):
@@ -73,6 +75,19 @@ class Case:
         self.pieces = torch.arange(VOCABULARY) if same else drawn
         if not same:
             self.pieces[::6] = -1
+        self.beginnings = self.teacher_beginnings = torch.arange(VOCABULARY)
+        if not same:
+            drawn = torch.randint(BEGINNINGS, (VOCABULARY,), generator=generator)
+            drawn[:BEGINNINGS] = torch.arange(BEGINNINGS)
+            self.beginnings = drawn[torch.randperm(VOCABULARY, generator=generator)]
+            drawn = torch.randint(-1, BEGINNINGS, (theirs,), generator=generator)
+            self.teacher_beginnings = drawn
+            # The text begins alike in both, but for one chunk of each row.
+            for row, (i, _), (j, _) in [*self.places()]:
+                one = int(self.labels[row, i])
+                number = int(self.beginnings[one]) + (j == 2)
+                ids = (drawn == number % BEGINNINGS).nonzero().flatten()
+                self.teacher_ids[row, j] = ids[j % len(ids)]
 
     def loss(self, kind, student=None, teacher=None, **options):
         student = self.student if student is None else student
@@ -90,6 +105,11 @@ class Case:
             return first_pieces_loss(
                 student, teacher, self.labels, self.teacher_ids, *both, self.pieces,
                 **options,
+            )  # fmt: skip
+        if kind == "shared":
+            return shared_beginnings_loss(
+                student, teacher, self.labels, self.teacher_ids, *both,
+                self.beginnings, self.teacher_beginnings, **options,
             )  # fmt: skip
         return sorted_probabilities_loss(
             student, teacher, self.labels, *both, **options
@@ -119,6 +139,8 @@ def brute_force(case, kind, temperature):
     log_q, log_p = case.log_probs(1.0 if kind == "chunks" else temperature)
     if kind == "pieces":
         return brute_force_of_pieces(case, temperature)
+    if kind == "shared":
+        return brute_force_of_beginnings(case, temperature)
     total, compared, covered = 0.0, 0, 0.0
     for row, (i, k), (j, m) in case.places():
         counts = [int(case.labels[row, place]) != -100 for place in range(i, k)]
@@ -164,7 +186,7 @@ def brute_force(case, kind, temperature):
 def brute_force_of_pieces(case, temperature):
     """The same; the sum is divided by T² where labels are learned at 1."""
     tempered, _ = case.log_probs(temperature)
-    log_q, log_p = case.log_probs()
+    _, log_p = case.log_probs()
     total, covered, compared = 0.0, 0.0, set()
     for row, (i, _), (j, m) in case.places():
         if i == 0 or j == 0 or int(case.labels[row, i]) == -100:
@@ -185,11 +207,51 @@ def brute_force_of_pieces(case, temperature):
         for s, p in raised.items():
             p = p / sum(raised.values())
             total += p * (math.log(p) - tempered[row, i - 1, s].item())
-    for row, place in (case.labels != -100).nonzero().tolist():
-        if place and (row, place) not in compared:
-            label = case.labels[row, place]
-            total -= log_q[row, place - 1, label].item() / temperature**2
+    total += text_elsewhere(case, compared) / temperature**2
     return total, len(compared), covered
+
+
+def text_elsewhere(case, compared):
+    log_q, _ = case.log_probs()
+    return -sum(
+        log_q[row, place - 1, case.labels[row, place]].item()
+        for row, place in (case.labels != -100).nonzero().tolist()
+        if place and (row, place) not in compared
+    )
+
+
+def brute_force_of_beginnings(case, temperature):
+    """The same."""
+    log_q, log_p = case.log_probs()
+    total, covered, text, compared = 0.0, 0.0, 0.0, set()
+    for row, (i, _), (j, _) in case.places():
+        if i == 0 or j == 0 or int(case.labels[row, i]) == -100:
+            continue
+        own = int(case.labels[row, i])
+        number = int(case.beginnings[own])
+        if number != int(case.teacher_beginnings[case.teacher_ids[row, j]]):
+            continue
+        compared.add((row, i))
+        p, q = (
+            [
+                sum(
+                    log[row, at - 1, token].exp().item()
+                    for token in (group == which).nonzero().flatten()
+                )
+                for which in range(BEGINNINGS)
+            ]
+            for log, at, group in (
+                (log_p, j, case.teacher_beginnings), (log_q, i, case.beginnings)
+            )
+        )  # fmt: skip
+        covered += sum(p)
+        text -= log_q[row, i - 1, own].item() - math.log(q[number])
+        p, q = ([one ** (1 / temperature) for one in some] for some in (p, q))
+        for a, b in zip(p, q, strict=True):
+            if a:
+                total += a / sum(p) * math.log(a / sum(p) / (b / sum(q)))
+    text += text_elsewhere(case, compared)
+    return total + text / temperature**2, len(compared), covered
 
 
 @pytest.mark.parametrize("form", ["hidden", "logits", "blocks"])
@@ -197,8 +259,8 @@ def brute_force_of_pieces(case, temperature):
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_are_those_of_loops(kind, temperature, form, monkeypatch):
     if form == "blocks":
-        monkeypatch.setattr(cross, "_BLOCK_NUMBERS", {"cpu": 1})
-        monkeypatch.setattr(cross, "_LEAST_ROWS", 2)
+        monkeypatch.setattr(blocks, "BLOCK_NUMBERS", {"cpu": 1})
+        monkeypatch.setattr(blocks, "LEAST_ROWS", 2)
     case = Case()
     models = {}
     if form == "logits":
@@ -211,7 +273,7 @@ def test_values_are_those_of_loops(kind, temperature, form, monkeypatch):
     assert found.loss.item() == pytest.approx(total * scale / items, rel=1e-6)
     assert found.compared.item() == pytest.approx(compared / items)
     assert 0 < compared < items
-    if kind in ("mapped", "pieces"):
+    if kind in ("mapped", "pieces", "shared"):
         assert found.covered.item() == pytest.approx(covered / items)
     else:
         assert found.covered is None
@@ -228,8 +290,8 @@ def test_blocks_change_no_gradient(kind, monkeypatch):
     case = Case()
     whole = case.gradients(case.loss(kind, temperature=2.0).loss)
     assert all(float(gradient.abs().max()) > 1e-3 for gradient in whole)
-    monkeypatch.setattr(cross, "_BLOCK_NUMBERS", {"cpu": 1})
-    monkeypatch.setattr(cross, "_LEAST_ROWS", 2)
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", {"cpu": 1})
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 2)
     for one, other in zip(
         case.gradients(case.loss(kind, temperature=2.0).loss), whole, strict=True
     ):
@@ -276,7 +338,7 @@ def single_tokens(case):
     return case
 
 
-@pytest.mark.parametrize("kind", ["mapped", "pieces"])
+@pytest.mark.parametrize("kind", ["mapped", "pieces", "shared"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_with_one_tokenizer_these_are_the_forward_kl(temperature, kind):
     case = single_tokens(Case(same=True))
@@ -335,12 +397,13 @@ def test_a_student_without_other_tokens_takes_what_lies_on_the_twins():
     assert found.covered.item() < found.compared.item()
 
 
-def test_where_nothing_is_compared_the_text_is_the_label():
+@pytest.mark.parametrize("kind", ["pieces", "shared"])
+def test_where_nothing_is_compared_the_text_is_the_label(kind):
     case = Case()
-    before = case.loss("pieces")
+    before = case.loss(kind)
     case.chunks = torch.full_like(case.chunks, -1)
     case.teacher_chunks = torch.full_like(case.teacher_chunks, -1)
-    alone = case.loss("pieces")
+    alone = case.loss(kind)
     assert alone.compared == alone.covered == 0 < before.compared
     expected = hard_label_loss(case.student, case.labels)
     assert alone.loss.item() == pytest.approx(expected.item())
@@ -375,17 +438,63 @@ def test_a_longer_token_gets_what_the_teacher_gives_to_its_pieces():
 
 def test_a_padded_head_of_the_student_counts_for_nothing():
     case = Case()
-    narrow = case.loss("mapped").loss.item()
     logits = torch.cat(
         [case.student.logits(), torch.full((*case.chunks.shape, 5), 9.0)], -1
     )
-    assert case.loss("mapped", logits).loss.item() == pytest.approx(narrow)
+    found = case.loss("mapped", logits).loss.item()
+    assert found == pytest.approx(case.loss("mapped").loss.item())
+
+
+def test_padded_heads_are_in_no_beginning():
+    case = Case()
+    narrow = case.loss("shared")
+    wide = [
+        torch.cat([model.logits(), torch.full((*where.shape, 5), 2.0)], -1)
+        for model, where in (
+            (case.student, case.chunks), (case.teacher, case.teacher_chunks)
+        )
+    ]  # fmt: skip
+    found = case.loss("shared", *wide)
+    assert found.covered < narrow.covered  # what lies on padding is nobody's
+    assert found.loss.item() == pytest.approx(narrow.loss.item())
+
+
+def test_the_text_says_which_token_has_the_beginning():
+    """The teacher's "un" is the student's "un", "under" and "unless"."""
+    labels, teacher_ids = torch.tensor([[3, 1]]), torch.tensor([[0, 1]])
+    chunks = torch.tensor([[-1, 0]])
+    teacher = torch.tensor([[[0.2, 0.8], [0.5, 0.5]]]).log()
+    student = torch.tensor([[[0.3, 0.4, 0.1, 0.2], [1.0] * 4]]).log()
+    found = shared_beginnings_loss(
+        student.requires_grad_(), teacher, labels, teacher_ids, chunks, chunks,
+        torch.tensor([1, 1, 1, 0]), torch.tensor([0, 1]),
+    )  # fmt: skip
+    # 0.8 on the three together, as the teacher has it; of these, 0.4 of 0.8 is "under".
+    assert found.loss.item() == pytest.approx(math.log(2))
+    assert found.covered == found.compared == 1
+    found.loss.backward()
+    assert student.grad[0, 0].tolist() == pytest.approx(
+        [3 / 8, -0.5, 1 / 8, 0.0], abs=1e-6
+    )
+
+
+def test_a_beginning_that_the_student_never_writes_gives_a_gradient():
+    """Probabilities that are zero in fp32 have logarithms."""
+    labels, chunks = torch.tensor([[2, 0]]), torch.tensor([[-1, 0]])
+    student = torch.tensor([[[-300.0, -301.0, 0.0], [0.0] * 3]], requires_grad=True)
+    found = shared_beginnings_loss(
+        student, torch.zeros(1, 2, 2), labels, torch.tensor([[0, 0]]), chunks, chunks,
+        torch.tensor([0, 0, 1]), torch.tensor([0, 1]),
+    )  # fmt: skip
+    assert 100 < found.loss.item() < 200
+    found.loss.backward()
+    assert student.grad[0, 0, :2].sum().item() == pytest.approx(-0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_where_both_agree_and_never_negative(kind):
     case = Case(same=True)
-    if kind == "pieces":  # what is inside a chunk has a label to be learned
+    if kind in ("pieces", "shared"):  # inside a chunk the label is learned
         case = single_tokens(case)
     assert case.loss(kind).loss.item() > 1e-3
     agreed = case.loss(kind, teacher=case.student, temperature=2.0)
@@ -440,7 +549,7 @@ def test_nothing_to_compare_is_a_zero_with_its_graph(kind):
     assert none.loss.item() == none.compared.item() == 0
     case = Case()
     case.chunks[:] = case.teacher_chunks[:] = -1
-    if kind == "pieces":  # has labels to learn
+    if kind in ("pieces", "shared"):  # these have labels to learn
         none.loss.backward()
         return
     unaligned = case.loss(kind)
@@ -480,7 +589,7 @@ def test_half_precision_is_summed_in_fp32(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_not_kept(kind, monkeypatch):
     """What waits for the gradient does not grow with rows times vocabulary."""
-    monkeypatch.setattr(cross, "_BLOCK_NUMBERS", {"cpu": 16 * 4000})
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", {"cpu": 16 * 4000})
     rows, vocabulary = 160, 4000
     chunks = torch.arange(rows + 1).unsqueeze(0)
     student, teacher = (
@@ -492,6 +601,7 @@ def test_logits_are_not_kept(kind, monkeypatch):
     case = Case()
     case.chunks = case.teacher_chunks = case.labels = case.teacher_ids = chunks
     case.twins = case.pieces = torch.arange(vocabulary)
+    case.beginnings = case.teacher_beginnings = case.twins
     kept = []
 
     def keep(tensor):
@@ -534,6 +644,14 @@ def test_what_does_not_fit_is_named():
     wrong.pieces[1] = VOCABULARY
     with pytest.raises(ValueError, match=rf"pieces maps {THEIRS} tokens.*19 outputs"):
         wrong.loss("pieces")
+    wrong = Case()
+    wrong.teacher_beginnings[1] = BEGINNINGS
+    with pytest.raises(ValueError, match=r"beginnings hold 19 and 27.*up to 6 and 7"):
+        wrong.loss("shared")
+    wrong = Case()
+    wrong.beginnings = torch.arange(VOCABULARY + 1)
+    with pytest.raises(ValueError, match=r"hold 20 and 27.*heads have 19 and 27"):
+        wrong.loss("shared")
     wrong = Case()
     wrong.labels = wrong.labels[:, 1:]
     with pytest.raises(ValueError, match="one hidden state per label"):

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from distill_helpers.losses import binary_kl, chunk_likelihood_loss, cross
+from distill_helpers.losses import binary_kl, blocks, chunk_likelihood_loss
 
 P_A = 0.3  # of the word " a"; else it is " ab"
 BEGIN, WORDS = 0, {"a": 1, "ab": 2}  # the teacher's tokens
@@ -88,8 +88,8 @@ def test_where_texts_are_equally_likely_chunks_are_not(temperature):
 def test_words_are_equally_likely_where_texts_are(temperature, form, monkeypatch):
     """Given that a word begins, that it is this one and ends: value and gradient."""
     if form == "blocks":
-        monkeypatch.setattr(cross, "_BLOCK_NUMBERS", {"cpu": 1})
-        monkeypatch.setattr(cross, "_LEAST_ROWS", 2)
+        monkeypatch.setattr(blocks, "BLOCK_NUMBERS", {"cpu": 1})
+        monkeypatch.setattr(blocks, "LEAST_ROWS", 2)
     (ids, chunks, log_q), (their_ids, their_chunks, log_p) = both()
     log_q.requires_grad_()
     ids[0, -2:] = -100  # the last word: nothing says whether it has ended

@@ -22,6 +22,7 @@ from distill_helpers.losses import (
     first_pieces_loss,
     hard_label_loss,
     mapped_vocabulary_loss,
+    shared_beginnings_loss,
     sorted_probabilities_loss,
 )
 from distill_helpers.trainers import CROSS, SoftLabelTrainer, training_arguments
@@ -102,6 +103,11 @@ def test_one_step_is_the_gradient_of_the_loss(small, large, cross, fused):
             logits, theirs, batch["labels"], batch["teacher_input_ids"], *both,
             pair.first_pieces, temperature=2.0,
         )  # fmt: skip
+    elif cross == "shared":
+        soft = shared_beginnings_loss(
+            logits, theirs, batch["labels"], batch["teacher_input_ids"], *both,
+            *pair.beginnings, temperature=2.0,
+        )  # fmt: skip
     else:
         soft = sorted_probabilities_loss(
             logits, theirs, batch["labels"], *both, temperature=2.0
@@ -124,12 +130,12 @@ def test_one_step_is_the_gradient_of_the_loss(small, large, cross, fused):
     assert log["compared"] == pytest.approx(soft.compared.item())
     assert log["unaligned"] == 0
     assert 0.5 < log["compared"] <= 1
-    assert ("covered" in log) is (cross in ("mapped", "pieces"))
+    assert ("covered" in log) is (cross in ("mapped", "pieces", "shared"))
     if "covered" in log:
         assert log["covered"] == pytest.approx(soft.covered.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("cross", ["mapped", "pieces"])
+@pytest.mark.parametrize("cross", ["mapped", "pieces", "shared"])
 def test_with_one_tokenizer_these_trainers_are_the_plain_one(small, cross):
     rows = rows_of(small)
     plain, mapped = (
@@ -148,7 +154,7 @@ def test_with_one_tokenizer_these_trainers_are_the_plain_one(small, cross):
     assert mapped.state.log_history[0]["covered"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("cross", ["chunks", "mapped", "pieces"])
+@pytest.mark.parametrize("cross", ["chunks", "mapped", "pieces", "shared"])
 def test_a_student_comes_nearer_to_its_teacher(small, large, cross):
     rows = rows_of(small)
     made = trainer(
@@ -212,7 +218,7 @@ def test_answers_behind_the_teacher_s_own_template(small, large):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cross": "letters"}, "cross='letters' must be one of pieces, chunks, words"),
+        ({"cross": "letters"}, "cross='letters' must be one of shared, pieces, chunks"),
         ({"cross": "chunks", "other": None}, "needs teacher_tokenizer="),
         ({"cross": "mapped", "divergence": "jsd"}, "divergence='jsd' has no meaning"),
         ({}, r"different tokenizers.*cross='chunks'.*hard labels"),
