@@ -219,7 +219,10 @@ class Alignment:
         for token in (found < 0).nonzero().flatten().tolist():
             spelled = self.teacher.bytes_of[token]
             if spelled and _whole(spelled) == (0, spelled, 0):
-                texts[token] = spelled.decode(errors="replace")
+                text = spelled.decode(errors="replace")
+                # That space is put there by itself, and a second time if it is typed.
+                typed = self.student.doubled and text[0] == " " != text
+                texts[token] = text[1:] if typed else text
         cut = self.student.tokenizer(
             list(texts.values()) or [""],
             add_special_tokens=False,
@@ -238,9 +241,9 @@ class Alignment:
 
         A shared token, which has a twin, counts for itself. Any other counts for what
         its first piece in the other's tokens counts for: pieces get shorter, until one
-        is shared. A token of the student that comes to none has a number of its own,
-        one of the teacher ``-1``. ``([student's highest id + 1], [teacher's highest id
-        + 1])``, int64; the student's numbers are 0, 1, … without a gap.
+        is shared. The student's tokens that come to none are numbered by where they
+        stop, and the teacher's are ``-1``. ``([student's highest id + 1], [teacher's
+        highest id + 1])``, int64; the student's numbers are 0, 1, … without a gap.
 
         Taught in notebook 10.
         """

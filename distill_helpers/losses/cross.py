@@ -446,7 +446,8 @@ def shared_beginnings_loss(
             f"beginnings and teacher_beginnings hold {len(ours)} and {len(theirs)} "
             f"tokens with numbers up to {number - 1} and {int(theirs.max())}, and the "
             f"heads have {widths[0]} and {widths[1]} outputs; make both of these "
-            "models' own tokenizers (data.align_tokenizers)"
+            "models' own tokenizers (data.align_tokenizers), and give a head to every "
+            "token (resize_token_embeddings)"
         )
     student = cut_outputs(student, len(ours))
     count = count_items(student, labels, num_items)

@@ -105,9 +105,12 @@ def summed_log_probs(
         group: ``[vocabulary]`` the group of each; none of them is empty.
         number: How many groups there are.
     """
-    # Beside the likeliest of its group a token may be tiny, and no group is zero.
+    # Beside the likeliest of its group a token may be tiny, and no group is zero. A
+    # group that is ruled out has the lowest number there is, and no gradient.
+    least = torch.finfo(log_p.dtype)
     spread = group.expand_as(log_p)
-    most = log_p.detach().new_full((len(log_p), number), -torch.inf)
+    most = log_p.detach().new_full((len(log_p), number), least.min / 2)
     most = most.scatter_reduce(1, spread, log_p.detach(), "amax")
     beside = (log_p - most.gather(1, spread)).exp()
-    return most + beside.new_zeros(most.shape).index_add(1, group, beside).log()
+    found = beside.new_zeros(most.shape).index_add(1, group, beside)
+    return most + found.clamp(min=least.tiny).log()

@@ -491,6 +491,21 @@ def test_twins_have_the_same_bytes():
     )
 
 
+@pytest.mark.parametrize("student", ["byte-level", "BPE, first", "BPE, normaliser"])
+def test_a_piece_is_what_the_student_writes_behind_a_text(student):
+    """Not what stands at a text's beginning, where some put a space of their own."""
+    pair = alignment(student, "byte-level, larger")
+    side, words = pair.student, 0
+    for token, spelled in enumerate(pair.teacher.bytes_of):
+        if token in pair.twins or spelled[:1] != b" " or not spelled[1:].isalpha():
+            continue
+        ids = side.tokenizer("a" + spelled.decode(), add_special_tokens=False)
+        first = next(one for one in ids["input_ids"][1:] if b" " in side.bytes_of[one])
+        assert int(pair.first_pieces[token]) == first, spelled
+        words += 1
+    assert words > 10
+
+
 @pytest.mark.parametrize("student", ["byte-level", "BPE, first", "BPE, never"])
 @pytest.mark.parametrize("teacher", ["byte-level, larger", "BPE, first"])
 def test_a_token_goes_to_the_piece_that_it_begins_with(student, teacher):
@@ -535,7 +550,7 @@ def begins_with(side, other, bare, token):
 
 
 @pytest.mark.parametrize("student", ["byte-level", "BPE, first", "BPE, never"])
-@pytest.mark.parametrize("teacher", ["byte-level, larger", "BPE, first"])
+@pytest.mark.parametrize("teacher", ["byte-level, larger", "BPE, normaliser"])
 def test_tokens_that_begin_alike_have_one_number(student, teacher):
     pair = alignment(student, teacher)
     ours, theirs = pair.beginnings
@@ -555,7 +570,7 @@ def test_tokens_that_begin_alike_have_one_number(student, teacher):
                 begins = pair.student.bytes_of[shared[number]]
                 assert side.bytes_of[token].startswith(begins)
                 longer += len(side.bytes_of[token]) > len(begins)
-    assert longer > 2 or student == teacher
+    assert longer > 2 or "larger" not in teacher
     # As many times as pieces go on: found by cutting one token at a time.
     twins = {
         id(pair.student): {*with_twin.tolist()},

@@ -478,6 +478,23 @@ def test_the_text_says_which_token_has_the_beginning():
     )
 
 
+def test_a_token_that_both_rule_out_changes_nothing():
+    """One tokenizer: the loss and the gradient of a vocabulary without that token."""
+    case = single_tokens(Case(same=True))
+    expected = case.loss("shared", temperature=2.0)
+    padded = [
+        torch.nn.functional.pad(model.logits(), (0, 1), value=-torch.inf)
+        for model in (case.student, case.teacher)
+    ]
+    case.beginnings = case.teacher_beginnings = torch.arange(VOCABULARY + 1)
+    found = case.loss("shared", *padded, temperature=2.0)
+    assert found.loss.item() == pytest.approx(expected.loss.item())
+    for one, other in zip(
+        case.gradients(found.loss), case.gradients(expected.loss), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_beginning_that_the_student_never_writes_gives_a_gradient():
     """Probabilities that are zero in fp32 have logarithms."""
     labels, chunks = torch.tensor([[2, 0]]), torch.tensor([[-1, 0]])
