@@ -312,6 +312,8 @@ def measure(grown: Grown, pair: Pair) -> dict[str, float]:
 
 
 _claim = partial(Claim, metric="nll", arm=RAMP, baseline=MIX, setting=MANY)
+# Two claims of 800 rows stood here, and the grid ended too early for them: they were
+# declared anew in `codistilled_few`, whose verdicts are the ones to read.
 STUDY = Study(
     name="codistillation",
     question="Does it pay to let teacher and student grow together?",
@@ -339,18 +341,9 @@ STUDY = Study(
             margin=0.05,
         ),
         _claim(
-            "pays_few",
-            "With 800 rows, a co-distilled student beats one alone",
+            "pays_many",
+            "With 3,000 rows, a co-distilled student beats one alone",
             baseline=ALONE,
-            setting=FEW,
-        ),
-        _claim("pays_many", "With 3,000 rows, it still does", baseline=ALONE),
-        _claim(
-            "peers_pay",
-            "With 800 rows, a peer of its own size helps a student, too",
-            arm=PEERS,
-            baseline=ALONE,
-            setting=FEW,
         ),
         _claim(
             "after_is_better",

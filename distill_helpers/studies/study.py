@@ -23,13 +23,13 @@ STUDIES = (
     "hard_labels",
     "reasoning_traces",
     "codistillation",
+    "codistilled_few",
     "codistilled_sums",
     "on_policy",
     "side_by_side",
 )
 # Declared, and not yet confirmed: rows of theirs are in ``results/unfinished``.
 DECLARED: tuple[str, ...] = (
-    "codistilled_few",
     "sums_from_bases",
     "own_text",
     "other_tokenizers",
