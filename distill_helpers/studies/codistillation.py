@@ -42,8 +42,9 @@ STEPS = 300
 ALONE, TWO = "alone", "two averaged"
 SOFT, MIX, RAMP = "soft from the start", "mix from the start", "ramp"
 HEAD_START, PEERS, AFTER = "head start", "two peers", "teacher first"
-# Tried with few rows alone (``codistilled_few``).
+# In ``codistilled_few`` alone, and in ``codistilled_late``.
 CONSTANT, SILENT = "constant of the ramp's mean", "beside a silent teacher"
+LATE = "late ramp"
 ARMS = (ALONE, TWO, SOFT, MIX, RAMP, HEAD_START, PEERS, AFTER)
 FEW, MANY, EQUAL = "800", "3000", "3000, equal FLOPs"
 # Not every arm is run in every setting: time.
@@ -56,6 +57,7 @@ SCHEDULES = {
     SOFT: MixSchedule(1.0),
     MIX: MixSchedule(0.5),
     RAMP: MixSchedule(0.7, warm_up=0.25, ramp=0.5),
+    LATE: MixSchedule(0.7, warm_up=0.5, ramp=0.25),
     CONSTANT: MixSchedule(0.35),
     SILENT: MixSchedule(0.0),
     HEAD_START: MixSchedule(0.5),

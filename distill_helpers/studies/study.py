@@ -30,6 +30,7 @@ STUDIES = (
 )
 # Declared, and not yet confirmed: rows of theirs are in ``results/unfinished``.
 DECLARED: tuple[str, ...] = (
+    "codistilled_late",
     "sums_from_bases",
     "own_text",
     "other_tokenizers",

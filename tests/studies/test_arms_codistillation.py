@@ -18,6 +18,7 @@ from distill_helpers.models import build_student, weights_hash
 from distill_helpers.studies import (
     codistillation,
     codistilled_few,
+    codistilled_late,
     codistilled_sums,
 )
 from distill_helpers.studies.shared_task import worked
@@ -28,6 +29,7 @@ ALONE, TWO, AFTER = "alone", "two averaged", "teacher first"
 SOFT, MIX, RAMP = "soft from the start", "mix from the start", "ramp"
 HEAD_START, PEERS = "head start", "two peers"
 CONSTANT, SILENT = "constant of the ramp's mean", "beside a silent teacher"
+LATE = "late ramp"
 # Arm: whom the student learns from while both grow; the weight of the partner's word
 # at its highest, the share of the steps without it, the share over which it rises.
 TOGETHER = {
@@ -36,6 +38,7 @@ TOGETHER = {
     RAMP: ("partner", 0.7, 0.25, 0.5),
     HEAD_START: ("partner", 0.5, 0.0, 0.0),
     PEERS: (None, 0.5, 0.25, 0.5),
+    LATE: ("partner", 0.7, 0.5, 0.25),
     # The ramp's mean: nothing for a quarter, 0.35 on average for a half, then 0.7.
     CONSTANT: ("partner", 0.35, 0.0, 0.0),
     SILENT: ("partner", 0.0, 0.0, 0.0),
@@ -47,7 +50,12 @@ PROSE = [
     for arm, setting in codistillation.STUDY.pairs()
     if setting != "800" or arm == PEERS
 ]
-PROSE += [(codistilled_few, *pair) for pair in codistilled_few.STUDY.pairs()]
+PROSE += [
+    (study, *pair)
+    for study in (codistilled_few, codistilled_late)
+    for pair in study.STUDY.pairs()
+]
+STEPS = {codistilled_late: 2000}
 SUMS = [(codistilled_sums, *pair) for pair in codistilled_sums.STUDY.pairs()]
 NAMES = [f"{study.STUDY.name}-{arm}-{setting}" for study, arm, setting in PROSE + SUMS]
 
@@ -94,8 +102,9 @@ def shapes(study):
 
 def test_every_arm_of_the_tables_is_held_here():
     every = {ALONE, TWO, AFTER, *TOGETHER}
-    assert every == {*codistillation.STUDY.arms, *codistilled_few.STUDY.arms}
-    assert every - {CONSTANT, SILENT} == {*codistillation.STUDY.arms}
+    assert every - {LATE} == {*codistillation.STUDY.arms, *codistilled_few.STUDY.arms}
+    assert every - {CONSTANT, SILENT, LATE} == {*codistillation.STUDY.arms}
+    assert {ALONE, RAMP, LATE, AFTER} == {*codistilled_late.STUDY.arms}
     assert {ALONE, MIX, PEERS, AFTER} == {*codistilled_sums.STUDY.arms}
 
 
@@ -155,7 +164,7 @@ def test_rows_and_steps_are_equal_or_paid_by_the_same_operations(
     trainings, row = ran(study, arm, setting)
     count = int(setting.split(",")[0])
     if study is not codistilled_sums:
-        steps, batch_size, beta, together = 300, 16, 0.95, RAMP
+        steps, batch_size, beta, together = STEPS.get(study, 300), 16, 0.95, RAMP
         rows = pair.train.shuffle(seed=3).select(range(count))
     else:
         steps, batch_size, beta, together = 1000, 64, 0.99, MIX
@@ -183,7 +192,7 @@ def test_a_partner_s_numbers_are_there_where_there_is_one(study, arm, setting, r
     row = ran(study, arm, setting)[1]
     name = "partner_exact_match" if study is codistilled_sums else "partner_nll"
     assert math.isnan(row[name]) == (arm == ALONE)
-    if study is codistilled_few:
+    if study in (codistilled_few, codistilled_late) and arm != ALONE:
         assert row["gap"] == row["nll"] - row["partner_nll"]
 
 
