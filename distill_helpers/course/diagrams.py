@@ -496,7 +496,7 @@ def on_policy() -> Diagram:
                 filled=False,
             ),
             Box(
-                *("loss", "divergence at every\nwritten token", (6.6, bottom)),
+                *("loss", "divergence from the\nstudent's, per token", (6.6, bottom)),
                 *("plain", (4.2, 1.2)),
             ),
         ),
@@ -511,9 +511,9 @@ def on_policy() -> Diagram:
         alt=(
             "A prompt, 27+58+46=, goes to a student that is learning. It writes "
             "27+58=75, 75+46=121; 121, with a wrong first sum. A finished teacher "
-            "reads along and gives a distribution for every token. The loss is the "
-            "divergence at every written token, and its gradient goes back to the "
-            "student."
+            "reads along and gives a distribution for every token. The loss is its "
+            "divergence from the student's own, at every written token, and the "
+            "gradient goes back to the student."
         ),
     )
 

@@ -48,7 +48,7 @@ answer_tokens = profile.pick(smoke=4, cpu=70, gpu=256)
 # %% [markdown]
 # ## Show your work
 #
-# One task runs through the rest of the course, the **shared task**: add three numbers.
+# One task returns in most later lessons, the **shared task**: add three numbers.
 # Here are a problem, the full answer with its steps, and the bare result.
 
 # %% tags=["nbval-check-output"]
@@ -65,7 +65,7 @@ print("result only:", problem.result)
 # out, each token needs a little work, and later tokens can read what is there already.
 # Steps written on the way to an answer are a **reasoning trace**.
 #
-# Reasoning models write long traces, and the traces hand their skill to small models.
+# Reasoning models write long traces, and small models can learn from them.
 # The recipe has three lines: sample traces, keep those whose result is right, train the
 # student on them. You will do all three.
 
@@ -276,7 +276,7 @@ kept = [samples[i] for i in keep(samples, right)]
 print(f"{len(kept):,} traces to learn from, of {len(samples):,}")
 
 # %% [markdown]
-# Nothing came twice here, for each question was asked once. With several draws it does.
+# Nothing came twice here, for each question was asked once. With several draws, below, it does.
 #
 # A filter does more than clean. It also changes *which questions* are left. Count the
 # carries of a problem, as you would carry on paper. **Predict:** which kind does the
@@ -337,9 +337,9 @@ def as_row(prompt, answer):
     return ids, [-100] * len(given) + learned + [-100] * left
 
 
-ids, row_labels = map(
-    torch.tensor, zip(*[as_row(*k) for k in kept], strict=True)
-)
+rows = [as_row(*one) for one in kept]
+ids = torch.tensor([row for row, _ in rows])
+row_labels = torch.tensor([learned for _, learned in rows])
 print("read:   ", tokenizer.decode(ids[0]))
 print("learned:", tokenizer.decode(row_labels[0][row_labels[0] != -100]))
 
@@ -368,7 +368,8 @@ def learn_traces(student, ids, labels, steps, rate=2e-3, batch=64):
 
 # %% [markdown]
 # The student has two layers where the teacher has four, about a quarter of its weights,
-# and starts from nothing. Learning rate and optimizer are those of the study below.
+# and starts from nothing. The learning rate is that of the study below, which adds weight decay and
+# keeps its best checkpoint.
 # **Write down a guess:** what will the student score?
 
 # %%
@@ -401,14 +402,11 @@ def judge(model):
 # %%
 by_teacher, by_student = judge(teacher), judge(student)
 score = {
-    "the teacher": by_teacher,
-    "your guess": None,
-    "your student": by_student,
+    "the teacher": 100 * sum(by_teacher) / tests,
+    "your guess": guess,
+    "your student": 100 * sum(by_student) / tests,
 }
-for name, answers_right in score.items():
-    percent = (
-        guess if answers_right is None else 100 * sum(answers_right) / tests
-    )
+for name, percent in score.items():
     print(f"{name:14} {percent:5.1f} % of the {tests:,} test problems")
 
 # %% [markdown]
@@ -431,10 +429,19 @@ for (one, two), times in sorted(both.items(), reverse=True):
 #
 # How can the student then solve *new* problems that the teacher gets wrong? No test problem
 # is among the 20,000. Our explanation: problems are made of the same small pieces, digits,
-# carries and copying. The student meets each piece done right in other questions. Many first
-# sums of the tests do stand in some trace; with 5,000 questions far fewer do, and the students
-# pass all the same, as you will see. Here is the limit, too: a piece that the teacher never
-# gets right is in no trace, and no filter can teach it.
+# carries and copying. The student meets each piece done right in other questions. Or does it know
+# whole sums by heart? Look where the first sum stands in no kept trace:
+
+# %%
+seen = {(p.a, p.b) for p, ok in zip(asked, right, strict=True) if ok}
+new = [i for i, p in enumerate(test) if (p.a, p.b) not in seen]
+print(f"first sum in no kept trace: {len(new)} of {tests:,} problems")
+for name, found in (("teacher", by_teacher), ("student", by_student)):
+    print(f"{name}: {sum(found[i] for i in new) / max(1, len(new)):.0%} right")
+
+# %% [markdown]
+# Here is the limit, too: a piece that the teacher never gets right is in no trace, and no filter
+# can teach it.
 #
 # A program that computes a sum can also write its steps. We pretend that we can only check, as
 # with real problems.
@@ -452,8 +459,8 @@ for (one, two), times in sorted(both.items(), reverse=True):
 # | `all traces, as many` | a random part of these, as many as are right |
 # | `right traces` | those that the checker accepts |
 #
-# The diamond is your student. It took 2,000 steps, for a single seed may start late: it is no
-# sixth seed of the study.
+# The study has five seeds. The diamond is your student, of 2,000 steps, for a single seed may
+# start late.
 
 # %%
 from distill_helpers.course.plots import compare_arms
@@ -467,12 +474,9 @@ mine = 100 * sum(by_student) / tests
 # %%
 arms = (study.ANSWERS, study.TRACES, study.AS_MANY, study.RIGHT)
 fig, ax = plt.subplots(figsize=(7.5, 2.8))
-compare_arms(
-    *(ax, results, "exact_match", study.MOST),
-    live={study.RIGHT: mine},
-    arms=arms,
-    told=True,
-)
+live = {study.RIGHT: mine}
+metric, setting = "exact_match", study.MOST
+compare_arms(ax, results, metric, setting, live=live, arms=arms, told=True)
 ax.axvline(teacher_score, color=TEACHER, linestyle="--")
 ax.text(teacher_score - 1, 0, "the teacher", color=TEACHER, ha="right")
 ax.axvline(guess, color="0.6", linestyle=":")
@@ -480,14 +484,14 @@ ax.text(guess - 1, 3.4, "your guess", color="0.4", ha="right")
 ax.set_xlim(0, 100)
 ax.set_xlabel("right, percent of 2,000 test problems")
 ax.set_title(
-    "With steps a student nears its teacher, with a checker it passes it"
+    "Whole traces bring a student near its teacher, checked ones past it"
 )
 plt.show()
 
 # %% [markdown]
 # Without the steps few results are exactly right; more training may help them. The control is
-# the third row: as many traces, unfiltered, give less. So the gain comes from the filter, which
-# changes the errors and the mix of questions together.
+# the third row: as many traces, unfiltered, give less. So here the gain comes from the filter,
+# which changes the errors and the mix of questions together.
 #
 # So the student passes its teacher. But who else has the checker? The teacher could learn from
 # its own right traces, for about as many operations as a student gets: a quarter of the steps,
@@ -513,8 +517,9 @@ for arm in (study.TEACHER, study.RIGHT, study.AGAIN):
 # than the students of these traces. Training a model on its own checked answers is called
 # self-improvement (STaR, Zelikman et al. 2022). Ask for this baseline when you read that a
 # student beat its teacher: the gain may come from the checker, and the teacher can use that
-# checker, too. What distillation adds is the *small* model. If you may train the teacher, do
-# that first, and distil from the better one; we have not measured it.
+# checker, too. Our teacher was stopped early, and how much of its rise is only more training, no
+# arm tells. Distillation gives you the *small* model. If you may train the teacher, do that first,
+# and distil from the better one; we have not measured it.
 
 # %% [markdown]
 # ## Draw more than once
@@ -576,10 +581,13 @@ draws = write_labels(
 
 # %%
 by_prompt = {p.prompt: p for p in few}
+pairs = [(row["messages"][0]["content"], row["answer"]) for row in draws]
+good = [is_right(text, by_prompt[prompt].result) for prompt, text in pairs]
 solved = Counter()
-for row in draws:
-    p = by_prompt[row["messages"][0]["content"]]
-    solved[p] += is_right(row["answer"], p.result)
+for (prompt, _), ok in zip(pairs, good, strict=True):
+    solved[by_prompt[prompt]] += ok
+different = len(keep(pairs, good))
+print(f"{sum(good):,} right draws, {different:,} different right traces")
 
 # %%
 curve = [
@@ -616,7 +624,8 @@ plt.show()
 # *distributions* along the right traces. **Predict:** does that help or hurt?
 #
 # Two studies asked it. On the left, the answers are perfect by construction. On the
-# right, they are the teacher's right traces. Each point is a seed.
+# right, they are the teacher's right traces. Points are seeds; compare within a panel, for the
+# recipes differ.
 
 # %%
 sums = load_results("shared_task")
@@ -656,8 +665,8 @@ for name, found in (("sums_many", sums), ("soft_traces", results)):
 # the right ones still hold its doubts.
 #
 # In each panel one seed ends far below the others. We think that it began late and was not done
-# after the last step. Two earlier rounds of the study of traces were broken off because such late starts decided them; *What we got wrong*, a
-# page in `docs`, tells the story.
+# after the last step. Two earlier rounds of the study of traces were broken off because such late
+# starts decided them: see `docs/results.md`.
 #
 # So neither study shows a gain from soft labels here. With checked traces and a teacher that
 # errs, begin with the tokens.
@@ -673,7 +682,7 @@ for place, setting in enumerate(results.study.settings):
     middle = sorted(scores)[len(scores) // 2]
     ax.text(place + 0.2, middle, f"median {middle:.0f}", va="center")
 ax.axhline(teacher_score, color=TEACHER, linestyle="--")
-ax.text(0.5, teacher_score + 2, "the teacher", color=TEACHER)
+ax.text(2.15, teacher_score - 8, "the teacher", color=TEACHER)
 ax.set_xticks(range(3), [f"{int(s):,}" for s in results.study.settings])
 ax.set_xlim(-0.5, 2.9)
 ax.set_ylim(0, 105)
@@ -683,8 +692,8 @@ ax.set_title("With 5,000 questions all five seeds pass, with 1,500 none")
 plt.show()
 
 # %% [markdown]
-# All took the same number of steps. With 1,500 questions the seeds lie far apart, and all of them
-# below the teacher. From 5,000 to 20,000 nothing can be seen to change.
+# All took the same number of steps, at the highest rate tried. With 1,500 questions one seed may have
+# begun late; all end below the teacher. From 5,000 to 20,000 nothing can be seen to change.
 #
 # ## Word problems, and models that read English
 #
@@ -801,8 +810,8 @@ solve(heldout)
 
 # %% [markdown]
 # One run, one seed: it shows the path and claims nothing. Each line says how often an answer
-# ends in `####` and a number, as the prompt asked, and how often that number is right. The
-# form is learned before the arithmetic.
+# ends in `####` and a number, as the prompt asked, and how often the checker finds the right number.
+# Here the form came first.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -825,7 +834,7 @@ solve(heldout)
 # | the teacher, DeepSeek-R1 | 79.8 | 97.3 |
 #
 # Qwen-32B came less far by itself, with checked answers, than by reading the teacher's
-# traces: the *student* as the rival, where we took the teacher. None of these students
+# traces. There the checker trained the *student*; in our rival, the teacher. None of these students
 # passed DeepSeek-R1. It had itself been trained with such checkers, and our teacher had
 # not.
 
@@ -842,7 +851,8 @@ solve(heldout)
 # %%
 # A place to try. For example:
 # rows = [as_row(*samples[i]) for i in keep(samples, sound)]
-# ids, row_labels = map(torch.tensor, zip(*rows, strict=True))
+# ids = torch.tensor([row for row, _ in rows])
+# row_labels = torch.tensor([learned for _, learned in rows])
 # other = build_student(tokenizer, layers=2, width=96, seed=2)
 # learn_traces(other, ids, row_labels, steps)
 # print(sum(judge(other)) / tests)
@@ -852,13 +862,13 @@ solve(heldout)
 #
 # * **Two numbers to remember:** how many test problems only your student solved, and how many
 #   only the teacher. You have printed them.
-# * Here, steps make the task learnable; a checker makes the text better than its writer.
+# * Here, steps make the task far easier to learn; a checker makes the text better than its writer.
 # * A right result may stand on a wrong step; a filter also changes which questions are
 #   left.
 # * The baseline that is forgotten: the teacher, trained on its own checked answers.
 # * **Use traces when** the task has steps. Without a checker they can bring a student near
-#   its teacher; with one, beyond. **Do not, when** the teacher solves next to nothing, or
-#   when answers must be short. Every step is a token to be paid for, each time somebody asks.
+#   its teacher; with one, and enough questions, beyond. **Do not, when** the teacher solves next to
+#   nothing, or when answers must be short: every step is a token to be paid for.
 #
 # *Read on:* Wei et al. 2022, arXiv:2201.11903, on chains of thought; Zelikman et al.
 # 2022, arXiv:2203.14465; Yuan et al. 2023, arXiv:2308.01825; Chen et al. 2021,

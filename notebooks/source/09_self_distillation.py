@@ -23,7 +23,7 @@ test_count = profile.pick(smoke=1, cpu=16, gpu=100)
 steps = profile.pick(smoke=1, cpu=32, gpu=200)
 batch_size = profile.pick(smoke=2, cpu=2, gpu=8)
 rank = profile.pick(smoke=4, cpu=8, gpu=16)
-answer_tokens = profile.pick(smoke=3, cpu=32, gpu=48)
+answer_tokens = profile.pick(smoke=3, cpu=48, gpu=48)
 rounding_steps = profile.pick(smoke=2, cpu=100, gpu=100)
 judged_rows = profile.pick(smoke=4, cpu=60, gpu=60)
 
@@ -32,7 +32,7 @@ judged_rows = profile.pick(smoke=4, cpu=60, gpu=60)
 #
 # Where does a teacher come from, if there is no larger model? From the student itself,
 # with something more: **a prompt** that it reads, **full precision** where the student is
-# rounded, or **a finished training** where the student has fresh weights. The model *with* this
+# rounded, or **a finished training** where the student begins anew. The model *with* this
 # extra is the teacher, and the same model *without* it is the student.
 
 # %%
@@ -106,8 +106,6 @@ def answers(model, prompts):
         tokenizer,
         prompts,
         max_new_tokens=answer_tokens,
-        temperature=0.0,
-        seeds=[0] * len(prompts),
     )
     return [one.ids for one in written]
 
@@ -130,19 +128,19 @@ obeyed = {}
 for name, prompts in (("teacher, with examples", behind), ("before", alone)):
     found = answers(model, prompts)
     obeyed[name] = sum(map(obeys, found))
-    print(f"{name}: {obeyed[name]} of {len(found)} in the form")
+    cut = sum(ids[-1] != tokenizer.eos_token_id for ids in found)
+    print(f"{name}: {obeyed[name]} of {len(found)} in the form, {cut} cut off")
     print("   ", tokenizer.decode(found[0], skip_special_tokens=True), "\n")
 
 # %% [markdown]
 # With its examples, the model mostly keeps to the form. Without them nothing asks for it. But
 # each question carries the examples along, and they are far longer than the question, even
-# with the frame that the chat template puts around it. Can the model learn to behave as if
-# it had read them?
+# with the frame that the chat template puts around it. Can it learn to behave as if it had read
+# them? That is lesson 05's **context distillation**, now with soft labels.
 #
 # An answer that is cut at the limit of tokens counts as a miss, too. And there are cheaper ways
 # for a form like this one: a server can keep a fixed prompt in its cache, and can be forced to
-# write JSON. Distil where neither is at hand, or where a prompt sets a manner that no program
-# can check.
+# write JSON. Distil where there is no cache, or where a cached prompt still takes too much room.
 #
 # ## The same answer, seen from two places
 #
@@ -194,7 +192,7 @@ places = checks.answer_places(answer_places, fallback=True)
 # al. 2021) freezes a weight matrix $W$ and adds a product of two thin ones, $W + s B A$. Only
 # $A$ and $B$ learn; $s$ is a fixed strength. $A$ has $r$ rows and $B$ has $r$ columns, and $r$
 # is the **rank**. $A$ begins at random and $B$ at zero. So the product is zero and the student
-# begins as the teacher, but $B$ has a gradient. With the addition switched off, the plain
+# begins as the plain model, but $B$ has a gradient. With the addition switched off, the plain
 # model is back; with its examples in front, it is the teacher.
 #
 # ## Exercise 2 · How much learns?
@@ -365,21 +363,25 @@ ax.invert_yaxis()
 ax.set_xlim(0, 1.05 * test_count)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel(f"answers in the form ({test_count} questions about new words)")
-ax.set_title("The form is in the weights: no examples are read any more")
+ax.set_title("Both students keep to the form, and read no examples")
 plt.show()
 
 # %% [markdown]
-# Without an example, both students now keep to the form in most answers. This is one run on a
-# few words, so a gap between the two may be chance: for a form, text may do as well.
+# Without an example, both students now keep to the form in most answers. This is one run at one
+# rate on a few words, so a gap between the two may be chance: for a form, text may do as well.
 #
-# A student can learn too much, too. Ask it something that the rule was never meant for:
+# How far does the rule reach? Ask something that it was never meant for, the student without
+# examples, and the teacher with them:
 
 # %%
-side = prompt_of("Write one line about the sea.")
-print(tokenizer.decode(answers(student, [side])[0], skip_special_tokens=True))
+sea = "Write one line about the sea."
+print("student:", tokenizer.decode(answers(student, [prompt_of(sea)])[0]))
+with adapters_off(student):
+    found = answers(student, [prompt_of(sea, examples)])[0]
+print("teacher:", tokenizer.decode(found))
 
 # %% [markdown]
-# No row told it where the rule ends; behind its examples, the teacher might do the same. If your application asks other things as well, put
+# No row told the student where the rule ends. If your application asks other things as well, put
 # questions without the rule among the rows, with the answers of the plain model.
 #
 # ## A rule carries over to new words. Does a hint?
@@ -399,6 +401,8 @@ def hinted(word):
 hints = taught(student, learn_words, [hinted(word) for word in learn_words])
 new_hints = taught(student, test_words, [hinted(word) for word in test_words])
 new_rows = taught(student, test_words, behind)
+print("the hint:   ", entries[learn_words[0]])
+print("the teacher:", tokenizer.decode(hints[0]["answer"]))
 
 
 # %%
@@ -430,8 +434,10 @@ left = [100 * b / a for a, b in zip(before, after, strict=True)]
 fig, ax = plt.subplots(figsize=(7, 2.4))
 bars = ax.barh(list(judged), left, color=[PALE, STUDENT, PALE, STUDENT])
 sizes = [f"{a:.2f} → {b:.2f} nats" for a, b in zip(before, after, strict=True)]
-ax.bar_label(bars, sizes, padding=3)
-ax.axvline(100, color="0.4", ls="--")
+ax.axvline(100, color="0.4", ls="--", zorder=0)
+boxes = ax.bar_label(bars, sizes, padding=3)
+for box in boxes:
+    box.set_bbox({"fc": "white", "ec": "none", "pad": 1})
 ax.text(100, -0.62, "start", color="0.4", ha="center")
 ax.invert_yaxis()
 ax.set_xlim(0, 130)
@@ -501,8 +507,8 @@ def fake_round(weight, bits):
 rounding = checks.fake_round(fake_round, fallback=True)
 
 # %% [markdown]
-# Give your function to every linear layer but the output head; the embeddings stay whole, too.
-# PyTorch keeps the full weight,
+# Your function now goes into every linear layer but the output head; the embeddings stay whole,
+# too. PyTorch keeps the full weight,
 # trains it, and rounds it at each use; only the rounded one would be stored. The Austen model
 # of lesson 02 is small enough to be repaired on the spot. Two bits hurt: a weight becomes one
 # step, minus one step, or zero. Each group stores its step, too; at 16 bits that is
@@ -587,7 +593,7 @@ for ax, metric in ((left, "nll"), (right, "kl_to_teacher")):
 left.invert_yaxis()
 left.set_xlabel("loss on an unread novel (nats)")
 right.set_xlabel("KL to full precision (nats)")
-fig.suptitle("Both teachers repair most of the damage", y=1.02)
+left.set_title("Both teachers repair most of the damage")
 plt.show()
 
 # %% [markdown]
@@ -598,24 +604,34 @@ plt.show()
 #
 # ## A finished training
 #
-# The third *more* is a finished training. A new student of the same shape, from fresh weights, learns
-# from the finished one, and sometimes ends up better: *born-again* networks (Furlanello et
-# al. 2018). The course tried this on the shared task of lesson 06, against training on
-# labels for the same number of steps. Right of zero, the born-again student would be better:
+# The third *more* is a finished training. A new student of the same shape learns from the
+# finished one, and sometimes ends up better: *born-again* networks (Furlanello et al. 2018, from
+# fresh weights). Ours, on the shared task of lesson 06, begins at a base that adds small numbers,
+# and learns half from labels, half from its twin. Right of zero, it beats labels of as many steps:
 
 # %%
 from distill_helpers.course.plots import forest
 from distill_helpers.studies import load_results
+from distill_helpers.studies import side_by_side as ways
 
+contest = load_results("side_by_side")
 fig, ax = plt.subplots(figsize=(8, 1.5))
-again = load_results("side_by_side").verdict("self_helps")
-forest(ax, [again], words=["born again less labels"])
+again = contest.verdict("self_helps")
+forest(ax, [again], words=["born again beats labels"])
 plt.show()
+
+# %%
+equal_bill = (ways.LABELS, ways.EQUAL)
+for arm, setting in ((ways.SELF, ways.SAME_STEPS), equal_bill):
+    found = contest.values("exact_match", arm, setting)
+    cost = contest.mean("tflops", arm, setting).mean
+    print(f"{arm:18}{cost:4.1f} TFLOPs:", *[round(one) for one in found], "%")
 
 # %% [markdown]
 # The line is the interval of the gain over five seeds, in points of accuracy, as in lesson 03.
-# It reaches far to both sides of zero, so our study cannot say whether born-again training
-# helps here. The gains that are reported come from other tasks and larger models.
+# It reaches to both sides of zero: undecided. But the twin's training costs operations, too.
+# With nearly as many, labels alone do better in every seed; no claim was declared for that pair.
+# The gains that are reported come from other tasks and larger models.
 
 # %% [markdown] tags=["published"]
 # ## What others found
@@ -624,13 +640,13 @@ plt.show()
 # |---|---|
 # | Snell et al. 2022 (arXiv:2209.15189) | instructions and worked examples distilled into weights, by learning what the model says with them |
 # | *OPSD*, *SDFT*, *SDPO*, January 2026 (arXiv:2601.18734, 2601.19897, 2601.20802) | a student writes, and the same model with the solution or with feedback in its prompt scores every token |
-# | arXiv:2605.11182, May 2026 | such training fails with a hint for each question, and works for a rule that all share |
+# | arXiv:2605.11182, May 2026 | such training fails in their settings with a hint for each question, and works for a rule that all share |
 # | *QAD* (arXiv:2601.20088) | four-bit models repaired by KL to their own full precision, nearly without loss |
 # | Hu et al. 2021, *LoRA* (arXiv:2106.09685) | adapters of small rank come near full training |
 #
-# The second and the third row do not agree at first sight. A solution also shows *how* to
-# think, which other questions share. A dictionary's entry is a fact that they do not share.
-# Ask of your prompt: which part of it would help with the next question?
+# The second and the third row disagree, and why is open. A solution may also show *how* to
+# think; a dictionary's entry is a fact that other questions do not share. Ask of your prompt:
+# which part of it would help with the next question?
 
 # %% [markdown]
 # ## Turn the knobs
@@ -679,22 +695,23 @@ plt.show()
 # merge_adapters(student)  # an ordinary model again, for export_gguf
 # ```
 #
-# For rounding there is `models.fake_round`, and `models.bake` writes the rounded weights into
-# the model.
+# `models.fake_round(model, bits)` rounds a whole model so, and `models.bake(model)` writes the
+# rounded weights into it.
 
 # %% [markdown]
 # ## Recap
 #
 # * **One number to remember:** how many of the answers to new words keep to the form, with no
-#   example read: the last of the first bars.
+#   example read: the third of the first bars.
 # * The teacher is the model itself with something more. The two rows differ, and only the
 #   answer's tokens are compared.
 # * LoRA trains two thin matrices next to each frozen one. With them switched off, the plain
 #   model is back.
 # * A shared rule carries over to new questions. A hint about one word says little about
 #   another word.
-# * Rounded weights learn through a straight-through gradient, from their full precision.
-# * **Use it when** a long prompt is paid for on every call, or a rounded model has lost
+# * Rounded weights learn through a straight-through gradient, from their full precision, or from
+#   text nearly as well.
+# * **Use it when** a long prompt is paid for on every call and no cache helps, or a rounded model has lost
 #   something. **Do not, when** the prompt changes often, when it carries facts about the
 #   single question, or when the model cannot do the task even with it.
 #
