@@ -230,7 +230,8 @@ def _describe_device(memory: float | None) -> str:
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {dtype}"
     dtype = "bf16" if cpu_bf16_pays() else "fp32"
     size = "" if memory is None else f", {memory:.0f} GiB"
-    return f"CPU, {torch.get_num_threads()} threads{size}, {dtype}"
+    count = torch.get_num_threads()
+    return f"CPU, {count} thread{'s' * (count != 1)}{size}, {dtype}"
 
 
 def progress_bar(

@@ -31,6 +31,7 @@ METADATA = {
 }
 
 PAIRS = {
+    "teacher": "the real teacher, SmolLM2-135M-Instruct",
     "real": "the real teacher, SmolLM2-135M-Instruct, and students made from it",
     "tiny": "the tiny pair, which trains in seconds",
     "tiny + real": (

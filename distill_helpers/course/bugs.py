@@ -82,7 +82,7 @@ class KnownBug:
     def __str__(self) -> str:
         parts = [f"{self.name}: {self.title}", self.patch, f"Remedy: {self.remedy}"]
         if self.issue:
-            parts.append(f"Seen or mended in {self.issue}")
+            parts.append(f"Seen, mended or brought in: {self.issue}")
         return "\n".join(part for part in parts if part)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
@@ -98,7 +98,7 @@ class KnownBug:
                 + ", ".join(f"[#{number}]({next(links)})" for number in numbers)
                 for repository, numbers in self._threads()
             ]
-            parts.append(f"**Seen or mended in** {'; '.join(threads)}.")
+            parts.append(f"**Seen, mended or brought in:** {'; '.join(threads)}.")
         return {"text/markdown": "\n\n".join(parts), "text/plain": str(self)}
 
 

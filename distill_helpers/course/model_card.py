@@ -6,6 +6,7 @@ Taught in notebook 13. Paper: Mitchell et al. 2019 (arXiv:1810.03993).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,8 @@ class ModelCard:
             conversation, which it reads in its chat template; shown with what to run.
             Empty leaves that out.
         answer_tokens: The most tokens of an answer.
+        base: The model whose weights the student began with, as the hub knows it; what
+            is no ``owner/name`` there is left out of the card's header.
     """
 
     name: str
@@ -83,6 +86,7 @@ class ModelCard:
     versions: Mapping[str, str] = field(default_factory=dict)
     prompt: Prompt = ""
     answer_tokens: int = 16
+    base: str = ""
 
 
 def escape(text: object) -> str:
@@ -126,12 +130,11 @@ def card_text(card: ModelCard) -> str:
     for name in ("summary", "method", "licences", "origins", "results", "limits"):
         if not getattr(card, name):
             raise ValueError(f"{name} is empty; a card has to say it")
-    header = {
-        "license": card.licence,
-        "base_model": card.teacher,
-        "library_name": "transformers",
-        "tags": ["distillation"],
-    }
+    header = {"license": card.licence}
+    # The hub refuses a card whose base it cannot know.
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", card.base):
+        header["base_model"] = card.base
+    header |= {"library_name": "transformers", "tags": ["distillation"]}
     # JSON strings are YAML strings, whatever is in them.
     facts = {
         key: json.dumps(value, ensure_ascii=False) for key, value in header.items()

@@ -76,15 +76,13 @@ def token_bars(
     """
     places = range(len(tokens))
     percents = [100 * probability for probability in probabilities]
-    ax.barh(places, percents, color=color)
+    bars = ax.barh(places, percents, color=color)
     ax.set_yticks(list(places), list(tokens))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    top = max(percents)
-    for place, percent in zip(places, percents, strict=True):
-        text = f"{percent:.1f} %" if percent >= 0.05 else "< 0.1 %"
-        ax.text(percent + 0.015 * top, place, text, va="center", fontsize=8.5)
-    ax.set_xlim(0, 1.22 * top)
+    texts = [f"{one:.1f} %" if one >= 0.05 else "< 0.1 %" for one in percents]
+    ax.bar_label(bars, texts, padding=4, fontsize=8.5)
+    ax.set_xlim(0, 1.22 * max(percents))
     ax.set_xlabel("probability (percent)")
     ax.set_title(title)
 

@@ -91,7 +91,7 @@ def teacher_name(option: str, profile: Profile) -> str:
 
     Args:
         option: The teacher as an option names it: ``"packaged"``, ``"tiny-prose"``, a
-            folder or a name on the hub.
+            folder, a name on the hub, or ``"api:MODEL@URL"``, whose address stays here.
         profile: The profile, whose own teacher ``"packaged"`` is.
 
     Taught in notebook 13.
@@ -99,7 +99,9 @@ def teacher_name(option: str, profile: Profile) -> str:
     if option == "packaged":
         own = profile.teacher
         return "HuggingFaceTB/SmolLM2-135M-Instruct" if own == "packaged" else own
-    # Of a folder only the last part: cards travel.
+    # Of a folder only the last part, and of a server no address: cards travel.
+    if option.startswith("api:"):
+        return option.removeprefix("api:").partition("@")[0]
     return Path(option).name if Path(option).is_dir() else option
 
 

@@ -73,7 +73,7 @@ diagrams.three_techniques()
 # %% [markdown]
 # | technique | it needs | lessons |
 # |---|---|---|
-# | **soft labels** | the teacher's probabilities: its weights, or probabilities stored beforehand | 02 to 04; on the student's own text: 08 |
+# | **soft labels** | the teacher's probabilities: its weights, or probabilities stored beforehand | 02 to 04, 09, 10; on the student's own text: 08 |
 # | **hard labels** | the teacher's text; an API will do | 05, 06 |
 # | **co-distillation** | training both at the same time | 07 |
 #
@@ -188,14 +188,14 @@ from distill_helpers.models import generate_batch
 
 def write(teacher, text, start=8):
     """The teacher's own continuations, as many and as long as the rows."""
-    written = []
-    for part in text[:, :start].split(200):
+    written, new = [], text.shape[1] - start
+    for part in text[:, :start].split(200):  # some rows at a time, for memory
         done = generate_batch(
             teacher,
             tiny_tokenizer,
             part.tolist(),
-            max_new_tokens=text.shape[1] - start,
-            min_new_tokens=text.shape[1] - start,
+            max_new_tokens=new,
+            min_new_tokens=new,  # full rows, no early end
             temperature=1.0,
             seeds=range(len(written), len(written) + len(part)),
         )
@@ -221,8 +221,8 @@ def co_distil(student, teacher, text):
 
 
 # %% [markdown]
-# **Predict** which of the four will be best, before you run them. We test every student
-# on a novel that neither the teacher nor the students have read. Write it down:
+# **Predict** which of the four will be best, before you run them. We test every student on the
+# first pages of a novel that neither the teacher nor the students have read. Write it down:
 
 # %%
 guess = "?"  # text alone, soft labels, hard labels, co-distillation
@@ -256,20 +256,22 @@ ax.invert_yaxis()
 ax.margins(x=0.1)
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("loss on an unread novel (nats per token, lower is better)")
-ax.set_title(f"Four students, {steps} steps each; you expected: {guess}")
+ax.set_title(f"Four students, {steps} steps each")
 plt.show()
+print(f"you expected: {guess}; it was: {min(students, key=losses.get)}")
 
 # %% [markdown]
 # The student of soft labels is ahead, and far from its teacher still. All began with the
 # same weights and took the same number of steps; only what they learned from was
 # different. Lessons 01 and 02 explain why that matters so much.
 #
-# The other two end a little above text alone, and one run cannot say whether that is
-# chance. A likely reason: what the teacher *writes* is one draw at each place, like the
+# The other two end a little above text alone. For co-distillation lesson 07 finds that again; for
+# hard labels it may be chance. A likely reason: what the teacher *writes* is one draw at each place, like the
 # novel itself, but from somebody who knows less than Jane Austen. Its *probabilities* are
 # more than one draw. And in co-distillation the teacher is a beginner too, so at first it
-# has little to teach. Yet three models of the table above were made with these two: hard
-# labels are for skills of which there is no text, and for teachers that give nothing else.
+# has little to teach. Yet three models of the table above used one of these two. Hard labels serve
+# where no text exists or the teacher gives nothing else; co-distillation, where the large model is
+# trained anyway.
 #
 # This was **one** run of each, with one learning rate, and it leaves out what the
 # teacher had cost. The other lessons compare over several runs, and some of their answers
@@ -285,6 +287,8 @@ plt.show()
 # | 06 | a student that passes its teacher |
 # | 07 | two models that learn side by side, and who gains |
 # | 08 | a student that is marked on its own writing |
+# | 09 | a model that is its own teacher |
+# | 10 | a teacher that cuts words differently |
 # | 11 | all of it on one bill, and when not to distil at all |
 # | 12 | twelve bugs of public code, found by their symptoms; two you cure |
 # | 13 | a project of your own, from the data to a served model |
@@ -456,9 +460,8 @@ for name, model, tok in (
 ):
     score = evaluate(model, pack(page, tok, 64), tok, batch_size=8)
     bits = per_byte(score.nll, score.tokens, score.bytes)
-    size = score.bytes / score.tokens
     print(f"{name:17} {score.nll:.2f} nats a token, {bits:.2f} bits a byte")
-    print(f"{'':17} {size:.1f} bytes a token")
+    print(f"{'':17} {score.bytes / score.tokens:.1f} bytes a token")
 
 # %% [markdown]
 # Where the two units disagree on who is better, believe the second: SmolLM2's tokens are

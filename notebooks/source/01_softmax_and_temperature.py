@@ -300,9 +300,10 @@ for T in (0.5, 1.0, 2.0):
 #
 # How much dark knowledge is there in running text? Here is a page. The darker the
 # background of a token, the less certain the teacher was *before* it came: the entropy
-# of its distribution at that place. Five tokens have a number, after the first eight, which
-# have little before them: where the teacher was surest, and where it was least sure. On the
-# right stands what came, and what the teacher expected there.
+# of its distribution at that place. *Captain*, the very first, has nothing before it and is not
+# shown. Six tokens behind the first eight have a number: where the teacher was surest, where it was
+# surest and wrong, and where it was least sure. On the right stands what came, and
+# what the teacher expected there.
 #
 # **Predict:** at which tokens of a page is a teacher surest?
 
@@ -329,7 +330,8 @@ def expected_at(place):
 from distill_helpers.course.plots import shaded_text
 
 order = open_nats[8:].argsort() + 8
-places = [*order[:2].tolist(), *order[-3:].tolist()]
+missed = [i for i in order.tolist() if before[i].argmax() != page[i + 1]]
+places = [*order[:2].tolist(), missed[0], *order[-3:].tolist()]
 notes = {i: f"{tokens[i].strip()}? {expected_at(i)}" for i in places}
 fig, ax = plt.subplots(figsize=(10, 3.8))
 shaded_text(ax, tokens, open_nats.tolist(), notes=notes, unit="entropy (nats)")
@@ -337,13 +339,12 @@ ax.set_title("How much the teacher found open before each token")
 plt.show()
 
 # %% [markdown]
-# It is surest inside some words, though not in every one, and wherever grammar leaves one
-# word. Where the teacher is sure, and right, a soft label adds little to the plain one.
+# It is surest inside some words and at a few set phrases; most places on this page are open. And a
+# pale box is not always right. Where the teacher is sure, and right, a soft label adds little.
 # Where the text is open, the plain label is one draw from many possibilities, and the soft
 # label is the teacher's estimate of all of them.
 #
-# Two warnings: a sure teacher can be wrong, and high entropy can also mean that it simply
-# does not know.
+# And high entropy can also mean that the teacher simply does not know.
 
 # %% [markdown]
 # ## Two distributions: how far apart?
@@ -414,7 +415,8 @@ for kind, ours in (
 # %% [markdown]
 # ## What each direction punishes
 #
-# The teacher sees two good continuations. The student is too small to hold both: it can
+# The teacher sees two good continuations: one left of zero, and a less likely one as far to the
+# right. The student is too small to hold both: it can
 # only be one bump. Which bump does each direction choose? Real tokens have no order
 # along an axis; the picture borrows one, so that there is something to see.
 #
@@ -472,7 +474,8 @@ plt.show()
 #
 # **Reverse** KL weighs by the student's probabilities. The student is punished for
 # saying what the teacher would not. So it *seeks* one bump, a *mode*, and drops the
-# other. Which one it finds can depend on where it begins. Soft-label distillation mostly
+# other. The larger bump costs less; but gradient descent can be caught in the other, depending on
+# where it begins. Soft-label distillation mostly
 # uses forward KL; lesson 08 comes back to reverse.
 
 # %% [markdown]
@@ -511,7 +514,8 @@ curves = {
     "times T²": [(T, T**2 * norm) for T, norm in norms.items()],
 }
 fig, ax = plt.subplots()
-lines(ax, curves, xlabel="temperature T", ylabel="norm at the logits")
+name = "norm of the gradient at the logits"
+lines(ax, curves, xlabel="temperature T", ylabel=name)
 ax.set_title("The gradient of the KL falls like 1/T² once T is high")
 ax.set_xscale("log")
 ax.set_yscale("log")
@@ -534,10 +538,11 @@ for T in (1, 4):
     print(f"T = {T}: times T², gradient {scaled:.3f}, loss {loss:.2f}")
 
 # %% [markdown]
-# The gradient at each logit becomes tiny, for it is spread over all tokens. But the loss
-# does not vanish, and many small pushes add up in the weights. So $T^2$ is a rule of thumb.
-# It matters when a loss **mixes** this soft term with the text's own labels: then measure
-# the gradient of each part at the *weights*.
+# The loss keeps its size. The gradient's norm does not, for the push is spread over all tokens.
+# What reaches the weights depends on the student: pushes that agree add up, random ones cancel. So
+# $T^2$ is a rule of thumb. Adam divides a constant factor out; $T^2$ matters under SGD, and when a
+# loss **mixes** this soft term with the text's own labels. Then measure the gradient of each part
+# at the *weights*.
 
 # %% [markdown]
 # <details>
@@ -564,13 +569,12 @@ for T in (1, 4):
 # | entropy | how much a distribution leaves open, in nats |
 # | forward KL | weighs by the teacher, covers |
 # | reverse KL | weighs by the student, chooses |
-# | T² | makes up for the 1/T² in the soft term's gradient, roughly |
+# | T² | keeps the soft term's loss from vanishing at a high T; its gradient only with few words |
 #
-# **Use a temperature above 1 when** the teacher is so sure that its second choices vanish;
-# look at the tail's share before you choose it. **Do not, when** that tail is noise rather
-# than knowledge. A high $T$ makes the student match thousands of unlikely tokens
-# with the same care as the likely ones. $T = 1$ is the natural start for language
-# models, and lesson 02 measures what other values do.
+# **A temperature above 1 can help when** the classes are few and the teacher is so sure that its
+# second choices vanish. **It can hurt when** there are tens of thousands of tokens: a high $T$ makes
+# the student match the unlikely ones with the same care as the likely ones. Start with $T = 1$;
+# lessons 02 and 03 measure higher ones.
 #
 # *Read on:* Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*
 # (2015, arXiv:1503.02531).

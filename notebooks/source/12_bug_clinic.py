@@ -84,7 +84,7 @@ print(f"KL to the teacher: {healthy.real[0][1]:.2f} at the start,", end=" ")
 print(f"{healthy.real[-1][1]:.2f} after {steps} steps")
 
 # %% [markdown]
-# 48 steps are too few to learn adding. They are enough to see who learns.
+# 48 steps are too few to learn adding. They are enough to see who learns nothing.
 #
 # ## Patient 1: "My loss falls like a stone"
 #
@@ -224,7 +224,7 @@ for name, loss in (("healthy", plain_loss), ("patient 2", admit(2))):
 diagnosis(2)
 
 # %% [markdown]
-# One variable, copied from the line above it. The soft term is the divergence of the
+# One variable, copied from the neighbouring line. The soft term is the divergence of the
 # teacher from itself: zero, for every student, for ever. What is left is half the
 # cross-entropy, and AdamW does not care about the half. In the thread the author of the
 # original says that the experiments had been right, and that tidying up the code for
@@ -301,8 +301,9 @@ diagnosis(3)
 # the distance between the teacher and its own average. Some borrowed answers even come from
 # beyond the other row's end.
 #
-# In the original, which trains on images with labels in the mix, the bug was hard to see. In a year
-# and a half several issues came to it, and the first answers held that all was as it should be.
+# In the original, which trains on images with labels in the mix, the bug was hard to see. The first
+# answers held that all was as it should be; the cure was merged two and a half years after the first
+# issue.
 
 # %% [markdown]
 # ## Exercise 1 · Where the shuffled student stops
@@ -346,7 +347,7 @@ def plateau(teacher_logits):
 plateau_of = checks.plateau(plateau, fallback=True)
 
 # %% [markdown]
-# Compare the number of the exam's rows with where patient 3's right-hand curve ended. A
+# Compare the plateau of the exam's rows with the end of patient 3's right-hand curve. A
 # student also knows *where* in a row it is, so it may come out a little lower. One that
 # is not yet done comes out higher.
 
@@ -445,7 +446,7 @@ diagnosis(4)
 # for SGD with T² is far too small without it.
 #
 # One may leave T² out on purpose, and tune α without it. The author of the Keras example
-# did, and says so in keras-team/keras-io #870. Then it is a choice. It is a bug where
+# did at first, and says so in keras-team/keras-io #870. Then it is a choice. It is a bug where
 # nobody chose.
 #
 # **The test** for a *factor* needs an optimizer that shows factors: compare gradients,
@@ -542,7 +543,7 @@ diagnosis(5)
 # cure is to pass `num_items` on; the patient drops it.)
 #
 # **The test:** the same batch in 1, 4 and 16 pieces has one gradient: the table above, with
-# an `assert`. Mind that rows of one length pass any such test.
+# an `assert`. Mind that rows of one length show the first fault alone.
 #
 # The same mistake can also sit inside a loss, as a mean of the rows' means. For that you
 # write a test now.
@@ -550,7 +551,7 @@ diagnosis(5)
 # %% [markdown]
 # ## Exercise 2 · The test for patient 5
 #
-# *medium · the test that TRL's issue 4719 asks for · 15 minutes*
+# *medium · the test that would have caught TRL's issue 4719 · 15 minutes*
 #
 # Write `pieces_add_up(loss, student, teacher, labels)`, which returns `True` or
 # `False`. Here `loss(student, teacher, labels)` is somebody's loss: it should be a mean
@@ -596,6 +597,17 @@ def pieces_add_up(loss, student, teacher, labels):
 
 
 adds_up = checks.pieces_add_up(pieces_add_up, fallback=True)
+
+# %%
+from distill_helpers.course.clinic import sick_loss
+
+data = torch.Generator().manual_seed(0)
+two = [torch.randn(3, 6, 9, generator=data) for _ in range(2)]
+uneven = torch.randint(9, (3, 6), generator=data)
+uneven[1, 3:] = uneven[2, 2:] = -100
+for name, loss in (("plain_loss", plain_loss), ("patient 5", sick_loss(5))):
+    tried = partial(loss, temperature=1.0, alpha=1.0)
+    print(f"{name:10} adds up: {adds_up(tried, *two, uneven)}")
 
 # %% [markdown]
 # ## Break
@@ -671,7 +683,7 @@ diagnosis(6)
 # this bug is **dormant**.
 #
 # The report is about a trainer with *reverse* KL. Ours is forward KL with whole rows of −∞; the
-# cause is the same. A −∞ for *one* token at a place that counts is another matter: `plain_loss`
+# mistake is the same: the mask comes last. A −∞ for *one* token at a place that counts is another matter: `plain_loss`
 # gives $0 \cdot (-\infty)$ there, NaN, and `F.kl_div` with probabilities counts it as 0.
 #
 # **The test:** put −∞, NaN or anything you like where nothing counts. Neither value nor
@@ -727,7 +739,7 @@ diagnosis(7)
 # %% [markdown] tags=["published"]
 # The soft term is a mean over *all* positions, prompts and padding included. What the
 # teacher says after padding is nonsense, and the student is made to learn it by heart.
-# The left curve cannot show it, and the right one need not. So small a student may have
+# The left curve alone would look healthy, and the right one need not show it. So small a student may have
 # room for both, and AdamW makes up for a gradient that has grown shorter.
 #
 # The public case is worth reading. Its author ran the comparison of several
@@ -885,7 +897,7 @@ for name, seen in (
 # paid for lifting the logits. A temperature flattens them, and brings the ghosts back.
 #
 # Two public tools filled up logits like this; the diagnosis links to them. The loud error
-# was reported to TRL, and its maintainers left it loud.
+# was reported to TRL (#2215); it stayed an error.
 #
 # **The cure** compares tokenizers by content, then cuts both heads to what they share. **The test**
 # adds a constant to all logits of the student, and the loss stays.
@@ -947,8 +959,8 @@ diagnosis(9)
 # %% [markdown]
 # A fused kernel had defaults of its own, one half and one half, and the trainer did not
 # override them: users who asked for pure distillation got half of it. The link leads to
-# the cure; the bug had come in with another pull request, #3946. Its author
-# used the same probe.
+# the cure; the bug had come in with another pull request, #3946. The cure's
+# author used the same probe.
 #
 # **The test:** at α = 1 a copy has loss zero, and at α = 0 the loss is exactly the
 # cross-entropy. Test knobs at both ends, where the right answer is known.
@@ -984,14 +996,15 @@ print("As you see, distilling takes the student closer to its teacher.")
 diagnosis(10)
 
 # %% [markdown] tags=["published"]
-# A well-known example distils a classifier of handwritten digits. Its text promises: the
-# student from scratch will have about 97.6 % accuracy, the distilled one about 98.1 %. The
-# sentence came with the page in 2020. In 2023 the page was converted to Keras 3 and all of
+# A well-known example promises: the student from scratch will have about 97.6 % accuracy, the
+# distilled one about 98.1 %. The sentence came with the page in 2020, and patient 1's swap with it:
+# what that page measured as the student was the teacher. In 2023 the page was converted to Keras 3 and all of
 # its numbers were rerun: 97.8 % for the student from scratch, 96.9 % for the distilled
 # one. The sentence stayed. The two links lead to the two changes.
 #
-# Elsewhere a learner saw the same in a run of their own, and asked what they had done
-# wrong (haitongli/knowledge-distillation-pytorch #18). Perhaps they did nothing wrong.
+# A learner saw the same in a run of their own, and asked what they had done wrong
+# (haitongli/knowledge-distillation-pytorch #18). It is patient 3's repository, and patient 3's bug was
+# still in it.
 
 # %% [markdown]
 # **The cure:** let the numbers write the sentence, and give it all three endings. The
@@ -1063,11 +1076,13 @@ def eleven(student, teacher, labels, temperature, alpha):
     return (1 - alpha) * hard + alpha * soft
 
 
+z = torch.randn(3, 6, 9)
+copied = eleven(z, z, z.argmax(-1), 1.0, 1.0)
+print(f"the loss of a copy of the teacher: {copied:.2f}")
 checks.cured_divergence(eleven)
 
 # %% [markdown] tags=["hint"] title="I do not know where to begin"
-# Which promises are broken? A copy of its teacher should have a loss of zero. Print the
-# soft term for such a copy, with the same logits twice.
+# Which promises are broken? A copy of its teacher should have a loss of zero.
 
 # %% [markdown] tags=["hint"] title="The soft term of a copy is negative"
 # A KL never is. So the line with `F.kl_div` computes something else. What does that
@@ -1272,7 +1287,7 @@ for number in [*range(1, 10), 11, 12]:
 # 2. **Copy.** The teacher as its own student, through the *whole* pipeline, data and
 #    cache included: at α = 1 the first loss is zero. (Dropout off; rounding and a short cache leave
 #    a little.)
-# 3. **Gradient.** After one step the student has moved and the teacher has not.
+# 3. **Gradient.** After one `backward` the student has a gradient, and the teacher has none.
 # 4. **Order.** Roll the teacher's rows by one: the loss of a student that has learned
 #    a little must rise.
 # 5. **Pieces.** One batch of uneven rows, at once and in pieces: one gradient. Compare
@@ -1300,7 +1315,7 @@ for number in [*range(1, 10), 11, 12]:
 # | 11 | probabilities for log-probabilities | a negative divergence | a copy of the teacher has loss 0 |
 # | 12 | softmax over the wrong axis | yours: padding changes the loss; the diagnosis's: a row's company does | padding is silent, the pieces add up |
 #
-# * **One number to remember:** eight promises, in a second.
+# * **One number to remember:** eight promises.
 # * **Use it when** a run costs more than ten minutes. **Do not, when** the loss is a
 #   library's and the library has these tests already: then probe what is yours, the data, the cache,
 #   the pieces.

@@ -26,7 +26,7 @@ ours = profile.pick(
     gpu=(
         "Qwen/Qwen2.5-1.5B-Instruct",
         "Qwen/Qwen2.5-0.5B",
-        "Qwen/Qwen2.5-1.5B-Instruct",
+        "Qwen/Qwen2.5-0.5B-Instruct",
     ),
 )
 sizes = profile.pick(
@@ -57,7 +57,7 @@ served_count = profile.pick(smoke=4, cpu=800, gpu=800)
 # | `QUESTIONS` | a `.jsonl` file, one `{"prompt": …}` a line, or one `{"messages": …}`; empty: our glosses |
 # | `EXAM` | another one, with the right `answer` too, written by a person |
 # | `RIGHT` | a third one like it, to learn from, if you have it: for a rival |
-# | `TELL` | what the teacher reads before each of your prompts, or in its system prompt |
+# | `TELL` | what the teacher reads right before each prompt (end it with a blank), or in its system prompt |
 # | `TEACHER` | `packaged`, a folder, a name on the model hub, or `api:MODEL@https://…/v1`; its key comes from `OPENAI_API_KEY` |
 # | `STUDENT` | `pruned:8`, `fresh:2x96`, a folder, or a name on the hub |
 # | `LEARN_FROM` | `text`: the teacher's answers; `soft`: also its probabilities at each of their tokens |
@@ -83,8 +83,8 @@ LICENCE, FOLDER, DRIVE, PUSH_TO = "", "", "", ""
 # %% [markdown]
 # Which tasks fit? Those with answers that can be checked: a kind, a number, a field, a
 # short text. End your prompts with what the answer should follow, such as a line
-# `Answer:`. The student may have any tokenizer. With a teacher behind an API the student
-# must be a folder or a name on the hub, for there is nothing to cut it from. Text is then
+# `Answer:`. The student may have another tokenizer; to be served below it must be of type `llama` or
+# `qwen2`. With a teacher behind an API the student must be a folder or a name on the hub, for there is nothing to cut it from. Text is then
 # all that there is to learn from.
 #
 # A question may also be a **conversation**, in all your files: a list of `messages`, with
@@ -117,22 +117,24 @@ print(f"at most {BAR['max_bytes']:.0%} of its bytes, at equal precision")
 #
 # These answers ship with the course, and cost nothing. On a GPU, or with a teacher or
 # questions of your own, the teacher is asked now. That is `write_labels` from lesson 05: it
-# can be interrupted. `own_project` takes its `max_cost`, a budget in dollars.
+# can be interrupted. `own_project` takes its `max_total_tokens`, a budget.
 
 # %%
 from distill_helpers.cli.runs import API, resolve_teacher, resolve_writer
 from distill_helpers.machine import drive_folder
 
-if QUESTIONS and not (FOLDER or DRIVE):
+behind_api = TEACHER.startswith(API)
+if (QUESTIONS or behind_api) and not (FOLDER or DRIVE):
     raise ValueError("set FOLDER or DRIVE: answers that you pay for are kept")
+if behind_api and STUDENT.startswith(("pruned:", "fresh:")):
+    raise ValueError("a teacher behind an API needs a STUDENT that is whole")
 if LEARN_FROM not in ("text", "soft"):
     raise ValueError("LEARN_FROM must be text or soft")
 is_soft = LEARN_FROM == "soft"
-if is_soft and (TEACHER.startswith(API) or not QUESTIONS):
+if is_soft and (behind_api or not QUESTIONS):
     raise ValueError("soft needs QUESTIONS, and a teacher loaded here")
 home = drive_folder(DRIVE) if DRIVE else Path(FOLDER or work).absolute()
 home.mkdir(parents=True, exist_ok=True)
-behind_api = TEACHER.startswith(API)
 teacher = None if behind_api else resolve_teacher(TEACHER, profile)
 writer = resolve_writer(TEACHER, profile, licence=LICENCE, loaded=teacher)
 
@@ -198,8 +200,8 @@ for text in exam.teacher[:3]:
 # %% [markdown]
 # ## One file that describes the run
 #
-# The numbers of a run belong in a file, not into cells: then the command line, another
-# machine and you, in a year, can run the same again. How many steps? That follows from
+# The numbers of a run belong in a file, not into cells: then the command line, and you in a year,
+# can run the same again. How many steps? That follows from
 # how often the answers are to be read.
 
 # %%
@@ -363,15 +365,14 @@ ax.set_title("Torn off and resumed: the run goes on")
 plt.show()
 
 # %% [markdown]
-# Each point is the mean of some steps; the first one behind the line is of fewer, and so it
-# may jump. That the run is unharmed no curve can prove. A checkpoint holds more than the
+# Each point is the mean of some steps; the first behind the line is of fewer, and may jump. The last
+# fall is text read a second time, at a falling learning rate. That the run is unharmed no curve can prove. A checkpoint holds more than the
 # weights: the optimizer's averages, where the learning rate stood, the random state and the
 # place in the data. A test of the package checks that a resumed run ends with the very
 # weights of an undisturbed one.
 #
 # Our trainers skip a checkpoint that is not whole. A plain `Trainer` told `True` takes the
-# highest number: give it the folder's name. With `FOLDER` or `DRIVE`, *Run all* after a disconnect does the same
-# for you. The time above counts what was run today.
+# highest number: give it the folder's name. The time above counts what was run today.
 #
 # ## Save, and load again
 #
@@ -417,7 +418,8 @@ def answers_of(model, tokenizer):
 # * **word counts**, naive Bayes on what the student learned from: no network;
 # * **before training**: the student as it was;
 # * **right answers alone**: the same student, the same steps, on a few hundred answers by
-#   people. It never met the teacher. None of these glosses is in the exam;
+#   people. None is in the exam. Our teacher had learned from as many, of other glosses; this rival
+#   reads its few more often;
 # * **the ready-made model, prompted**: no training at all, but a longer prompt;
 # * **the teacher**, the one to come near.
 
@@ -483,6 +485,9 @@ if READY_MADE and not twice:
 # %%
 for reply in replies[:3]:
     print(repr(reply))
+if replies:
+    silent = answers["ready-made, prompted"].count("")
+    print(f"{silent} of {len(replies)} replies name nothing that counts")
 answers["student"] = answers_of(*student)
 answers["teacher"] = list(exam.teacher)
 
@@ -517,8 +522,8 @@ plt.show()
 
 # %% [markdown]
 # *Before training* the student writes no usable text: it was cut and not yet trained. The
-# ready-made model was told what is wanted; a reply that names no kind counts as wrong, hence
-# fewer right than by guessing. So this prompt does not work; a yes-or-no question might.
+# ready-made model was told what is wanted; a reply that names no kind counts as wrong, and so does
+# a wrong kind. So this prompt does not work; a yes-or-no question might.
 # You have read three of its replies. If word counts come near your student, ship the word
 # counts. And look at *right answers alone*: is it the teacher that you need, or people for
 # an afternoon?
@@ -542,8 +547,8 @@ if wrong["teacher"]:
     print(f"the student errs {times:.1f} times as often as its teacher")
 
 # %% [markdown]
-# A share flatters: the commonest answer alone has a large share of the teacher's score, too. Put into the bar what you can bear, a share or a number of errors.
-# And the intervals know of other questions, not of other trainings: each student was trained
+# A share flatters: the commonest answer alone has a large share of the teacher's score, too. Set
+# `min_score` by the errors that you can bear. And the intervals know of other questions, not of other trainings: each student was trained
 # once.
 #
 # ## Speed and bytes
@@ -565,6 +570,7 @@ if not behind_api:
         teacher,
         exam.prompts[: timed["questions"]],
         rounds=timed["rounds"],
+        new_tokens=longest,
     )
     turns = {"student": speed.student, "teacher": speed.teacher}
     for name, rates in turns.items():
@@ -648,7 +654,7 @@ if speed is not None:
 # %%
 from distill_helpers.course.verdict import judge_student
 
-task = "your task" if QUESTIONS else "living or not"
+task = home.name if QUESTIONS else "living or not"
 verdict = "judged by its score alone: the teacher is behind an API"
 if speed is not None:
     measures = {"speed": ratio, "size": lighter, **BAR}
@@ -674,8 +680,8 @@ if not QUESTIONS and speed is not None:
     print(wider)
 
 # %% [markdown]
-# Same weights, same speed, same bytes. A small student can be worth having for a narrow task
-# and not for a wider one, and its size does not tell you.
+# Same weights, same speed, same bytes. A student can be worth having for a narrow task while a wider
+# one stays open, and its size does not tell you.
 #
 # ## Exercise 3 · When does it pay off?
 #
@@ -729,10 +735,9 @@ if speed is not None:
     print(f"it has paid after {needed:,.0f} answers, on this machine")
 
 # %% [markdown]
-# The labels are priced at the speed that we timed. Your own hours are not in it yet, nor what
-# the teacher once learned: add them to `once`. With a teacher behind an API, put
-# its price for an answer in the place of its seconds, and the rent of your machine in that
-# of the student's.
+# The labels are priced at the speed that we timed. Your own hours, and training before a disconnect,
+# are not in it yet, nor what the teacher once learned: add them to `once`. With a teacher behind an
+# API, call `paid_after` with its price for an answer, and the rent that your server needs for one.
 #
 # ## Serve it
 #
@@ -827,7 +832,7 @@ start = {"pruned": "Its teacher, cut", "fresh": "A fresh model"}.get(
     STUDENT.partition(":")[0], teacher_name(STUDENT, profile)
 )
 start += f" ({STUDENT})" if is_small else ""
-summary = "Answers short English prompts like those below."
+summary = "Answers short prompts like those below."
 if not QUESTIONS:
     summary = (
         "Reads the gloss of a noun and writes its kind, one of "
@@ -849,6 +854,9 @@ card = ModelCard(
     examples=list(zip(shown, answers["student"], strict=True))[:3],
     prompt=exam.prompts[0],
     answer_tokens=longest,
+    base=teacher_name(
+        TEACHER if STUDENT.startswith("pruned:") else STUDENT, profile
+    ),
 )
 print(write_card(card, shipped).read_text())
 
@@ -861,13 +869,10 @@ print(write_card(card, shipped).read_text())
 
 # %%
 from distill_helpers.course.project import push_folder
-from distill_helpers.machine import flush_drive
 
 print(*sorted(path.name for path in shipped.iterdir()), sep="\n")
 if PUSH_TO:
     print(push_folder(shipped, PUSH_TO, private=True))
-if DRIVE:
-    flush_drive()
 
 # %% [markdown]
 # ## The same, without a notebook
@@ -878,17 +883,22 @@ if DRIVE:
 #
 # ```sh
 # distill train hard --config run.json
+# # or, with several GPUs:
 # accelerate launch -m distill_helpers train hard --config run.json
-# distill evaluate --model student --answers judged.jsonl
-# distill export --model student --output student.gguf
+# distill evaluate --model run --answers judged.jsonl
+# distill export --model run --output student.gguf
 # ```
 #
 # `evaluate` counts answers that are right word by word. For the glosses that is the exact
 # kind, the second of the two verdicts.
 
 # %%
+from distill_helpers.machine import flush_drive
+
 tasks.write_questions(home / "judged.jsonl", exam.prompts, exam.right)
 print(config.read_text().replace(str(work), "…"))
+if DRIVE:
+    flush_drive()  # the last thing that the folder is needed for
 
 # %% [markdown]
 # ## Your project

@@ -421,4 +421,5 @@ def test_teachers_have_public_names(tmp_path):
     profile = SimpleNamespace(teacher="packaged")
     assert project.teacher_name("packaged", profile).startswith("HuggingFaceTB/")
     assert project.teacher_name(str(tmp_path), profile) == tmp_path.name
+    assert project.teacher_name("api:small@http://mine:80/v1", profile) == "small"
     assert project.teacher_name("Qwen/Qwen2.5-0.5B", profile) == "Qwen/Qwen2.5-0.5B"

@@ -27,6 +27,7 @@ CARD = ModelCard(
     limits=["English only."],
     examples=[("ask\nme", "<script>|`x`")],
     versions={"torch": "2.9"},
+    base="owner/medium",
 )
 
 
@@ -34,7 +35,7 @@ def test_a_card_says_it_all(tmp_path):
     text = write_card(CARD, tmp_path).read_text(encoding="utf-8")
     assert text == (tmp_path / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---")[1])
-    assert header["base_model"] == "owner/large"
+    assert header["base_model"] == "owner/medium"
     assert header["license"] == "apache-2.0"
     for line in (
         r"| teacher | Apache-2.0 | owner/large |",
@@ -85,9 +86,17 @@ def test_long_and_odd_text():
     assert len(escape("a" * 1000)) == 300
     assert escape("a\x1b[31m\u202eb") == r"a\[31mb"
     assert escape(3.5) == "3.5"
-    hostile = replace(CARD, teacher='x"\n---\n<script>', name="# <b>")
+    hostile = replace(CARD, licence='x"\n---\n<script>', name="# <b>")
     header = card_text(hostile).split("\n---\n")[0]
-    assert yaml.safe_load(header.removeprefix("---\n"))["base_model"] == hostile.teacher
+    assert yaml.safe_load(header.removeprefix("---\n"))["license"] == hostile.licence
+
+
+@pytest.mark.parametrize(
+    "base", ["", "packaged", "api:m@http://x/v1", 'a/b"\n---', "a/b/c"]
+)
+def test_what_is_no_name_of_the_hub_is_no_base(base):
+    text = card_text(replace(CARD, base=base))
+    assert "base_model" not in yaml.safe_load(text.split("---")[1])
 
 
 PROMPT = 'poodle: a "dog" 🐩 that\'s `curly` ```\nKind: '
