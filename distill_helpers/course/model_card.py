@@ -130,7 +130,7 @@ def card_text(card: ModelCard) -> str:
     for name in ("summary", "method", "licences", "origins", "results", "limits"):
         if not getattr(card, name):
             raise ValueError(f"{name} is empty; a card has to say it")
-    header = {"license": card.licence}
+    header: dict[str, object] = {"license": card.licence}
     # The hub refuses a card whose base it cannot know.
     if re.fullmatch(r"[\w.-]+/[\w.-]+", card.base):
         header["base_model"] = card.base
