@@ -69,6 +69,7 @@ def load_chat_pair(profile: Profile) -> tuple[Loaded, Loaded]:
             device=profile.device,
             frozen=True,
         )
+        _check_finite(teacher)
         student = load_model(profile.second_students[0], device=profile.device)
         return teacher, student
     teacher = load_teacher(profile)
@@ -77,6 +78,18 @@ def load_chat_pair(profile: Profile) -> tuple[Loaded, Loaded]:
     kept = [i for i in range(layers) if i < end or i >= layers - end]
     pruned = prune_layers(teacher.model, kept)
     return teacher, Loaded(pruned, teacher.tokenizer)
+
+
+def _check_finite(teacher: Loaded) -> None:
+    """Refuse a model that overflows: some do in fp16, on GPUs without bf16."""
+    ids = teacher.tokenizer("What is a dog?", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = teacher.model(ids.to(teacher.model.device)).logits
+    if not bool(logits.isfinite().all()):
+        raise ModelError(
+            f"the teacher overflows in {logits.dtype} on this machine; take a GPU with "
+            "bf16, such as an L4 or an A100, or the profile cpu"
+        )
 
 
 def load_tiny_teacher(name: str = "prose", *, device: str = "cpu") -> Loaded:

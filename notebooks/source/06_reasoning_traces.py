@@ -36,10 +36,10 @@ word_training = profile.pick(
     smoke={"batch_size": 1, "steps": 2, "learning_rate": 1e-4},
     cpu={"batch_size": 2, "steps": 18, "learning_rate": 3e-4},
     gpu={
-        "batch_size": 2,
+        "batch_size": 1,
         "steps": 300,
         "learning_rate": 2e-5,
-        "gradient_accumulation_steps": 2,
+        "gradient_accumulation_steps": 4,
     },
 )
 heldout_count = profile.pick(smoke=2, cpu=20, gpu=250)
@@ -720,7 +720,7 @@ written = write_labels(
     [p.prompt for p in questions],
     work / "words.jsonl",
     max_new_tokens=word_tokens,
-    concurrency=32,
+    concurrency=128,
 )
 
 # %%
@@ -746,7 +746,7 @@ from_teacher = filter_labels(
 print(from_teacher)
 
 # %% [markdown]
-# A filter cannot make right what was never written, and this teacher seldom even stops. Where
+# A filter cannot make right what was never written, and the laptop's teacher seldom even stops. Where
 # fewer than fifty traces are left, as always on a laptop, the student learns worked answers
 # of the generator instead. That is ordinary fine-tuning, and shows the rest of the path.
 # The laptop's student is SmolLM2 without its ten middle layers.
@@ -811,7 +811,7 @@ solve(heldout)
 # %% [markdown]
 # One run, one seed: it shows the path and claims nothing. Each line says how often an answer
 # ends in `####` and a number, as the prompt asked, and how often the checker finds the right number.
-# Here the form came first.
+# On a laptop the form came first.
 
 # %% [markdown] tags=["published"]
 # ## What others found

@@ -100,13 +100,12 @@ from distill_helpers.models import generate_batch
 
 
 def answers(model, prompts):
-    """Greedy answers as token ids, their ends included."""
-    written = generate_batch(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=answer_tokens,
-    )
+    """Greedy answers as token ids, their ends included; 32 at a time."""
+    limit = {"max_new_tokens": answer_tokens}
+    written = []
+    for at in range(0, len(prompts), 32):
+        some = prompts[at : at + 32]
+        written += generate_batch(model, tokenizer, some, **limit)
     return [one.ids for one in written]
 
 
@@ -326,11 +325,13 @@ def learn(student, rows, *, soft):
     mine = [w for w in student.parameters() if w.requires_grad]
     optimizer = torch.optim.Adam(mine, lr=1e-3)
     turn = itertools.cycle(rows)
+    # 16 bits lose small gradients; Adam divides a constant factor out.
+    scale = 4096 if student.dtype == torch.float16 else 1
     for _ in progress_bar(range(steps)):
-        some = [next(turn) for _ in range(batch_size)]
-        loss = sum(loss_at(student, row, soft) for row in some) / batch_size
         optimizer.zero_grad()
-        loss.backward()
+        for _ in range(batch_size):  # one graph at a time
+            loss = loss_at(student, next(turn), soft)
+            (scale * loss / batch_size).backward()
         optimizer.step()
 
 
@@ -353,6 +354,7 @@ other = add_adapters(load_teacher(profile).model, rank=rank, seed=0)
 learn(other, rows, soft=False)
 found = answers(other, alone)
 obeyed["after its text"] = sum(map(obeys, found))
+del other  # a GPU needs the room
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 2.3))

@@ -536,7 +536,7 @@ def keep(both, log_p):
         "log_p": chunk_log,
         "first": first_p / first_p.sum(-1, keepdim=True),
         "twins": projected(p, twins, size),
-        "top": p.sort(descending=True).values[:, :size],
+        "top": p.topk(size).values,
     }
 
 

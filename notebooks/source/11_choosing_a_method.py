@@ -237,14 +237,16 @@ plt.show()
 #
 # ## The rival that needs no training
 #
-# Many teams use a small model that somebody else has trained. So ask SmolLM2 itself, in its chat template, for some of the sums. **Predict:** how many will be right?
+# Many teams use a small model that somebody else has trained. So ask SmolLM2 itself (with a GPU,
+# Qwen2.5-1.5B-Instruct), in its chat template, for some of the sums. **Predict:** how many will be
+# right?
 
 # %%
 from distill_helpers.tasks import three_sums
 from distill_helpers.tasks.teachers import load_chat_pair
 
 # %%
-chat, _ = load_chat_pair(profile)
+chat = load_chat_pair(profile)[0]
 problems = three_sums.test_problems()[:asked_count]
 asked = [f"What is {p.prompt[:-1]}? Only the number." for p in problems]
 
@@ -265,7 +267,7 @@ for question, reply in zip(asked[:2], replies, strict=False):
     print("ANSWERED", reply)
 
 # %% [markdown]
-# With this prompt, which asks for no steps, it does not add three numbers. A student of the same
+# With this prompt, which asks for no steps, SmolLM2 does not add three numbers. A student of the same
 # task does, with a small part of its weights. But try this rival first, with your best
 # prompt: if it passes your exam, you need no distilling.
 #

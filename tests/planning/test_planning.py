@@ -31,8 +31,14 @@ T4_GIB = 14.6
 GPU_STEPS = {
     "02": {"method": "soft", "student": 1, "batch_size": 4, "length": 128},
     "04": {"method": "soft", "student": 1, "batch_size": 4, "length": 256},
-    "05": {"method": "hard", "batch_size": 2, "length": 512, "packed": True},
-    "06": {"method": "hard", "batch_size": 2, "length": 1024, "packed": True},
+    "05": {
+        **{"method": "hard", "batch_size": 2, "length": 512, "packed": True},
+        "accumulation": 2,
+    },
+    "06": {
+        **{"method": "hard", "batch_size": 1, "length": 1024, "packed": True},
+        "accumulation": 4,
+    },
     "07": {"method": "codistillation", "batch_size": 32, "length": 256},
     # Beside it: the untrained student, and the trained one in half precision.
     "13": {"method": "hard", "batch_size": 8, "length": 128, "packed": True},
