@@ -294,10 +294,10 @@ class SoftLabelCache:
                 token, which have no soft labels, are passed over.
             tokenizer: The teacher's; it pads.
             tolerance: Largest difference between a stored entropy and a recomputed
-                one, in nats; of a teacher in half precision, the mean difference. There
-                other hardware or batching moves single positions by 0.3, and in fp32
-                hardly at all; a server that rounds its weights may move them by 0.3,
-                too.
+                one, in nats; of a teacher in half precision, the median difference.
+                There other hardware or batching moves single positions by 0.3, and in
+                fp32 hardly at all; a server that rounds its weights may move them by
+                0.3, too.
 
         Raises:
             CacheError: If a distribution is another one, with the likely cause.
@@ -328,7 +328,7 @@ class SoftLabelCache:
                 )
             gaps = np.abs(stored["entropy"] - fresh["entropy"])
             largest = float(gaps.max())
-            gap = float(gaps.mean()) if half else largest
+            gap = float(np.median(gaps)) if half else largest
             worst, positions = max(worst, largest), positions + len(gaps)
             compared += 1
             agreement = _agreement(self.scheme, stored, fresh, draws=not half)

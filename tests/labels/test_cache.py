@@ -21,12 +21,15 @@ from training_runs import SGD, trainer, weights
 from transformers import AutoModelForCausalLM
 from versions import NEEDS_TIED_WEIGHTS_ON_DISK
 
-from distill_helpers.data import DataError, collator_for
+from distill_helpers.data import DataError, collator_for, pack
 from distill_helpers.labels.cache import SoftLabelCache
 from distill_helpers.labels.cache_files import CacheError
 from distill_helpers.labels.cache_writer import write_cache
 from distill_helpers.labels.schemes import SCHEMES, Scheme
 from distill_helpers.losses import Hidden, SparseTargets, soft_label_loss
+from distill_helpers.models import load_model
+from distill_helpers.tasks.prose import austen
+from distill_helpers.tasks.teachers import prepare_packaged_teacher
 
 TESTS = Path(__file__).parents[1]
 
@@ -250,6 +253,24 @@ def test_verify_finds_another_teacher_and_a_shifted_cache(bpe, teacher, tmp_path
     shifted = SoftLabelCache(tmp_path, cache.header)
     with pytest.raises(CacheError, match=r"one position too (later|earlier)"):
         shifted.verify(teacher, rows, tokenizer=bpe)
+
+
+def test_verify_bears_what_half_precision_rounds_otherwise(tmp_path):
+    """Another kernel reads the same weights: single positions move, and draws."""
+    model, tokenizer = load_model(
+        prepare_packaged_teacher(), dtype=torch.bfloat16, frozen=True
+    )
+    rows = pack(austen("test"), tokenizer, 64).select(range(3))
+    cache = write_cache(model, rows, tmp_path, tokenizer=tokenizer, progress=False)
+    model.set_attn_implementation("eager")
+    assert cache.verify(model, rows, tokenizer=tokenizer).largest_gap > 0.05
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight += 0.05 * weight.std() * noise.to(weight.dtype)
+    with pytest.raises(CacheError, match="other weights"):
+        cache.verify(model, rows.select([0]), tokenizer=tokenizer)
 
 
 def test_verify_reads_in_eval_mode_and_passes_over_single_tokens(
