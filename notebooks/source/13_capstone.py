@@ -832,6 +832,9 @@ start = {"pruned": "Its teacher, cut", "fresh": "A fresh model"}.get(
     STUDENT.partition(":")[0], teacher_name(STUDENT, profile)
 )
 start += f" ({STUDENT})" if is_small else ""
+begun_with = TEACHER if STUDENT.startswith("pruned:") else STUDENT
+
+# %%
 summary = "Answers short prompts like those below."
 if not QUESTIONS:
     summary = (
@@ -854,9 +857,7 @@ card = ModelCard(
     examples=list(zip(shown, answers["student"], strict=True))[:3],
     prompt=exam.prompts[0],
     answer_tokens=longest,
-    base=teacher_name(
-        TEACHER if STUDENT.startswith("pruned:") else STUDENT, profile
-    ),
+    base=teacher_name(begun_with, profile),
 )
 print(write_card(card, shipped).read_text())
 
