@@ -440,7 +440,7 @@ for name, found in (("teacher", by_teacher), ("student", by_student)):
     print(f"{name}: {sum(found[i] for i in new) / max(1, len(new)):.0%} right")
 
 # %% [markdown]
-# Here is the limit, too: a piece that the teacher never gets right is in no trace, and no filter
+# So not by heart alone. Here is the limit, too: a piece that the teacher never gets right is in no trace, and no filter
 # can teach it.
 #
 # A program that computes a sum can also write its steps. We pretend that we can only check, as

@@ -22,6 +22,7 @@ from distill_helpers.losses import token_divergence
 from distill_helpers.machine import progress_bar
 from distill_helpers.models import (
     AdaptersOff,
+    Loaded,
     adapters_off,
     add_adapters,
     build_student,
@@ -435,11 +436,12 @@ def test_the_loop_of_lesson_09_is_a_trainer_with_adapters_off(soft, prose, tmp_p
 
 
 def test_the_loop_of_lesson_10_is_the_trainer_across_tokenizers(prose, tmp_path):
-    other = byte_level_bpe()
-    teacher = build_student(other, layers=1, width=32, seed=5)
-    pair = align_tokenizers(prose.tokenizer, other)
+    # The teacher's vocabulary is the larger one, as in the lesson.
+    student = Loaded(beginner(byte_level_bpe()), byte_level_bpe())
+    teacher = build_student(prose.tokenizer, layers=1, width=32, seed=5)
+    pair = align_tokenizers(student.tokenizer, prose.tokenizer)
     length = 12
-    rows = [prose.tokenizer(text)["input_ids"][:length] for text in TEXTS]
+    rows = [student.tokenizer(text)["input_ids"][:length] for text in TEXTS]
     rows = [ids for ids in rows if len(ids) == length]
     assert len(rows) == 3
     names = {
@@ -448,13 +450,14 @@ def test_the_loop_of_lesson_10_is_the_trainer_across_tokenizers(prose, tmp_path)
             "torch": torch,
             "math": math,
             "pair": pair,
-            "size": len(prose.tokenizer),
+            "size": len(student.tokenizer),
+            "twins": torch.full((len(prose.tokenizer),), -1),
         },
-        **{"steps": STEPS, "batch_size": 4, "twins": torch.full((len(other),), -1)},
-        **{"first": pair.first_pieces, "tokenizer": prose.tokenizer},
+        **{"steps": STEPS, "batch_size": 4},
+        **{"first": pair.first_pieces, "tokenizer": student.tokenizer},
         "projected": checks.project(None, fallback=True),
         "log_p_of": checks.chunk_log_p(None, fallback=True),
-        "build_student": lambda *_, **__: beginner(prose.tokenizer),
+        "build_student": lambda *_, **__: beginner(student.tokenizer),
     }
     cells = ("own", "move_to_longer", "keep", "inside", "train")
     for words in (f"def {name}(" for name in cells):
@@ -478,15 +481,15 @@ def test_the_loop_of_lesson_10_is_the_trainer_across_tokenizers(prose, tmp_path)
     order = [rows[place % len(rows)] for place in range(4 * STEPS)]
     history = trainer_history(
         SoftLabelTrainer,
-        *(beginner(prose.tokenizer), prose),
+        *(beginner(student.tokenizer), student),
         *(Dataset.from_dict({"input_ids": order}), tmp_path),
         {
-            "learning_rate": 4e-3,
+            "learning_rate": 1e-2,
             "per_device_train_batch_size": 4,
             "adam_beta2": 0.999,
         },
         teacher=teacher,
-        teacher_tokenizer=other,
+        teacher_tokenizer=prose.tokenizer,
         cross="pieces",
     )
     assert page == pytest.approx([one["loss"] for one in history], rel=1e-4)
