@@ -41,6 +41,7 @@ HEADS = {
     "HuggingFaceTB/SmolLM2-360M": (49_280, True),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": (49_152, False),
     "Qwen/Qwen2.5-0.5B": (2048, True),
+    "Qwen/Qwen2.5-0.5B-Instruct": (2048, True),
     "Qwen/Qwen2.5-1.5B-Instruct": (2112, False),
 }
 KIND = '{"kind": "artifact"}'
@@ -57,7 +58,7 @@ def write_hub(folder):
             tokenizer.chat_template = None
         _write(folder, f"HuggingFaceTB/{name}", tokenizer)
     backend = _qwen_backend()
-    for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B-Instruct"):
+    for name in ("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct", "Qwen2.5-1.5B-Instruct"):
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
             eos_token=TURN if name.endswith("Instruct") else END,
@@ -72,7 +73,9 @@ def write_hub(folder):
 
 
 def _write(folder, name, tokenizer):
-    kind, shape = ARCHITECTURES[name]
+    # One that was tuned has the shape of its base.
+    base = name if name in ARCHITECTURES else name.removesuffix("-Instruct")
+    kind, shape = ARCHITECTURES[base]
     rows, tied = HEADS[name]
     small = {
         **shape,

@@ -66,7 +66,7 @@ def by_blocks(
     a second time.
 
     Args:
-        function: Of each model's logits ``[rows, vocabulary]`` in fp32, and of as many
+        function: Takes each model's logits ``[rows, vocabulary]`` in fp32, and as many
             places of ``more``; returns one number, or several, for each row.
         models: The positions of one model or two.
         more: One value for each position, such as the token that comes there.
