@@ -39,6 +39,7 @@ from distill_helpers.labels import (
     learn_conversations,
     read_conversations,
 )
+from distill_helpers.labels.api import API
 from distill_helpers.machine import get_profile
 from distill_helpers.models import (
     Loaded,
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
     from distill_helpers.machine import Profile
     from distill_helpers.trainers import DistillationTrainer
 
-API = "api:"
 _RUN = "training_run.json"
 _LOGGER = logging.getLogger(__name__)
 # Where no learning rate is given. What a pretrained student knows does not survive

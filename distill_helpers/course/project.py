@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from distill_helpers.labels.api import API
 from distill_helpers.tasks.bundled import data_path, data_root
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def teacher_name(option: str, profile: Profile) -> str:
         own = profile.teacher
         return "HuggingFaceTB/SmolLM2-135M-Instruct" if own == "packaged" else own
     # Of a folder only the last part, and of a server no address: cards travel.
-    if option.startswith("api:"):
-        return option.removeprefix("api:").partition("@")[0]
+    if option.startswith(API):
+        return option.removeprefix(API).partition("@")[0]
     return Path(option).name if Path(option).is_dir() else option
 
 

@@ -26,6 +26,8 @@ from distill_helpers.labels.messages import Message
 from distill_helpers.labels.teachers import Action, Answer, Failure, Request
 from distill_helpers.machine import in_colab
 
+# How an option names a model behind an API: ``api:MODEL@URL``.
+API = "api:"
 _KEY = "OPENAI_API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What write_labels decides and writes down; an option would go round it.

@@ -366,7 +366,7 @@ def first_pieces_loss(
         mass = moved[at, None]
         p.scatter_add_(1, meant[at, None], mass).scatter_add_(1, begun[at, None], -mass)
         p = p[:, :width].clamp(min=0)  # what is moved was rounded
-        return torch.stack([_tempered_kl(p, log_q, temperature), p.sum(-1)], -1)
+        return torch.stack(_tempered_kl(p, log_q, temperature), -1)
 
     found = by_blocks(compare, models, torch.arange(len(rows), device=labels.device))
     text, others = _text_elsewhere(student, labels, rows)
@@ -467,9 +467,10 @@ def shared_beginnings_loss(
         said = z_t.detach().softmax(-1)[:, : len(standing)]
         p = said.new_zeros(len(said), number + 1).index_add_(1, standing, said)
         p = p[:, :number]
-        kl = _tempered_kl(p, (begun / temperature).log_softmax(-1), temperature)
+        log_q_begun = (begun / temperature).log_softmax(-1)
+        kl, covered = _tempered_kl(p, log_q_begun, temperature)
         among = begun.gather(1, ours[own, None]) - log_q.gather(1, own[:, None])
-        return torch.stack([kl, p.sum(-1), among.squeeze(1)], -1)
+        return torch.stack([kl, covered, among.squeeze(1)], -1)
 
     models = [Rows.of(student, rows), Rows.of(teacher, others)]
     found = by_blocks(compare, models, labels.flatten()[rows + 1])
@@ -483,12 +484,14 @@ def shared_beginnings_loss(
 
 def _tempered_kl(
     p: torch.Tensor, log_q: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """KL of each row's p^(1/T), of whatever sum, from a student that has its T."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL of each row's p^(1/T) from a student that has its T; and the sum of p."""
+    covered = p.sum(-1, keepdim=True)
     # From probabilities alone any temperature follows; 1e-30 where all are zero.
-    p = (p / p.sum(-1, keepdim=True).clamp(min=1e-30)).pow(1 / temperature)
+    p = (p / covered.clamp(min=1e-30)).pow(1 / temperature)
     p = p / p.sum(-1, keepdim=True).clamp(min=1e-30)
-    return (p * (p.log() - log_q).where(p > 0, 0)).sum(-1)
+    kl = (p * (p.log() - log_q).where(p > 0, 0)).sum(-1)
+    return kl, covered.squeeze(-1)
 
 
 def _text_elsewhere(

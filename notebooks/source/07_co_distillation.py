@@ -885,8 +885,8 @@ for name, model in models.items():
 # %% [markdown]
 # ## Recap
 #
-# * **One number to remember:** how many steps alone one step of the pair costs, about six. With
-#   them the lone student wins by far.
+# * **One number to remember:** how many steps alone the pair's steps pay for. With them the lone
+#   student wins by far.
 # * At the first step a beginner's pull is tiny next to the text's. Every student that listened
 #   ended behind the student alone in our run, most of all the one that heard nothing else.
 # * The teacher is not disturbed, as long as its logits are detached.
